@@ -1,0 +1,1 @@
+"""How long one thing takes: formulas, devices, topology. No clock, no queue."""

@@ -1,0 +1,115 @@
+"""Hardware cards: what is known of a device, link, host or node, each number with its source."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field, model_validator
+
+from hwmodels.constants import KernelConstants
+from scenarios.models import DType
+from scenarios.sources import Sourced, Spec
+from scenarios.units import Bytes, BytesPerS, Dollars, FlopPerS, Hertz, Joules, Seconds, Watts
+
+
+class PimUnits(Spec):
+    """Compute beside the DRAM banks or on the logic die, sharing the memory of the device that it belongs to."""
+
+    memory_bytes_per_s: Sourced[BytesPerS]
+    peak_flop_per_s: Sourced[FlopPerS]
+    exclusive: Sourced[bool] = Field(description="the host device cannot use the memory while the units compute")
+    read_j_per_byte: Sourced[Joules] | None = None
+
+
+class DeviceCard(Spec):
+    """One accelerator. Peaks are dense (no sparsity), per data type of the multiplication."""
+
+    name: str
+    kind: Literal["gpu", "npu", "pim"]
+    memory_bytes: Sourced[Bytes]
+    memory_bytes_per_s: Sourced[BytesPerS]
+    peak_flop_per_s: dict[DType, Sourced[FlopPerS]] = Field(min_length=1)
+    n_sms: Sourced[int] = Field(description="streaming multiprocessors, or cores that run one tile at a time")
+    l2_bytes: Sourced[Bytes] | None = None
+    power_w: Sourced[Watts] | None = None
+    price_usd: Sourced[Dollars] | None = None
+    pim: PimUnits | None = None
+    kernels: str = Field(default="analytic-assumed", description="name of the card of kernel constants")
+    note: str | None = None
+
+
+class LinkCard(Spec):
+    """One link of one device, one direction."""
+
+    name: str
+    kind: Literal["nvlink", "pcie", "infiniband", "unified-bus", "ethernet"]
+    bytes_per_s: Sourced[BytesPerS] = Field(description="per device and direction")
+    latency_s: Sourced[Seconds] = Field(description="of one exchange or copy")
+    step_latency_s: Sourced[Seconds] | None = Field(default=None, description="of a ring step; default: latency_s")
+    efficiency: Sourced[float] = Field(description="share of bytes_per_s that large messages reach (0-1)")
+    note: str | None = None
+
+    @property
+    def ring_step_latency_s(self) -> float:
+        """Time that one step of a ring collective takes beside its bytes [s]."""
+        return (self.step_latency_s or self.latency_s).value
+
+    @property
+    def effective_bytes_per_s(self) -> float:
+        """Bandwidth that large messages reach [bytes/s]."""
+        return self.bytes_per_s.value * self.efficiency.value
+
+
+class HostCard(Spec):
+    """One host: all sockets together."""
+
+    name: str
+    n_sockets: Sourced[int]
+    cores: Sourced[int] = Field(description="physical cores of all sockets")
+    dram_channels: Sourced[int] = Field(description="channels of all sockets")
+    dram_bytes_per_s: Sourced[BytesPerS] = Field(description="all sockets")
+    dram_bytes: Sourced[Bytes] | None = None
+    peak_flop_per_s: dict[DType, Sourced[FlopPerS]] = Field(min_length=1, description="all sockets")
+    clock_hz: Sourced[Hertz] | None = None
+    power_w: Sourced[Watts] | None = None
+    note: str | None = None
+
+
+class NodeCard(Spec):
+    """A server or rack unit: devices joined by one fast fabric, with one network port each."""
+
+    name: str
+    device: str
+    n_devices: Sourced[int]
+    intra_link: str = Field(description="link card between devices of the node")
+    inter_link: str | None = Field(default=None, description="link card of each device's network port")
+    host: str | None = None
+    host_link: str | None = Field(default=None, description="link card between each device and the host")
+    note: str | None = None
+
+
+class KernelCard(Spec):
+    """Named constants of the analytic kernel laws."""
+
+    name: str
+    constants: KernelConstants
+    note: str | None = None
+
+
+class CardSet(Spec):
+    """A YAML file of hardware cards: `devices:`, `links:`, `hosts:`, `nodes:` and `kernels:` lists."""
+
+    devices: tuple[DeviceCard, ...] = ()
+    links: tuple[LinkCard, ...] = ()
+    hosts: tuple[HostCard, ...] = ()
+    nodes: tuple[NodeCard, ...] = ()
+    kernels: tuple[KernelCard, ...] = ()
+
+    @model_validator(mode="after")
+    def _names_once(self) -> CardSet:
+        for kind in type(self).model_fields:
+            names = [card.name for card in getattr(self, kind)]
+            twice = sorted({name for name in names if names.count(name) > 1})
+            if twice:
+                raise ValueError(f"{kind}: named twice: {', '.join(twice)}")
+        return self

@@ -1,0 +1,160 @@
+"""The machine of a scenario: equal nodes of equal devices, and the graph of their links."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hwmodels.cards import HostCard, LinkCard, NodeCard
+from hwmodels.devices import Device
+from hwmodels.library import find_device, find_host, find_kernels, find_link, find_node
+from scenarios.errors import HardwareError
+from scenarios.specs import ClusterSpec
+
+if TYPE_CHECKING:
+    import networkx as nx
+
+NETWORK = "network"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Cluster:
+    """`n_nodes` equal nodes of `devices_per_node` devices; devices are numbered node by node from 0.
+
+    intra       link of each device to the fabric of its node; inter: its network port, None where there is none.
+    host        the host of each node, all sockets together; host_link: link of each device to it. Both or neither.
+    """
+
+    name: str
+    device: Device
+    n_nodes: int
+    devices_per_node: int
+    intra: LinkCard
+    inter: LinkCard | None
+    host: HostCard | None
+    host_link: LinkCard | None
+
+    def __post_init__(self) -> None:
+        if self.n_nodes < 1 or self.devices_per_node < 1:
+            raise HardwareError(f"{self.name}: {self.n_nodes} nodes of {self.devices_per_node} devices; give 1 or more")
+        if self.n_nodes > 1 and self.inter is None:
+            remedy = "set nodes: 1 or name a node card that has one"
+            raise HardwareError(f"{self.name}: {self.n_nodes} nodes need an inter_link, and there is none; {remedy}")
+        if (self.host is None) != (self.host_link is None):
+            raise HardwareError(f"{self.name}: host and host_link belong together; give both or neither")
+
+    @property
+    def n_devices(self) -> int:
+        """Devices of all nodes."""
+        return self.n_nodes * self.devices_per_node
+
+    def node_of_device(self) -> NDArray[np.int64]:
+        """Node of every device: int64[device]."""
+        return np.repeat(np.arange(self.n_nodes, dtype=np.int64), self.devices_per_node)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Hop:
+    """One link of a route, from `source` to `target`; bandwidth is what large messages reach."""
+
+    source: str
+    target: str
+    link: str
+    bytes_per_s: float
+    latency_s: float
+
+
+def build_cluster(spec: ClusterSpec) -> Cluster:
+    """The cluster that a scenario describes, from the shipped cards and the scenario's own numbers.
+
+    A bandwidth of the scenario replaces the nominal one of the link card and keeps its efficiency and latency.
+    Raises HardwareError for an unknown card, several nodes without a network, or a bandwidth without its link.
+    """
+    node = find_node(spec.node)
+    device = find_device(spec.device or node.device)
+    inter = find_link(node.inter_link) if node.inter_link else None
+    if inter is None and spec.inter_bandwidth is not None:
+        raise HardwareError(f"{node.name} has no inter_link, so inter_bandwidth has no meaning; use another node card")
+    return Cluster(
+        name=_cluster_name(spec, node),
+        device=Device(card=device, constants=find_kernels(device.kernels).constants),
+        n_nodes=spec.nodes,
+        devices_per_node=spec.devices_per_node or node.n_devices.value,
+        intra=_with_bandwidth(find_link(node.intra_link), spec.intra_bandwidth),
+        inter=_with_bandwidth(inter, spec.inter_bandwidth) if inter else None,
+        host=find_host(node.host) if node.host else None,
+        host_link=find_link(node.host_link) if node.host_link else None,
+    )
+
+
+def build_graph(cluster: Cluster) -> nx.Graph:
+    """Undirected graph of the cluster's devices, node switches, hosts and network.
+
+    Nodes are named `device:3`, `switch:0`, `host:0` and `network`, with attributes `kind` and `node` (None for the
+    network). Edges carry `link` (name of the card), `bytes_per_s` (per direction, reached by large messages) and
+    `latency_s`. The network exists where there are several nodes; every device has a port of its own to it.
+    """
+    import networkx as nx
+
+    graph = nx.Graph(name=cluster.name)
+    for node in range(cluster.n_nodes):
+        graph.add_node(f"switch:{node}", kind="switch", node=node)
+        if cluster.host is not None:
+            graph.add_node(f"host:{node}", kind="host", node=node)
+    if cluster.n_nodes > 1:
+        graph.add_node(NETWORK, kind="network", node=None)
+    for device, node in enumerate(cluster.node_of_device().tolist()):
+        graph.add_node(f"device:{device}", kind="device", node=node)
+        _add_link(graph, f"device:{device}", f"switch:{node}", cluster.intra)
+        if cluster.n_nodes > 1:
+            _add_link(graph, f"device:{device}", NETWORK, cluster.inter)
+        if cluster.host is not None:
+            _add_link(graph, f"device:{device}", f"host:{node}", cluster.host_link)
+    return graph
+
+
+def route(graph: nx.Graph, source: str, target: str) -> list[Hop]:
+    """Links from one device or host to another: inside a node over its switch, between nodes over the network.
+
+    Traffic between devices never crosses a host. Empty where source and target are the same.
+    Raises HardwareError for names that the graph does not hold.
+    """
+    import networkx as nx
+
+    unknown = [name for name in (source, target) if name not in graph]
+    if unknown:
+        raise HardwareError(
+            f"{graph.name} has no '{unknown[0]}'; devices are device:0, device:1, ..., hosts host:0, ..."
+        )
+    same_node = graph.nodes[source]["node"] == graph.nodes[target]["node"]
+    closed = {"host", "network"} if same_node else {"host"}
+    hidden = [name for name, kind in graph.nodes(data="kind") if kind in closed and name not in (source, target)]
+    path = nx.shortest_path(nx.restricted_view(graph, hidden, []), source, target)
+    return [Hop(source=start, target=end, **_link_numbers(graph.edges[start, end])) for start, end in pairwise(path)]
+
+
+def _cluster_name(spec: ClusterSpec, node: NodeCard) -> str:
+    device = f" with {spec.device}" if spec.device else ""
+    return f"{spec.nodes} x {node.name}{device}"
+
+
+def _with_bandwidth(link: LinkCard, bytes_per_s: float | None) -> LinkCard:
+    """The link with another nominal bandwidth, which the scenario states."""
+    if bytes_per_s is None:
+        return link
+    stated = {"value": bytes_per_s, "source": "scenario", "kind": "assumed"}
+    return link.model_copy(update={"bytes_per_s": link.bytes_per_s.model_copy(update=stated)})
+
+
+def _add_link(graph: nx.Graph, start: str, end: str, link: LinkCard | None) -> None:
+    if link is None:
+        raise HardwareError(f"no link card between {start} and {end}")
+    graph.add_edge(start, end, link=link.name, bytes_per_s=link.effective_bytes_per_s, latency_s=link.latency_s.value)
+
+
+def _link_numbers(edge: dict[str, Any]) -> dict[str, Any]:
+    return {name: edge[name] for name in ("link", "bytes_per_s", "latency_s")}

@@ -1,0 +1,87 @@
+"""The shipped hardware cards by name, read from `scenarios/library/hardware`."""
+
+from __future__ import annotations
+
+from functools import cache
+from pathlib import Path
+from typing import TypeVar
+
+import scenarios
+from hwmodels.cards import CardSet, DeviceCard, HostCard, KernelCard, LinkCard, NodeCard
+from scenarios.errors import HardwareError
+from scenarios.explain import did_you_mean
+from scenarios.loader import load_spec
+
+Card = TypeVar("Card", DeviceCard, LinkCard, HostCard, NodeCard, KernelCard)
+
+LIBRARY = Path(scenarios.__file__).parent / "library" / "hardware"
+
+
+def find_device(name: str) -> DeviceCard:
+    """The device card of this name; raises HardwareError where there is none."""
+    return _find("device", list_cards().devices, name)
+
+
+def find_link(name: str) -> LinkCard:
+    """The link card of this name; raises HardwareError where there is none."""
+    return _find("link", list_cards().links, name)
+
+
+def find_host(name: str) -> HostCard:
+    """The host card of this name; raises HardwareError where there is none."""
+    return _find("host", list_cards().hosts, name)
+
+
+def find_node(name: str) -> NodeCard:
+    """The node card of this name; raises HardwareError where there is none."""
+    return _find("node", list_cards().nodes, name)
+
+
+def find_kernels(name: str) -> KernelCard:
+    """The card of kernel constants of this name; raises HardwareError where there is none."""
+    return _find("kernel", list_cards().kernels, name)
+
+
+@cache
+def list_cards() -> CardSet:
+    """All shipped cards, in the order of files and of cards in a file."""
+    return read_cards(LIBRARY)
+
+
+def read_cards(folder: Path) -> CardSet:
+    """All cards of the YAML files of a folder.
+
+    Raises ScenarioError where a file is wrong, HardwareError where two files name cards of one kind alike.
+    """
+    card_sets = {path: load_spec(path, CardSet) for path in sorted(folder.glob("*.yaml"))}
+    if not card_sets:
+        raise HardwareError(f"{folder}: holds no hardware cards (*.yaml); is the installation complete?")
+    for kind in CardSet.model_fields:
+        _check_names_once(card_sets, kind)
+    return CardSet(
+        devices=tuple(card for cards in card_sets.values() for card in cards.devices),
+        links=tuple(card for cards in card_sets.values() for card in cards.links),
+        hosts=tuple(card for cards in card_sets.values() for card in cards.hosts),
+        nodes=tuple(card for cards in card_sets.values() for card in cards.nodes),
+        kernels=tuple(card for cards in card_sets.values() for card in cards.kernels),
+    )
+
+
+def _check_names_once(card_sets: dict[Path, CardSet], kind: str) -> None:
+    """Raises HardwareError where two files hold a card of the same kind and name."""
+    home: dict[str, Path] = {}
+    for path, cards in card_sets.items():
+        for card in getattr(cards, kind):
+            if card.name in home:
+                raise HardwareError(f"{path}: {kind} {card.name} is also in {home[card.name].name}; rename one of them")
+            home[card.name] = path
+
+
+def _find(kind: str, cards: tuple[Card, ...], name: str) -> Card:
+    for card in cards:
+        if card.name == name:
+            return card
+    names = [card.name for card in cards]
+    variants = [known for known in names if name and known.startswith(name)]
+    hint = f" (did you mean {' or '.join(variants)}?)" if variants else did_you_mean(name, names)
+    raise HardwareError(f"no {kind} card '{name}'{hint}; see `moesim list hardware`")

@@ -1,0 +1,1 @@
+"""Where experts live: problem, solvers, token split, checker."""

@@ -1,0 +1,39 @@
+"""Where the expert-parallel ranks lie: rank r is `tp` neighbouring devices, nodes are equal runs of devices."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from scenarios.errors import ScenarioError
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ExpertLayout:
+    """Devices of the expert-parallel group. Raises ScenarioError where ranks do not fill the devices."""
+
+    n_devices: int
+    devices_per_node: int
+    tp: int = 1
+
+    def __post_init__(self) -> None:
+        if self.n_devices % self.devices_per_node:
+            raise ScenarioError(f"{self.n_devices} devices are not whole nodes of {self.devices_per_node}")
+        if self.devices_per_node % self.tp:
+            raise ScenarioError(
+                f"expert tensor parallelism {self.tp} does not divide the {self.devices_per_node} devices of a node"
+            )
+
+    @property
+    def n_ranks(self) -> int:
+        """Expert-parallel ranks."""
+        return self.n_devices // self.tp
+
+    @property
+    def n_nodes(self) -> int:
+        """Nodes."""
+        return self.n_devices // self.devices_per_node
+
+    @property
+    def ranks_per_node(self) -> int:
+        """Expert-parallel ranks of a node."""
+        return self.devices_per_node // self.tp

@@ -1,0 +1,90 @@
+"""Which replica each token goes to: the physical slot of every routed token of a layer."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+from numpy.typing import NDArray
+
+MAX_PERIOD = 840  # = lcm(1..8): tokens spread exactly evenly over up to 8 replicas, nearly so beyond
+
+
+def even_table(slots_of_expert: NDArray[np.int32], n_ids: int, unused: int) -> NDArray[np.uint16]:
+    """Slot of id e for the n-th token of a step at [e, n mod period]: replicas take turns, as in vLLM's EPLB.
+
+    slots_of_expert int32[expert, copy], padded with -1; ids from the number of experts to `n_ids` map to `unused`.
+    """
+    counts = (slots_of_expert >= 0).sum(axis=1)
+    period = math.lcm(*(int(n) for n in np.unique(counts)))
+    period = period if period <= MAX_PERIOD else MAX_PERIOD
+    table = np.full((n_ids, period), unused, np.uint16)
+    turn = np.arange(period)[None, :] % counts[:, None]
+    table[: len(counts)] = np.take_along_axis(slots_of_expert, turn, axis=1)
+    return table
+
+
+def least_loaded_slots(
+    experts: NDArray[np.int64],
+    part: NDArray[np.int64],
+    slots_of_expert: NDArray[np.int32],
+    rank_of_slot: NDArray[np.int32],
+) -> NDArray[np.int64]:
+    """Slot of every routed token, replicas filled so that the fullest rank of each part is as low as greedily possible.
+
+    experts, part  int64[routed token]: logical expert, and the part (step, chunk) whose tokens are balanced together.
+    Tokens of one expert go to its replicas in order of arrival, each up to the quota of `greedy_quotas`.
+    """
+    n_experts, n_copies = slots_of_expert.shape
+    n_parts = int(part.max()) + 1 if len(part) else 0
+    key = part * n_experts + experts
+    counts = np.bincount(key, minlength=n_parts * n_experts).reshape(n_parts, n_experts)
+    quotas = greedy_quotas(counts, slots_of_expert, rank_of_slot)
+    copy = np.zeros(len(key), np.int64)
+    replicated = np.flatnonzero((slots_of_expert[:, 1] >= 0)[experts]) if n_copies > 1 else np.zeros(0, np.int64)
+    order = replicated[np.argsort(key[replicated], kind="stable")]
+    sizes = np.bincount(key[order], minlength=n_parts * n_experts)
+    turn = np.arange(len(order)) - np.repeat(np.cumsum(sizes) - sizes, sizes)
+    limits = np.cumsum(quotas.reshape(-1, n_copies), axis=1)[key[order]]
+    copy[order] = (turn[:, None] >= limits).sum(axis=1)
+    return slots_of_expert[experts, copy].astype(np.int64)
+
+
+def greedy_quotas(
+    counts: NDArray[np.int64], slots_of_expert: NDArray[np.int32], rank_of_slot: NDArray[np.int32]
+) -> NDArray[np.int64]:
+    """Tokens that each replica takes, int64[part, expert, copy], from counts int64[part, expert].
+
+    Experts with one replica are fixed first; then, from the largest expert on, replicas are levelled (water filling).
+    """
+    quotas = np.zeros((*counts.shape, slots_of_expert.shape[1]), np.int64)
+    copies = (slots_of_expert >= 0).sum(axis=1)
+    load = np.zeros((len(counts), int(rank_of_slot.max()) + 1), np.int64)
+    for expert in np.flatnonzero(copies == 1):
+        quotas[:, expert, 0] = counts[:, expert]
+        load[:, rank_of_slot[slots_of_expert[expert, 0]]] += counts[:, expert]
+    several = np.flatnonzero(copies > 1)
+    for expert in several[np.argsort(-counts.sum(axis=0)[several], kind="stable")]:
+        ranks = rank_of_slot[slots_of_expert[expert, : copies[expert]]]
+        level = _levelled(load[:, ranks], counts[:, expert])
+        quotas[:, expert, : copies[expert]] = level
+        for copy, rank in enumerate(ranks):
+            load[:, rank] += level[:, copy]
+    return quotas
+
+
+def _levelled(load: NDArray[np.int64], amount: NDArray[np.int64]) -> NDArray[np.int64]:
+    """How much each of the vessels load[part, vessel] takes of amount[part] so that the fullest stays lowest."""
+    order = np.argsort(load, axis=1, kind="stable")
+    sorted_load = np.take_along_axis(load, order, axis=1)
+    n = np.arange(1, load.shape[1] + 1)
+    room = sorted_load * n - np.cumsum(sorted_load, axis=1)
+    used = (room <= amount[:, None]).sum(axis=1)
+    total = np.take_along_axis(np.cumsum(sorted_load, axis=1), used[:, None] - 1, axis=1)[:, 0] + amount
+    level, extra = total // used, total % used
+    place = np.arange(load.shape[1])[None, :]
+    target = level[:, None] + (place < extra[:, None])
+    taken = np.where(place < used[:, None], target - sorted_load, 0)
+    result = np.empty_like(taken)
+    np.put_along_axis(result, order, taken, axis=1)
+    return result

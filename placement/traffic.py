@@ -1,0 +1,77 @@
+"""Tokens at the ports of every device, from the tokens that each pair of devices exchanges."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from placement.layout import ExpertLayout
+
+Tokens = NDArray[np.int64]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PortTokens:
+    """Tokens of a dispatch at the ports of each device, int64[..., device]; a combine is the same, reversed.
+
+    intra: between devices of one node; inter: between nodes, through each device's own network port.
+    """
+
+    send_intra: Tokens
+    receive_intra: Tokens
+    send_inter: Tokens
+    receive_inter: Tokens
+
+    def reversed(self) -> PortTokens:
+        """The way back: what was sent is received."""
+        return PortTokens(
+            send_intra=self.receive_intra,
+            receive_intra=self.send_intra,
+            send_inter=self.receive_inter,
+            receive_inter=self.send_inter,
+        )
+
+
+def direct_ports(pairs: Tokens, layout: ExpertLayout) -> PortTokens:
+    """Ports where every token travels straight from source to destination; pairs int64[..., source, destination]."""
+    blocks = _blocks(pairs, layout)
+    inside = np.einsum("...aiaj->...aij", blocks)
+    own = np.einsum("...aii->...ai", inside)
+    sent_inside, received_inside = inside.sum(axis=-1), inside.sum(axis=-2)
+    return PortTokens(
+        send_intra=_flat(sent_inside - own),
+        receive_intra=_flat(received_inside - own),
+        send_inter=pairs.sum(axis=-1) - _flat(sent_inside),
+        receive_inter=pairs.sum(axis=-2) - _flat(received_inside),
+    )
+
+
+def forwarded_ports(pairs: Tokens, node_pairs: Tokens, layout: ExpertLayout) -> PortTokens:
+    """Ports where a token crosses to a node once, to the device with the source's local number, which forwards it.
+
+    This is the two-stage path of DeepEP's normal kernels; node_pairs int64[..., source, node] counts the crossings.
+    """
+    blocks = _blocks(pairs, layout)
+    hops = blocks.sum(axis=-4)
+    own = np.einsum("...ibi->...bi", hops)
+    crossings = node_pairs.reshape(*node_pairs.shape[:-2], layout.n_nodes, layout.devices_per_node, layout.n_nodes)
+    at_home = np.einsum("...aia->...ai", crossings)
+    return PortTokens(
+        send_intra=_flat(np.einsum("...ibj->...bi", hops) - own),
+        receive_intra=_flat(np.einsum("...ibj->...bj", hops) - own),
+        send_inter=_flat(crossings.sum(axis=-1) - at_home),
+        receive_inter=_flat(crossings.sum(axis=-3).swapaxes(-1, -2) - at_home),
+    )
+
+
+def _blocks(pairs: Tokens, layout: ExpertLayout) -> Tokens:
+    """Pairs as [..., source node, source local, destination node, destination local]."""
+    node = (layout.n_nodes, layout.devices_per_node)
+    return pairs.reshape(*pairs.shape[:-2], *node, *node)
+
+
+def _flat(tokens: Tokens) -> Tokens:
+    """[..., node, local] as [..., device]."""
+    return tokens.reshape(*tokens.shape[:-2], -1)

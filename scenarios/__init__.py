@@ -1,0 +1,1 @@
+"""What to run: checked specs, their loader with line numbers, units, errors, and the shipped cards."""

@@ -1,0 +1,90 @@
+"""What is shipped, by name: model cards and scenarios of the library, and how files of the user stand beside them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from scenarios.errors import ScenarioError
+from scenarios.explain import did_you_mean
+from scenarios.loader import load_spec
+from scenarios.models import ModelCard
+from scenarios.yaml_source import printable
+
+_FILE_SUFFIXES = {".yaml", ".yml", ".json"}
+_CARD_FOLDERS = {"models", "hardware"}
+
+
+def library_path() -> Path:
+    """Folder of the shipped YAML files."""
+    return Path(__file__).parent / "library"
+
+
+def find_model(name_or_path: str, base: Path) -> ModelCard:
+    """The model card of a shipped name, a card file, or a Hugging Face config.json; paths start at folder `base`.
+
+    Raises ScenarioError with the nearest names where there is none.
+    """
+    shipped = _model_paths().get(name_or_path)
+    if shipped is not None:
+        return _shipped_model(shipped)
+    path = base / name_or_path
+    if path.suffix.lower() == ".json":
+        from scenarios.huggingface import read_config
+
+        return read_config(path)
+    if path.suffix.lower() in _FILE_SUFFIXES:
+        return load_spec(path, ModelCard)
+    raise _unknown("model card", name_or_path, list(_model_paths()), "moesim list models")
+
+
+def list_models() -> list[ModelCard]:
+    """All shipped model cards, by name."""
+    return [_shipped_model(path) for path in _model_paths().values()]
+
+
+def find_scenario(name_or_path: str) -> Path:
+    """Path of a scenario: an existing file, or a shipped scenario's name such as `examples/first`.
+
+    Raises ScenarioError with the nearest names where there is none.
+    """
+    path = Path(name_or_path)
+    if _is_there(path) and not path.is_dir():
+        return path
+    shipped = dict(list_scenarios())
+    if name_or_path in shipped:
+        return shipped[name_or_path]
+    raise _unknown("scenario file or shipped scenario", name_or_path, list(shipped), "moesim list scenarios")
+
+
+def list_scenarios() -> list[tuple[str, Path]]:
+    """Name and path of every shipped scenario, by name."""
+    library = library_path()
+    names = {path.relative_to(library).with_suffix(""): path for path in library.rglob("*.yaml")}
+    return sorted((name.as_posix(), path) for name, path in names.items() if name.parts[0] not in _CARD_FOLDERS)
+
+
+def _model_paths() -> dict[str, Path]:
+    paths = (library_path() / "models").glob("*.yaml")
+    return {path.stem: path for path in sorted(paths, key=lambda path: path.stem)}
+
+
+def _shipped_model(path: Path) -> ModelCard:
+    card = load_spec(path, ModelCard)
+    if card.name != path.stem:
+        raise ScenarioError(f"{path}: the card is named '{card.name}' (name it '{path.stem}', as its file)")
+    return card
+
+
+def _is_there(path: Path) -> bool:
+    try:
+        return path.exists()
+    except OSError:
+        return False
+
+
+def _unknown(kind: str, name: str, known: list[str], command: str) -> ScenarioError:
+    by_last_part = {name.rpartition("/")[2]: name for name in known}
+    hint = did_you_mean(name, known)
+    if not hint and name in by_last_part:
+        hint = f" (did you mean '{by_last_part[name]}'?)"
+    return ScenarioError(printable(f"no {kind} '{name[:200]}'{hint}; see `{command}`"))

@@ -1,0 +1,192 @@
+"""What a scenario may say. Names of solvers, policies and laws are checked here, so that an error has a line number;
+a conformance test compares them with the implementations."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import Field, model_validator
+
+from scenarios.models import DType
+from scenarios.sources import Spec
+from scenarios.units import BytesPerS, Seconds
+
+SolverName = Literal["contiguous", "round-robin", "random", "greedy", "eplb"]
+OverlapName = Literal["none", "chunked"]
+LawName = Literal["port", "fifo", "maxmin"]
+DedupName = Literal["none", "device", "node"]
+SplitName = Literal["even", "least-loaded"]
+
+
+class ClusterSpec(Spec):
+    """Nodes of one kind. `node` names a node card; the other fields override parts of it."""
+
+    node: str
+    nodes: int = Field(default=1, gt=0)
+    device: str | None = Field(default=None, description="device card instead of the node's own")
+    devices_per_node: int | None = Field(default=None, gt=0)
+    intra_bandwidth: BytesPerS | None = Field(default=None, description="per device and direction, inside a node")
+    inter_bandwidth: BytesPerS | None = Field(default=None, description="per device and direction, between nodes")
+
+
+class SynthesisSpec(Spec):
+    """A made-up routing trace; `fit` takes the knobs from a real trace instead of from here."""
+
+    tokens: int = Field(default=32768, gt=0)
+    sequence_tokens: int = Field(default=256, gt=0)
+    skew: float = Field(default=0.5, ge=0, description="standard deviation of log expert popularity")
+    sequence_skew: float = Field(default=0.5, ge=0, description="the same, drawn anew for each sequence")
+    reuse: float = Field(default=0.2, ge=0, lt=1, description="chance that a token keeps an expert of its predecessor")
+    affinity: float = Field(default=0.3, ge=0, lt=1, description="chance that a choice follows the layer before")
+    fit: str | None = Field(default=None, description="path of a trace whose statistics set the knobs")
+    seed: int = 0
+
+
+class SplitSpec(Spec):
+    """Shares of the sequences: plans are fitted on one part and judged on another."""
+
+    fit: float = Field(default=0.5, ge=0, le=1)
+    evaluate: float = Field(default=0.5, gt=0, le=1)
+
+    @model_validator(mode="after")
+    def _parts(self) -> SplitSpec:
+        if self.fit + self.evaluate > 1 + 1e-9:
+            raise ValueError(f"fit {self.fit} and evaluate {self.evaluate} overlap: together they exceed 1")
+        return self
+
+
+class WorkloadSpec(Spec):
+    """Tokens that every device processes in a step, taken from a routing trace."""
+
+    trace: str | None = Field(default=None, description="path of a .npz trace, relative to the scenario")
+    synthetic: SynthesisSpec | None = None
+    phase: Literal["decode", "prefill"] = "decode"
+    tokens_per_device: int = Field(default=64, gt=0)
+    context_tokens: int | None = Field(default=None, gt=0, description="context of every token; default: its position")
+    steps: int = Field(default=64, gt=0)
+    split: SplitSpec = SplitSpec()
+
+    @model_validator(mode="after")
+    def _one_origin(self) -> WorkloadSpec:
+        if (self.trace is None) == (self.synthetic is None):
+            raise ValueError("give either 'trace: FILE' or 'synthetic: {...}'")
+        return self
+
+
+class AttentionParallelSpec(Spec):
+    """Layout of attention: `dp` replicas of `tp` devices each."""
+
+    dp: int = Field(gt=0)
+    tp: int = Field(default=1, gt=0)
+
+
+class ExpertParallelSpec(Spec):
+    """Layout of experts: `ep` ranks of `tp` devices each."""
+
+    ep: int = Field(gt=0)
+    tp: int = Field(default=1, gt=0)
+
+
+class ParallelSpec(Spec):
+    """Parallel layout; left out, attention is data parallel and experts are spread over all devices."""
+
+    attention: AttentionParallelSpec | None = None
+    experts: ExpertParallelSpec | None = None
+
+
+class PlacementSpec(Spec):
+    """A placement solver with its options."""
+
+    solver: SolverName = "contiguous"
+    redundant: int = Field(default=0, ge=0, description="replica slots of a layer, over all ranks together")
+    split: SplitName = Field(default="even", description="how tokens choose among replicas")
+    seed: int = Field(default=0, ge=0)
+    hierarchical: bool | None = Field(
+        default=None, description="eplb: groups to nodes first; default: where it divides"
+    )
+    name: str | None = Field(default=None, description="name of the row in tables")
+
+
+class ExchangeSpec(Spec):
+    """How tokens travel: law of link sharing, and what is sent once."""
+
+    law: LawName = "port"
+    dedup: DedupName = Field(default="device", description="a token is sent once per expert, device or node")
+    dispatch_dtype: DType | None = Field(default=None, description="default: the model's activation_dtype")
+    combine_dtype: DType | None = Field(default=None, description="default: the model's activation_dtype")
+
+
+class ScheduleSpec(Spec):
+    """A schedule policy with its options."""
+
+    overlap: OverlapName = "none"
+    chunks: int = Field(default=2, ge=1, description="chunked: degree of overlap")
+    exchange: ExchangeSpec = ExchangeSpec()
+    executor: Literal["vector", "event"] = "vector"
+    step_overhead: Seconds = Field(default=0.0, description="host time between steps")
+    name: str | None = None
+
+
+class MemorySpec(Spec):
+    """What memory must hold beside weights."""
+
+    reserve: float = Field(default=0.1, ge=0, lt=1, description="share kept for activations, buffers and the runtime")
+    requests_per_device: int | None = Field(
+        default=None, ge=0, description="requests with KV cache on a device; default: tokens_per_device in decode"
+    )
+    context_tokens: int | None = Field(
+        default=None, gt=0, description="KV tokens per request; default: the trace's longest"
+    )
+
+
+class CompareSpec(Spec):
+    """Axes of `moesim compare`: every combination is one row; each workload gets a table of its own.
+
+    An entry of an axis overrides keys of the scenario's own section; a placement entry stands alone.
+    """
+
+    placement: tuple[PlacementSpec, ...] = ()
+    schedule: tuple[ScheduleSpec, ...] = ()
+    parallel: tuple[ParallelSpec, ...] = ()
+    cluster: tuple[ClusterSpec, ...] = ()
+    workload: tuple[WorkloadSpec, ...] = ()
+
+
+class ScenarioSpec(Spec):
+    """A whole scenario, as in its YAML file."""
+
+    name: str
+    description: str | None = None
+    model: str = Field(description="model card name, card file, or Hugging Face config.json")
+    cluster: ClusterSpec
+    workload: WorkloadSpec
+    parallel: ParallelSpec = ParallelSpec()
+    placement: PlacementSpec = PlacementSpec()
+    schedule: ScheduleSpec = ScheduleSpec()
+    memory: MemorySpec = MemorySpec()
+    compare: CompareSpec | None = None
+    seed: int = Field(default=0, ge=0)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _complete_axes(cls, raw: Any) -> Any:
+        axes = raw.get("compare") if isinstance(raw, dict) else None
+        if not isinstance(axes, dict):
+            return raw
+        completed = {axis: _over_base(raw.get(axis), entries) for axis, entries in axes.items() if axis != "placement"}
+        return {**raw, "compare": {**axes, **completed}}
+
+
+def _over_base(base: Any, entries: Any) -> Any:
+    """The entries of an axis, each completed by the keys of the scenario's own section that it leaves out.
+
+    An entry that names its routing (`trace` or `synthetic`) takes neither from the section.
+    """
+    if not isinstance(base, dict) or not isinstance(entries, list):
+        return entries
+    routing = {"trace", "synthetic"}
+    without = {key: value for key, value in base.items() if key not in routing}
+    return [
+        {**(without if routing & entry.keys() else base), **entry} if isinstance(entry, dict) else entry
+        for entry in entries
+    ]

@@ -1,0 +1,84 @@
+"""Devices and links for tests of formulas: an H200, a GPU with round numbers, and the same made slower."""
+
+from dataclasses import replace
+from typing import Any
+
+from hwmodels.cards import DeviceCard, LinkCard
+from hwmodels.constants import KernelConstants
+from hwmodels.devices import Device
+from scenarios.sources import Sourced
+
+# Typical of H200 kernels (aiconfigurator-core 0.12.0 tables, Apache-2.0), chosen by hand, not fitted to shapes.
+TYPICAL: dict[str, Any] = {
+    "gemm_compute_frac": 0.77,
+    "memory_frac": 0.9,
+    "activation_memory_frac": 0.4,
+    "kernel_s": "3.4 us",
+    "moe_fixed_s": "27 us",
+    "wave_s": "1 us",
+    "tile_frac_16": 0.25,
+    "tile_frac_64": 0.5,
+    "tile_frac_128": 1.0,
+    "attention_compute_frac": 0.65,
+    "attention_fixed_s": "8.4 us",
+    "attention_wave_s": "3.4 us",
+}
+ROUND: dict[str, Any] = {
+    "gemm_compute_frac": 0.5,
+    "memory_frac": 0.5,
+    "activation_memory_frac": 0.25,
+    "kernel_s": "2 us",
+    "moe_fixed_s": "20 us",
+    "wave_s": "1 us",
+    "tile_frac_16": 0.2,
+    "tile_frac_64": 0.4,
+    "tile_frac_128": 1.0,
+    "attention_compute_frac": 0.5,
+    "attention_fixed_s": "8 us",
+    "attention_wave_s": "3 us",
+}
+
+
+def h200(**constants: Any) -> Device:
+    """H200 SXM of NVIDIA's data sheet; keywords override the typical constants."""
+    return _device("h200", "4.8 TB/s", {"bf16": "989 TFLOP/s", "fp8": "1979 TFLOP/s"}, 132, TYPICAL | constants)
+
+
+def round_gpu(**constants: Any) -> Device:
+    """Numbers for hand calculation: 10 TFLOP/s on each of 100 SMs, 2 TB/s reached, 1 TB/s by activations."""
+    return _device("round", "4 TB/s", {"bf16": "1 PFLOP/s", "fp8": "2 PFLOP/s"}, 100, ROUND | constants)
+
+
+def link(bytes_per_s: str = "100 GB/s", latency_s: str = "5 us", efficiency: float = 0.8) -> LinkCard:
+    numbers = {"bytes_per_s": bytes_per_s, "latency_s": latency_s, "efficiency": efficiency}
+    return LinkCard.model_validate({"name": "link", "kind": "nvlink"} | _assumed(numbers))
+
+
+def half_speed(device: Device) -> Device:
+    """The device with all rates halved and all fixed times doubled."""
+    card = device.card
+    peaks = {dtype: _times(peak, 0.5) for dtype, peak in card.peak_flop_per_s.items()}
+    slow = {"peak_flop_per_s": peaks, "memory_bytes_per_s": _times(card.memory_bytes_per_s, 0.5)}
+    fixed = {name: _times(value, 2.0) for name, value in device.constants if name.endswith("_s")}
+    return replace(device, card=card.model_copy(update=slow), constants=device.constants.model_copy(update=fixed))
+
+
+def half_speed_link(card: LinkCard) -> LinkCard:
+    slow = {"bytes_per_s": _times(card.bytes_per_s, 0.5), "latency_s": _times(card.latency_s, 2.0)}
+    if card.step_latency_s is not None:
+        slow["step_latency_s"] = _times(card.step_latency_s, 2.0)
+    return card.model_copy(update=slow)
+
+
+def _times(number: Sourced[float], factor: float) -> Sourced[float]:
+    return number.model_copy(update={"value": number.value * factor})
+
+
+def _assumed(numbers: dict[str, Any]) -> dict[str, Any]:
+    return {name: {"value": value, "source": "test", "kind": "assumed"} for name, value in numbers.items()}
+
+
+def _device(name: str, memory: str, peaks: dict[str, str], n_sms: int, constants: dict[str, Any]) -> Device:
+    numbers = _assumed({"memory_bytes": "141 GB", "memory_bytes_per_s": memory, "n_sms": n_sms})
+    card = {"name": name, "kind": "gpu", "peak_flop_per_s": _assumed(peaks)} | numbers
+    return Device(card=DeviceCard.model_validate(card), constants=KernelConstants.model_validate(_assumed(constants)))

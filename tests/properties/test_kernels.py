@@ -1,0 +1,189 @@
+"""What must hold of the kernel and link laws for any shape: exact time scaling, monotony, no order among slots."""
+
+from itertools import pairwise
+
+import numpy as np
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from hwmodels import attention, gemm, links, moe
+from hwmodels.devices import Device
+from scenarios.models import GroupedQueryAttention, LatentAttention
+from tests.devices import h200, half_speed, half_speed_link, link
+
+FIXED = settings(derandomize=True, deadline=None, max_examples=60)
+FAST = h200()
+SLOW = half_speed(FAST)
+DTYPES = ("bf16", "fp8", "fp8_block", "int4", "mxfp4")
+
+sizes = st.integers(1, 20_000)
+tokens = st.integers(0, 100_000)
+slot_tokens = st.lists(st.one_of(st.just(0), st.integers(1, 40), tokens), min_size=1, max_size=40)
+dtypes = st.sampled_from(DTYPES)
+tps = st.sampled_from((1, 2, 4, 8))
+expert_shapes = st.builds(
+    moe.ExpertShape,
+    hidden_size=sizes,
+    intermediate_size=sizes,
+    gated=st.booleans(),
+    weight_dtype=dtypes,
+    activation_dtype=st.sampled_from(("bf16", "fp8")),
+)
+gqas = st.builds(
+    GroupedQueryAttention,
+    n_heads=st.sampled_from((8, 16, 64)),
+    n_kv_heads=st.sampled_from((1, 4, 8)),
+    head_dim=st.sampled_from((64, 128)),
+)
+mlas = st.builds(
+    LatentAttention,
+    kind=st.just("mla"),
+    n_heads=st.sampled_from((16, 128)),
+    q_lora_rank=st.sampled_from((None, 1536)),
+    kv_lora_rank=st.just(512),
+    qk_nope_head_dim=st.just(128),
+    qk_rope_head_dim=st.just(64),
+    v_head_dim=st.just(128),
+)
+attentions = st.one_of(gqas, mlas)
+
+
+@FIXED
+@given(slot_tokens, expert_shapes, tokens)
+def test_halving_all_speeds_doubles_routed_experts(counts, shape, device_tokens):
+    times = [moe.grouped_gemm_moe_s(counts, shape, device, device_tokens) for device in (FAST, SLOW)]
+    assert times[1] == 2 * times[0]
+
+
+@FIXED
+@given(tokens, sizes, sizes, dtypes, st.booleans())
+def test_halving_all_speeds_doubles_dense_layers(m, n, k, dtype, gated):
+    def times(device: Device) -> list[float]:
+        return [
+            float(time_s)
+            for time_s in (
+                gemm.gemm_s(m, n, k, dtype, device, batch=3),
+                gemm.mlp_s(m, n, k, gated, dtype, device),
+                gemm.norm_s(m, n, device),
+                gemm.head_s(m, n, k, 2, dtype, device),
+                moe.gate_s(m, n, k, device),
+                moe.permute_s(m, n, device),
+            )
+        ]
+
+    assert times(SLOW) == [2 * time_s for time_s in times(FAST)]
+
+
+@FIXED
+@given(tokens, tokens, attentions, tps, dtypes)
+def test_halving_all_speeds_doubles_attention(requests, context, spec, tp, dtype):
+    def times(device: Device) -> list[float]:
+        return [
+            float(attention.attention_decode_s(requests, context, spec, tp, dtype, device)),
+            float(attention.attention_prefill_s(requests, context, spec, tp, dtype, device)),
+            float(attention.attention_projections_s(requests, spec, 4096, tp, dtype, device)),
+        ]
+
+    assert times(SLOW) == [2 * time_s for time_s in times(FAST)]
+
+
+@FIXED
+@given(st.integers(0, 2**40), st.integers(1, 512), st.floats(0.1, 1.0))
+def test_halving_all_speeds_doubles_transfers(moved_bytes, n_devices, efficiency):
+    fast = link(efficiency=efficiency)
+    slow = half_speed_link(fast)
+    assert links.port_s(moved_bytes, slow) == 2 * links.port_s(moved_bytes, fast)
+    assert links.transfer_s(moved_bytes, slow) == 2 * links.transfer_s(moved_bytes, fast)
+    for collective in (links.all_gather_s, links.reduce_scatter_s, links.all_reduce_s):
+        assert collective(moved_bytes, n_devices, slow) == 2 * collective(moved_bytes, n_devices, fast)
+
+
+@FIXED
+@given(slot_tokens, expert_shapes, st.data())
+def test_more_tokens_never_make_routed_experts_faster(counts, shape, data):
+    slot = data.draw(st.integers(0, len(counts) - 1))
+    more = list(counts)
+    more[slot] += data.draw(st.integers(1, 300))
+    assert moe.grouped_gemm_moe_s(more, shape, FAST) >= moe.grouped_gemm_moe_s(counts, shape, FAST)
+
+
+@FIXED
+@given(slot_tokens.filter(lambda counts: len(counts) > 1), expert_shapes)
+def test_merging_two_experts_never_slows_down(counts, shape):
+    merged = [counts[0] + counts[1], 0, *counts[2:]]
+    assert moe.grouped_gemm_moe_s(merged, shape, FAST) <= moe.grouped_gemm_moe_s(counts, shape, FAST)
+
+
+@FIXED
+@given(st.integers(1, 32), st.sampled_from((1024, 2880, 4096)))
+def test_more_distinct_experts_are_slower_when_memory_bound(active, intermediate):
+    # 64 tokens on ever more of 64 experts: with at most 64 rows each, weights decide.
+    shape = moe.ExpertShape(
+        hidden_size=4096, intermediate_size=intermediate, gated=True, weight_dtype="bf16", activation_dtype="bf16"
+    )
+    times = []
+    for n_active in (active, 2 * active):
+        counts = np.zeros(64, dtype=np.int64)
+        counts[:n_active] = np.diff(np.linspace(0, 64, n_active + 1).astype(np.int64))
+        times.append(float(moe.grouped_gemm_moe_s(counts, shape, FAST)))
+    assert times[1] > times[0]
+
+
+@FIXED
+@given(slot_tokens, expert_shapes, st.randoms(use_true_random=False))
+def test_order_of_slots_does_not_matter(counts, shape, random):
+    shuffled = list(counts)
+    random.shuffle(shuffled)
+    assert moe.grouped_gemm_moe_s(shuffled, shape, FAST) == moe.grouped_gemm_moe_s(counts, shape, FAST)
+
+
+@FIXED
+@given(st.lists(tokens, min_size=2, max_size=6), sizes, sizes, dtypes)
+def test_more_rows_never_make_dense_layers_faster(rows, n, k, dtype):
+    ordered = sorted(rows)
+    for times in (
+        gemm.gemm_s(ordered, n, k, dtype, FAST),
+        gemm.mlp_s(ordered, n, k, True, dtype, FAST),
+        moe.gate_s(ordered, n, k, FAST),
+    ):
+        assert (np.diff(times) >= 0).all()
+
+
+@FIXED
+@given(st.integers(1, 4096), st.lists(st.integers(0, 10**7), min_size=2, max_size=6), attentions, tps, dtypes)
+def test_more_context_never_makes_attention_faster(requests, contexts, spec, tp, dtype):
+    ordered = sorted(contexts)
+    decode = attention.attention_decode_s(requests, ordered, spec, tp, dtype, FAST)
+    prefill = attention.attention_prefill_s(requests, ordered, spec, tp, dtype, FAST)
+    assert (np.diff(decode) >= 0).all()
+    assert (np.diff(prefill) >= 0).all()
+
+
+@FIXED
+@given(st.lists(st.integers(1, 20_000), min_size=2, max_size=6), attentions, tps)
+def test_more_requests_or_longer_prompts_are_never_faster(numbers, spec, tp):
+    ordered = np.array(sorted(numbers))
+    decode = attention.attention_decode_s(ordered, ordered * 1000, spec, tp, "bf16", FAST)
+    prefill = attention.attention_prefill_s(ordered, ordered * (ordered + 1) // 2, spec, tp, "bf16", FAST)
+    assert (np.diff(decode) >= 0).all()
+    assert (np.diff(prefill) >= 0).all()
+
+
+@FIXED
+@given(st.lists(st.integers(0, 2**40), min_size=2, max_size=6), st.integers(1, 512))
+def test_more_bytes_or_devices_never_make_collectives_faster(sizes_bytes, n_devices):
+    ordered = np.array(sorted(sizes_bytes))
+    for collective in (links.all_gather_s, links.reduce_scatter_s, links.all_reduce_s):
+        assert (np.diff(collective(ordered, n_devices, link())) >= 0).all()
+        grown = [collective(ordered, n, link()) for n in (n_devices, n_devices + 1)]
+        assert all((more >= fewer * (1 - 1e-12)).all() for fewer, more in pairwise(grown))
+
+
+@settings(FIXED, max_examples=20)
+@given(st.integers(1, 5), st.integers(1, 6), st.integers(0, 2**32 - 1), expert_shapes)
+def test_arrays_give_the_times_of_their_parts(n_steps, n_devices, seed, shape):
+    counts = np.random.default_rng(seed).integers(0, 200, (n_steps, n_devices, 4))
+    times = moe.grouped_gemm_moe_s(counts, shape, FAST)
+    parts = [[float(moe.grouped_gemm_moe_s(device, shape, FAST)) for device in step] for step in counts]
+    assert times.tolist() == parts
+    assert moe.grouped_gemm_moe_s(counts.astype(np.uint8), shape, FAST).tolist() == parts
