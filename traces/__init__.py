@@ -1,0 +1,1 @@
+"""Which token went where: routing traces, their formats, statistics and synthesis."""

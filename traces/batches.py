@@ -1,0 +1,82 @@
+"""Steps of a serving engine composed from a trace: which tokens each device processes together."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from scenarios.errors import TraceError
+from traces.routing import RoutingTrace
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Batches:
+    """Composition of the steps.
+
+    tokens      int64 [step, device, token]: indices into the trace.
+    contexts    int64 [step, device, token]: tokens that each of them attends to, itself included.
+    passes      how often the steps go through the tokens they are taken from.
+    discipline  the rule, in words, for the result's record.
+    """
+
+    tokens: NDArray[np.int64]
+    contexts: NDArray[np.int64]
+    passes: float
+    discipline: str
+
+    @property
+    def n_steps(self) -> int:
+        """Number of steps."""
+        return int(self.tokens.shape[0])
+
+
+def compose_batches(
+    trace: RoutingTrace,
+    sequences: NDArray[np.int64],
+    *,
+    phase: Literal["decode", "prefill"],
+    shape: tuple[int, int, int],
+    context_tokens: int | None,
+    rng: np.random.Generator,
+) -> Batches:
+    """Batches of `shape` (steps, devices, tokens per device) from the given sequences, in random order, end to end.
+
+    decode: every place of a device's batch is one request that advances one token a step and is followed by the next
+    sequence when it ends (continuous batching). Places start evenly spread over the stream, so their phases are random.
+    prefill: every device processes consecutive tokens of a stream of its own.
+    Raises TraceError where no sequence is given.
+    """
+    if len(sequences) == 0:
+        raise TraceError("this part of the split holds no sequence; raise its share or take a longer trace")
+    n_steps, n_devices, n_tokens = shape
+    stream = _stream(trace, rng.permutation(sequences))
+    places = n_devices * (n_tokens if phase == "decode" else 1)
+    starts = ((np.arange(places) + rng.random()) * (len(stream) / places)).astype(np.int64)
+    starts = rng.permutation(starts).reshape(n_devices, -1)
+    if phase == "decode":
+        index = starts[None] + np.arange(n_steps)[:, None, None]
+    else:
+        index = starts[None] + (np.arange(n_steps)[:, None, None] * n_tokens + np.arange(n_tokens))
+    tokens = stream[index % len(stream)]
+    contexts = trace.positions[tokens].astype(np.int64) + 1
+    if context_tokens is not None:
+        contexts = np.full_like(contexts, context_tokens)
+    rule = "one token a request" if phase == "decode" else "consecutive tokens of each device's stream"
+    return Batches(
+        tokens=tokens,
+        contexts=contexts,
+        passes=n_steps * n_devices * n_tokens / len(stream),
+        discipline=f"{phase}: {rule}, sequences in random order, first come first served",
+    )
+
+
+def _stream(trace: RoutingTrace, order: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Indices of the tokens of the sequences `order`, one after the other."""
+    lengths = trace.offsets[order + 1] - trace.offsets[order]
+    ends = np.cumsum(lengths)
+    shift: NDArray[np.int64] = np.repeat(trace.offsets[order] - (ends - lengths), lengths)
+    stream: NDArray[np.int64] = np.arange(len(shift)) + shift
+    return stream
