@@ -5,34 +5,38 @@ from __future__ import annotations
 import numpy as np
 from numba import njit
 
-from placement.counting import Counts, LayerCounts, Rows, Targets
+from placement.counting import Routes, TokenCounts, Tokens
 
 
-def count_tokens(slots: Rows, part: Counts, source: Counts, targets: Targets, counts: LayerCounts) -> None:
+def count_tokens(routes: Routes, tokens: Tokens, counts: TokenCounts) -> None:
     """Add the tokens to `counts`; arguments as in `placement.counting.count_layer`."""
     _count(
-        np.ascontiguousarray(slots.T), part, source, targets.rank_of_slot, targets.node_of_slot,
-        targets.dedup, counts.slots, counts.pairs, counts.node_pairs,
+        np.asarray(routes.ids), routes.slot_of_id, routes.rank_of_slot, routes.node_of_slot, routes.dedup,
+        tokens.index, tokens.part, tokens.source, tokens.turn, counts.slots, counts.pairs, counts.node_pairs,
     )  # fmt: skip
 
 
 @njit(cache=True, nogil=True)
-def _count(slots, part, source, rank_of_slot, node_of_slot, dedup, slot_counts, pairs, node_pairs):  # type: ignore[no-untyped-def]
-    n_ranks, n_nodes = pairs.shape[2], node_pairs.shape[2]
-    rank_seen = np.full(n_ranks, -1, np.int64)
-    node_seen = np.full(n_nodes, -1, np.int64)
-    n_slots = slot_counts.shape[1]
-    for token in range(slots.shape[0]):
-        p, s = part[token], source[token]
-        for k in range(slots.shape[1]):
-            slot = slots[token, k]
+def _count(  # type: ignore[no-untyped-def]
+    ids, slot_of_id, rank_of_slot, node_of_slot, dedup, index, part, source, turn, slot_counts, pairs, node_pairs
+):
+    n_slots, period = slot_counts.shape[1], slot_of_id.shape[1]
+    with_nodes = node_pairs.shape[2] > 0
+    rank_seen = np.full(pairs.shape[2], -1, np.int64)
+    node_seen = np.full(max(node_pairs.shape[2], 1), -1, np.int64)
+    for token in range(len(index)):
+        p, s, i = part[token], source[token], index[token]
+        place = turn[token] % period if period > 1 else 0
+        for k in range(ids.shape[0]):
+            slot = slot_of_id[ids[k, i], place]
             if slot >= n_slots:
                 continue
             slot_counts[p, slot] += 1
-            rank, node = rank_of_slot[slot], node_of_slot[slot]
-            if not dedup or rank_seen[rank] != token:
-                rank_seen[rank] = token
-                pairs[p, s, rank] += 1
-            if node_seen[node] != token:
+            rank = rank_of_slot[slot]
+            # No branches: whether a target was seen before is a coin toss that the processor cannot predict.
+            pairs[p, s, rank] += not dedup or rank_seen[rank] != token
+            rank_seen[rank] = token
+            if with_nodes:
+                node = node_of_slot[slot]
+                node_pairs[p, s, node] += node_seen[node] != token
                 node_seen[node] = token
-                node_pairs[p, s, node] += 1

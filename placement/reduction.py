@@ -7,12 +7,12 @@ reading of the trace. Laid out by layer, because the trace is.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
-from placement.counting import Counts, LayerCounts, Rows, Targets, count_layer
+from placement.counting import Counts, Routes, Rows, TokenCounts, Tokens, count_layer
 from placement.layout import ExpertLayout
 from placement.plan import Placement
 from placement.token_split import even_table, least_loaded_slots
@@ -22,16 +22,18 @@ from scenarios.specs import DedupName
 from traces.routing import RoutingTrace
 from traces.storage import release_pages
 
+GROUP_CELLS = 1 << 22  # pairs of the layers that are counted together: 16 MiB
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Reduction:
     """Tokens by layer and part; a part is one chunk of one step, steps first.
 
-    slot_tokens  int64[layer, part, slot]: routed tokens of every expert replica.
+    slot_tokens  int32[layer, part, slot]: routed tokens of every expert replica.
     ports        int64[layer, part, device] each: dispatch at the ports, after the deduplication asked for.
-    pairs        int64[layer, part, source, destination], or None where it was not kept.
-    pairs_total  int64[layer, source, destination]: the same over all parts, always there.
-    node_pairs_total  int64[layer, source, node]: tokens of a source that have an expert on that node.
+    pairs        int32[layer, part, source, destination], or None where it was not kept.
+    pairs_total  int32[layer, source, destination]: the same over all parts, always there.
+    node_pairs_total  int32[layer, source, node]: tokens of a source that have an expert on that node.
     """
 
     slot_tokens: Counts
@@ -40,16 +42,6 @@ class Reduction:
     pairs_total: Counts
     node_pairs_total: Counts
     n_chunks: int
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Tokens:
-    """The tokens of all parts in order: index into the trace, part, source device, and turn within the part."""
-
-    index: Counts
-    part: Counts
-    source: Counts
-    turn: Counts
 
 
 def reduce_trace(
@@ -69,26 +61,60 @@ def reduce_trace(
     """
     _check(trace, placement, layout, tokens)
     ordered = _order(tokens, chunks)
-    slots_of_expert = placement.slots_of_expert()
-    node_forwards = dedup == "node" and layout.n_nodes > 1
-    layers: list[tuple[LayerCounts, Counts, PortTokens]] = []
-    for layer in range(trace.n_layers):
-        targets = _targets(placement, layout, layer, dedup=dedup != "none")
-        slots = _slots(trace.ids[layer][:, ordered.index], ordered, slots_of_expert[layer], placement, layer)
-        counts = count_layer(slots, ordered.part, ordered.source, targets, layout.n_devices)
-        release_pages(trace.ids)
-        pairs = np.repeat(counts.pairs, layout.tp, axis=-1)
-        node_pairs = counts.node_pairs
-        ports = forwarded_ports(pairs, node_pairs, layout) if node_forwards else direct_ports(pairs, layout)
-        layers.append((counts, pairs if keep_pairs else pairs.sum(axis=0), ports))
-    pairs_by_layer = np.stack([pairs for _, pairs, _ in layers])
+    tables = _Tables.of(placement, layout, np.iinfo(trace.ids.dtype).max + 1)
+    forwards = dedup == "node" and layout.n_nodes > 1
+    shape = (tokens.shape[0] * chunks, layout.n_devices)
+    groups: list[_Group] = []
+    for layers in _layer_groups(trace.n_layers, shape[0] * shape[1] * layout.n_ranks):
+        counts = _zeros(len(layers), shape, placement.n_slots, layout, forwards=forwards)
+        for row, layer in enumerate(layers):
+            routes, found = _routes(trace.ids[layer], ordered, tables, layer, dedup=dedup != "none")
+            count_layer(routes, found, counts.of(row))
+            release_pages(trace.ids)
+        groups.append(_grouped(counts, layout, forwards=forwards, keep_pairs=keep_pairs))
     return Reduction(
-        slot_tokens=np.stack([counts.slots for counts, _, _ in layers]),
-        ports=_stack([ports for _, _, ports in layers]),
-        pairs=pairs_by_layer if keep_pairs else None,
-        pairs_total=pairs_by_layer.sum(axis=1) if keep_pairs else pairs_by_layer,
-        node_pairs_total=np.stack([counts.node_pairs.sum(axis=0) for counts, _, _ in layers]),
+        slot_tokens=np.concatenate([group.slots for group in groups]),
+        ports=_joined([group.ports for group in groups]),
+        pairs=np.concatenate([group.pairs for group in groups]) if keep_pairs else None,
+        pairs_total=np.concatenate([group.pairs_total for group in groups]),
+        node_pairs_total=np.concatenate([group.node_pairs_total for group in groups]),
         n_chunks=chunks,
+    )
+
+
+def _layer_groups(n_layers: int, cells: int) -> list[range]:
+    """Layers counted together: few enough that their pairs, `cells` a layer, stay small."""
+    size = max(1, GROUP_CELLS // cells)
+    return [range(first, min(first + size, n_layers)) for first in range(0, n_layers, size)]
+
+
+def _zeros(n_layers: int, shape: tuple[int, int], n_slots: int, layout: ExpertLayout, *, forwards: bool) -> TokenCounts:
+    return TokenCounts(
+        slots=np.zeros((n_layers, shape[0], n_slots), np.int32),
+        pairs=np.zeros((n_layers, *shape, layout.n_ranks), np.int32),
+        node_pairs=np.zeros((n_layers, *shape, layout.n_nodes if forwards else 0), np.int32),
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Group:
+    """What is kept of a group of layers."""
+
+    slots: Counts
+    ports: PortTokens
+    pairs: Counts
+    pairs_total: Counts
+    node_pairs_total: Counts
+
+
+def _grouped(counts: TokenCounts, layout: ExpertLayout, *, forwards: bool, keep_pairs: bool) -> _Group:
+    pairs = np.repeat(counts.pairs, layout.tp, axis=-1) if layout.tp > 1 else counts.pairs
+    return _Group(
+        slots=counts.slots,
+        ports=forwarded_ports(pairs, counts.node_pairs, layout) if forwards else direct_ports(pairs, layout),
+        pairs=pairs if keep_pairs else pairs[:0],
+        pairs_total=pairs.sum(axis=1, dtype=np.int32),
+        node_pairs_total=counts.node_pairs.sum(axis=1, dtype=np.int32),
     )
 
 
@@ -104,46 +130,73 @@ def _check(trace: RoutingTrace, placement: Placement, layout: ExpertLayout, toke
         raise PlacementError(f"steps have shape {tokens.shape}, expected [step, {layout.n_devices} devices, token]")
 
 
-def _order(tokens: NDArray[np.int64], chunks: int) -> _Tokens:
+def _order(tokens: NDArray[np.int64], chunks: int) -> Tokens:
+    """The tokens by part, and within a part as they lie in the trace, so that its pages are read in order."""
     n_tokens = tokens.shape[2]
-    step, device, place = (axis.ravel() for axis in np.indices(tokens.shape))
-    part = step * chunks + place * chunks // n_tokens
-    order = np.argsort(part, kind="stable") if chunks > 1 else slice(None)
-    turn = (device * n_tokens + place)[order]
-    return _Tokens(index=tokens.ravel()[order], part=part[order], source=device[order], turn=turn)
+    step, device, place = (axis.ravel() for axis in np.indices(tokens.shape, dtype=np.int32))
+    part = step * np.int32(chunks) + place * np.int32(chunks) // np.int32(n_tokens)
+    index = tokens.ravel()
+    order = np.lexsort((index, part))
+    turn = device * np.int32(n_tokens) + place
+    return Tokens(index=index[order], part=part[order], source=device[order], turn=turn[order])
 
 
-def _targets(placement: Placement, layout: ExpertLayout, layer: int, *, dedup: bool) -> Targets:
-    ranks = placement.rank_of_slot[layer]
-    return Targets(
-        rank_of_slot=np.append(ranks, layout.n_ranks).astype(np.uint16),
-        node_of_slot=np.append(ranks // layout.ranks_per_node, layout.n_nodes).astype(np.uint16),
-        n_slots=placement.n_slots,
-        n_ranks=layout.n_ranks,
-        n_nodes=layout.n_nodes,
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Tables:
+    """Look-up tables of a placement on a layout; see `placement.counting.Routes`."""
+
+    placement: Placement
+    slots_of_expert: NDArray[np.int32]
+    slot_of_id: tuple[NDArray[np.uint16], ...]
+    rank_of_slot: NDArray[np.uint16]
+    node_of_slot: NDArray[np.uint16]
+
+    @classmethod
+    def of(cls, placement: Placement, layout: ExpertLayout, n_ids: int) -> _Tables:
+        unused = ((0, 0), (0, 1))
+        ranks, slots_of_expert = placement.rank_of_slot, placement.slots_of_expert()
+        return cls(
+            placement=placement,
+            slots_of_expert=slots_of_expert,
+            slot_of_id=tuple(even_table(slots, n_ids, placement.n_slots) for slots in slots_of_expert),
+            rank_of_slot=np.pad(ranks, unused, constant_values=layout.n_ranks).astype(np.uint16),
+            node_of_slot=np.pad(ranks // layout.ranks_per_node, unused, constant_values=layout.n_nodes).astype(
+                np.uint16
+            ),
+        )
+
+
+def _routes(ids: Rows, tokens: Tokens, tables: _Tables, layer: int, *, dedup: bool) -> tuple[Routes, Tokens]:
+    """Routes of one layer, with the tokens as they find their ids there."""
+    n_slots = tables.placement.n_slots
+    slots_of_expert = tables.slots_of_expert[layer]
+    if tables.placement.split == "least-loaded" and slots_of_expert.shape[1] > 1:
+        ids = _levelled(ids[:, tokens.index], tokens, tables, layer)
+        tokens = replace(tokens, index=np.arange(ids.shape[1]))
+        slot_of_id = np.arange(n_slots + 1, dtype=np.uint16)[:, None]
+    else:
+        slot_of_id = tables.slot_of_id[layer]
+    routes = Routes(
+        ids=ids,
+        slot_of_id=slot_of_id,
+        rank_of_slot=tables.rank_of_slot[layer],
+        node_of_slot=tables.node_of_slot[layer],
         dedup=dedup,
     )
+    return routes, tokens
 
 
-def _slots(
-    ids: NDArray[np.uint8] | NDArray[np.uint16],
-    tokens: _Tokens,
-    slots_of_expert: NDArray[np.int32],
-    placement: Placement,
-    layer: int,
-) -> Rows:
-    """Physical slot of every routed token, uint16[k, token]."""
-    if placement.split == "least-loaded" and slots_of_expert.shape[1] > 1:
-        used = ids < placement.n_experts
-        part = np.broadcast_to(tokens.part, ids.shape)[used]
-        slots = np.full(ids.shape, placement.n_slots, np.uint16)
-        ranks = placement.rank_of_slot[layer]
-        slots[used] = least_loaded_slots(ids[used].astype(np.int64), part, slots_of_expert, ranks)
-        return slots
-    table = even_table(slots_of_expert, np.iinfo(ids.dtype).max + 1, placement.n_slots)
-    period = table.shape[1]
-    return np.take(table, ids if period == 1 else ids * np.int64(period) + tokens.turn % period)
+def _levelled(ids: Rows, tokens: Tokens, tables: _Tables, layer: int) -> NDArray[np.uint16]:
+    """Slots uint16[k, token] where the least loaded replica is chosen; unused places hold `n_slots`."""
+    used = ids < tables.placement.n_experts
+    part = np.broadcast_to(tokens.part, ids.shape)[used].astype(np.int64)
+    slots = np.full(ids.shape, tables.placement.n_slots, np.uint16)
+    ranks = tables.placement.rank_of_slot[layer]
+    slots[used] = least_loaded_slots(ids[used].astype(np.int64), part, tables.slots_of_expert[layer], ranks)
+    return slots
 
 
-def _stack(ports: Sequence[PortTokens]) -> PortTokens:
-    return PortTokens(**{f.name: np.stack([getattr(layer, f.name) for layer in ports]) for f in fields(PortTokens)})
+def _joined(ports: Sequence[PortTokens]) -> PortTokens:
+    return PortTokens(
+        **{f.name: np.concatenate([getattr(group, f.name) for group in ports]) for f in fields(PortTokens)}
+    )

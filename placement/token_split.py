@@ -15,6 +15,10 @@ def even_table(slots_of_expert: NDArray[np.int32], n_ids: int, unused: int) -> N
 
     slots_of_expert int32[expert, copy], padded with -1; ids from the number of experts to `n_ids` map to `unused`.
     """
+    if slots_of_expert.shape[1] == 1:
+        table = np.full((n_ids, 1), unused, np.uint16)
+        table[: len(slots_of_expert)] = slots_of_expert
+        return table
     counts = (slots_of_expert >= 0).sum(axis=1)
     period = math.lcm(*(int(n) for n in np.unique(counts)))
     period = period if period <= MAX_PERIOD else MAX_PERIOD
@@ -56,6 +60,7 @@ def greedy_quotas(
     """Tokens that each replica takes, int64[part, expert, copy], from counts int64[part, expert].
 
     Experts with one replica are fixed first; then, from the largest expert on, replicas are levelled (water filling).
+    Of several replicas on one rank only the first takes tokens: the others would stream their weights for nothing.
     """
     quotas = np.zeros((*counts.shape, slots_of_expert.shape[1]), np.int64)
     copies = (slots_of_expert >= 0).sum(axis=1)
@@ -65,11 +70,10 @@ def greedy_quotas(
         load[:, rank_of_slot[slots_of_expert[expert, 0]]] += counts[:, expert]
     several = np.flatnonzero(copies > 1)
     for expert in several[np.argsort(-counts.sum(axis=0)[several], kind="stable")]:
-        ranks = rank_of_slot[slots_of_expert[expert, : copies[expert]]]
+        ranks, first = np.unique(rank_of_slot[slots_of_expert[expert, : copies[expert]]], return_index=True)
         level = _levelled(load[:, ranks], counts[:, expert])
-        quotas[:, expert, : copies[expert]] = level
-        for copy, rank in enumerate(ranks):
-            load[:, rank] += level[:, copy]
+        quotas[:, expert, first] = level
+        load[:, ranks] += level
     return quotas
 
 

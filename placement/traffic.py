@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from placement.layout import ExpertLayout
 
-Tokens = NDArray[np.int64]
+Tokens = NDArray[np.integer]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
