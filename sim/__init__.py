@@ -1,0 +1,1 @@
+"""Time: stream programs, executors, metrics and reports."""

@@ -1,0 +1,32 @@
+"""How long the operations of a program take: one entry an operation, arrays over steps and devices."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+Seconds = NDArray[np.float64]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ExchangeTime:
+    """Time that an exchange needs at the ports of each device.
+
+    send_s, receive_s  float64[..., device]: time of the send and receive port, fixed latency included (law `port`).
+    message_s          float64[..., port, source, destination]: time of each message alone at one kind of port, latency
+                       left out; None where the law does not need it. A device has one send and one receive port a kind.
+    latency_s          fixed time before the first byte (laws `fifo` and `maxmin`).
+    group_size         devices exchange within groups of this many neighbours.
+    """
+
+    send_s: Seconds
+    receive_s: Seconds
+    group_size: int
+    message_s: Seconds | None = None
+    latency_s: float = 0.0
+
+
+Duration = Seconds | ExchangeTime
+"""A compute operation has float64[..., device]; `...` are the steps of a batch, or nothing."""

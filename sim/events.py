@@ -1,0 +1,107 @@
+"""The event executor: the same op list through SimPy, one process per lane of every device.
+
+The readable reference of what `sim.vector` computes at once, and the way for laws that are not max-plus.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import simpy
+
+from scenarios.errors import DeadlockError
+from sim.durations import Duration, ExchangeTime, Seconds
+from sim.event_laws import EXCHANGES, Exchange, Process
+from sim.program import OpList
+from sim.vector import Finished
+
+
+def execute_events(
+    op_list: OpList, durations: Sequence[Duration], start_s: Seconds | None = None, *, law: str = "port"
+) -> Finished:
+    """Ends of all operations of one step, as `sim.vector.execute` gives them; arrays are float64[device].
+
+    Raises DeadlockError where operations wait for each other for ever.
+    """
+    first = durations[0]
+    n_devices = len(first.send_s if isinstance(first, ExchangeTime) else first)
+    machine = _Machine(
+        op_list=op_list, n_devices=n_devices, start_s=np.zeros(n_devices) if start_s is None else start_s
+    )
+    for index, duration in enumerate(durations):
+        if isinstance(duration, ExchangeTime):
+            name = "port" if duration.message_s is None else law
+            machine.exchanges[index] = EXCHANGES[name](machine.env, duration, n_devices)
+    for device in range(n_devices):
+        machine.env.process(_compute_lane(machine, device, durations))
+        machine.env.process(_send_lane(machine, device))
+        machine.env.process(_receive_lane(machine, device))
+    machine.env.run()
+    return machine.finished()
+
+
+@dataclass(slots=True, kw_only=True)
+class _Machine:
+    """One step in execution: `done[op][device]` are events, `end_s[op, device]` the times at which they happened."""
+
+    op_list: OpList
+    n_devices: int
+    start_s: Seconds
+    env: simpy.Environment = field(default_factory=simpy.Environment)
+    exchanges: dict[int, Exchange] = field(default_factory=dict)
+    done: list[list[simpy.Event]] = field(init=False)
+    end_s: Seconds = field(init=False)
+    send_end_s: Seconds = field(init=False)
+
+    def __post_init__(self) -> None:
+        shape = (len(self.op_list.ops), self.n_devices)
+        self.done = [[self.env.event() for _ in range(shape[1])] for _ in range(shape[0])]
+        self.end_s, self.send_end_s = np.full(shape, np.nan), np.full(shape, np.nan)
+
+    def end(self, op: int, device: int) -> None:
+        """Record that `op` has ended on `device` now, and wake what waits for it."""
+        self.end_s[op, device] = self.env.now
+        self.done[op][device].succeed()
+
+    def await_all(self, op: int, device: int) -> Process:
+        """Wait until every operation that `op` comes after has ended on `device`."""
+        for dep in self.op_list.ops[op].after:
+            if not self.done[dep][device].processed:
+                yield self.done[dep][device]
+
+    def finished(self) -> Finished:
+        """Times of all operations; raises DeadlockError where one never ended."""
+        stuck = np.argwhere(np.isnan(self.end_s))
+        if len(stuck):
+            op, device = (int(i) for i in stuck[0])
+            waiting = [dep for dep in self.op_list.ops[op].after if np.isnan(self.end_s[dep, device])]
+            kind = self.op_list.ops[op].work.kind
+            raise DeadlockError(f"operation {op} ({kind}) never ends on device {device}: it waits for {waiting}")
+        sent_s = np.where(np.isnan(self.send_end_s), self.end_s, self.send_end_s)
+        return Finished(end_s=tuple(self.end_s), send_end_s=tuple(sent_s))
+
+
+def _compute_lane(machine: _Machine, device: int, durations: Sequence[Duration]) -> Process:
+    yield machine.env.timeout(machine.start_s[device])
+    for index, duration in enumerate(durations):
+        if not isinstance(duration, ExchangeTime):
+            yield from machine.await_all(index, device)
+            yield machine.env.timeout(duration[device])
+            machine.end(index, device)
+
+
+def _send_lane(machine: _Machine, device: int) -> Process:
+    yield machine.env.timeout(machine.start_s[device])
+    for index, exchange in machine.exchanges.items():
+        yield from machine.await_all(index, device)
+        yield from exchange.send(device)
+        machine.send_end_s[index, device] = machine.env.now
+
+
+def _receive_lane(machine: _Machine, device: int) -> Process:
+    yield machine.env.timeout(machine.start_s[device])
+    for index, exchange in machine.exchanges.items():
+        yield from exchange.receive(device)
+        machine.end(index, device)

@@ -1,0 +1,106 @@
+"""What every device must hold, and whether it fits."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from placement.plan import Placement
+from scenarios.errors import MemoryInfeasible
+from scenarios.models import BYTES_PER_VALUE, GroupedQueryAttention, ModelCard
+from scenarios.specs import MemorySpec
+from sim.setting import Setting
+
+GIB = 2**30
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DeviceMemory:
+    """Bytes on each device, float64[device]; `usable_bytes` is the capacity less the reserve."""
+
+    expert_bytes: NDArray[np.float64]
+    other_weight_bytes: float
+    kv_bytes: float
+    usable_bytes: float
+    capacity_bytes: float
+    requests: int
+    context_tokens: int
+
+    @property
+    def used_bytes(self) -> NDArray[np.float64]:
+        """Weights and KV cache of each device."""
+        return self.expert_bytes + self.other_weight_bytes + self.kv_bytes
+
+
+def device_memory(setting: Setting, placement: Placement, spec: MemorySpec) -> DeviceMemory:
+    """Memory of every device under `placement`; attention, dense and shared weights are replicated over `dp`."""
+    model, layout = setting.model, setting.layout
+    slots = placement.slots_per_rank().sum(axis=0)
+    expert_bytes = np.repeat(slots * (model.expert_bytes / layout.tp), layout.tp)
+    requests, context = _requests(setting, spec)
+    capacity = setting.cluster.device.card.memory_bytes.value
+    return DeviceMemory(
+        expert_bytes=expert_bytes,
+        other_weight_bytes=_other_weight_bytes(model, setting.attention_tp),
+        kv_bytes=requests * setting.attention_tp * kv_bytes_per_request(model, context, setting.attention_tp),
+        usable_bytes=capacity * (1 - spec.reserve),
+        capacity_bytes=capacity,
+        requests=requests,
+        context_tokens=context,
+    )
+
+
+def check_memory(memory: DeviceMemory, setting: Setting, placement: Placement) -> None:
+    """Raise MemoryInfeasible where a device must hold more than it can, with the shortfall and the levers."""
+    worst = int(np.argmax(memory.used_bytes))
+    short = memory.used_bytes[worst] - memory.usable_bytes
+    if short <= 0:
+        return
+    replicas = placement.redundant_slots * placement.n_layers
+    levers = ["more devices", "a smaller weight dtype"]
+    if replicas:
+        levers.insert(0, f"fewer than {placement.redundant_slots} redundant slots")
+    if memory.kv_bytes:
+        levers.append(
+            f"fewer than {memory.requests} requests a device or a shorter context than {memory.context_tokens} tokens"
+        )
+    raise MemoryInfeasible(
+        f"{placement.name} on {setting.cluster.name}: device {worst} needs {memory.used_bytes[worst] / GIB:.1f} GiB of "
+        f"{memory.usable_bytes / GIB:.1f} GiB usable ({memory.capacity_bytes / GIB:.1f} less the reserve): experts "
+        f"{memory.expert_bytes[worst] / GIB:.1f}, other weights {memory.other_weight_bytes / GIB:.1f}, KV cache "
+        f"{memory.kv_bytes / GIB:.1f}; short by {short / GIB:.1f} GiB. Levers: {', '.join(levers)}"
+    )
+
+
+def kv_bytes_per_request(model: ModelCard, context_tokens: int, tp: int) -> float:
+    """KV cache of one request on one of `tp` devices: whole heads; a latent cache (MLA) is held whole by each."""
+    attention = model.attention
+    value_bytes = attention.kv_values_per_token() * BYTES_PER_VALUE[model.kv_dtype]
+    if not isinstance(attention, GroupedQueryAttention):
+        return model.n_layers * context_tokens * value_bytes
+    held_frac = -(-attention.n_kv_heads // tp) / attention.n_kv_heads
+    windowed = len(range(0, model.n_layers, attention.windowed_every)) if attention.window_tokens else 0
+    kept = min(context_tokens, attention.window_tokens or context_tokens)
+    return (windowed * kept + (model.n_layers - windowed) * context_tokens) * value_bytes * held_frac
+
+
+def _requests(setting: Setting, spec: MemorySpec) -> tuple[int, int]:
+    workload = setting.workload
+    context = spec.context_tokens or int(setting.batches.contexts.max())
+    if spec.requests_per_device is not None:
+        return spec.requests_per_device, context
+    return (
+        workload.tokens_per_device if workload.phase == "decode" else -(-workload.tokens_per_device // context)
+    ), context
+
+
+def _other_weight_bytes(model: ModelCard, attention_tp: int) -> float:
+    n_moe = len(model.moe_layers)
+    attention = model.n_layers * model.attention.parameters(model.hidden_size) / attention_tp
+    ffn = n_moe * model.shared_parameters + (model.n_layers - n_moe) * model.dense_parameters
+    embeddings = model.vocab_size * model.hidden_size * (1 if model.tied_embeddings else 2) / attention_tp
+    router = n_moe * model.n_experts * model.hidden_size
+    weights = (attention + ffn) * BYTES_PER_VALUE[model.weight_dtype]
+    return weights + (embeddings + router) * BYTES_PER_VALUE[model.activation_dtype]

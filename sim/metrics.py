@@ -1,0 +1,162 @@
+"""Metrics: pure functions of what was reduced, priced and executed. Names and units: docs/nomenclature.md."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from placement.plan import Placement, rank_loads
+from placement.reduction import Reduction
+from scenarios.specs import ScheduleSpec
+from sim.durations import Duration, ExchangeTime, Seconds
+from sim.exchange_pricing import token_bytes
+from sim.log import begins_s, busy_s, covered_s
+from sim.memory import DeviceMemory
+from sim.pricing import tokens_by_rank
+from sim.program import OpList
+from sim.setting import Setting
+from sim.vector import Finished
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Execution:
+    """An executed batch of steps: float64[step, device] inside; `step_times_s` float64[step], host time left out."""
+
+    op_list: OpList
+    durations: Sequence[Duration]
+    finished: Finished
+
+    @property
+    def step_times_s(self) -> Seconds:
+        """Time from the start of each step until its last operation ends on the last device."""
+        ends: Seconds = np.maximum.reduce(self.finished.end_s).max(axis=-1)
+        return ends
+
+
+def time_metrics(execution: Execution, times_s: Seconds, setting: Setting, overhead_s: float) -> dict[str, float]:
+    """Step time, throughput and use of lanes; `times_s` float64[step + 1] are the begins of the steps."""
+    step_s = execution.step_times_s + overhead_s
+    n_tokens = setting.layout.n_devices * setting.workload.tokens_per_device
+    tokens_per_s = len(step_s) * n_tokens / times_s[-1]
+    compute_s, transfer_s, exposed_s = _lane_times(execution)
+    total_s = execution.step_times_s.mean()
+    return {
+        "step_time_s": float(step_s.mean()),
+        "step_time_s.p50": float(np.quantile(step_s, 0.5)),
+        "step_time_s.p99": float(np.quantile(step_s, 0.99)),
+        "tokens_per_s": float(tokens_per_s),
+        "tokens_per_s_per_device": float(tokens_per_s / setting.layout.n_devices),
+        "busy_frac.compute": float(sum(compute_s.values()) / total_s),
+        "busy_frac.send": _port_busy_s(execution, "send_s") / total_s,
+        "busy_frac.receive": _port_busy_s(execution, "receive_s") / total_s,
+        "hidden_comm_frac": float(1 - min(exposed_s / transfer_s, 1.0)) if transfer_s > 0 else 0.0,
+    }
+
+
+def breakdown_s(execution: Execution, overhead_s: float) -> dict[str, float]:
+    """Mean time of a device per step by cause: computing by kind, own transfers not hidden, waiting, host."""
+    compute_s, _, _ = _lane_times(execution)
+    step_s = execution.step_times_s[:, None]
+    idle_s = step_s - _total_s(execution, exchange=False)
+    transfer_s = np.minimum(idle_s, _total_s(execution, exchange=True))
+    parts = compute_s | {"transfer": float(transfer_s.mean()), "waiting": float((idle_s - transfer_s).mean())}
+    return parts | ({"host": overhead_s} if overhead_s else {})
+
+
+def load_metrics(setting: Setting, placement: Placement, reduction: Reduction) -> dict[str, float]:
+    """Balance of tokens over ranks, on the judged steps and as planned on the fitted part."""
+    imbalance = step_imbalance(placement, reduction)
+    planned = rank_loads(placement, setting.fit_loads.astype(np.float64))
+    return {
+        "load_imbalance": float(imbalance.mean()),
+        "load_imbalance.worst_layer": float(imbalance.mean(axis=1).max()),
+        "load_imbalance.fit": float((planned.max(axis=1) / planned.mean(axis=1)).mean()),
+        "active_experts_per_device": float((reduction.slot_tokens > 0).sum(axis=-1).mean() / placement.n_ranks),
+    }
+
+
+def traffic_metrics(setting: Setting, reduction: Reduction, schedule: ScheduleSpec) -> dict[str, float]:
+    """Where tokens went, and bytes per step on each kind of link, dispatch and combine together."""
+    pairs, nodes = reduction.pairs_total.sum(axis=0), _node_visits(setting, reduction)
+    n_steps, cluster = setting.batches.n_steps, setting.cluster
+    at_home = nodes[np.arange(cluster.n_devices), cluster.node_of_device()].sum()
+    n_tokens = n_steps * cluster.n_devices * setting.workload.tokens_per_device * len(reduction.pairs_total)
+    both_ways = _exchange_bytes(setting, schedule) / n_steps
+    metrics = {
+        "cross_device_frac": float(1 - np.trace(pairs) / pairs.sum()),
+        "cross_node_frac": float(1 - at_home / nodes.sum()),
+        "devices_per_token": float(pairs.sum() / n_tokens),
+        f"bytes.{cluster.intra.kind}": float(reduction.ports.send_intra.sum() * both_ways),
+    }
+    if cluster.n_nodes > 1 and cluster.inter is not None:
+        name = f"bytes.{cluster.inter.kind}"  # may be the kind inside nodes, too
+        metrics[name] = metrics.get(name, 0.0) + float(reduction.ports.send_inter.sum() * both_ways)
+    return metrics
+
+
+def _node_visits(setting: Setting, reduction: Reduction) -> NDArray[np.int64]:
+    """Copies of tokens that go to each node, int64[source, node]: once per node where they are forwarded inside."""
+    by_node = reduction.node_pairs_total
+    if by_node.shape[-1] == 0:
+        n_devices, n_nodes = setting.layout.n_devices, setting.layout.n_nodes
+        by_node = reduction.pairs_total.reshape(-1, n_devices, n_nodes, n_devices // n_nodes).sum(axis=-1)
+    visits: NDArray[np.int64] = by_node.sum(axis=0)
+    return visits
+
+
+def memory_metrics(memory: DeviceMemory) -> dict[str, float]:
+    """Bytes of the fullest device."""
+    return {"memory_bytes.peak": float(memory.used_bytes.max()), "memory_bytes.usable": memory.usable_bytes}
+
+
+def step_imbalance(placement: Placement, reduction: Reduction) -> NDArray[np.float64]:
+    """Max over mean tokens of the ranks, float64[layer, step]."""
+    by_rank = tokens_by_rank(placement, reduction.slot_tokens).sum(axis=-1)
+    steps = by_rank.reshape(len(by_rank), -1, reduction.n_chunks, placement.n_ranks).sum(axis=2)
+    imbalance: NDArray[np.float64] = steps.max(axis=-1) / steps.mean(axis=-1)
+    return imbalance
+
+
+def traffic_bytes(setting: Setting, reduction: Reduction, schedule: ScheduleSpec) -> NDArray[np.float64]:
+    """Bytes per step from source to destination, float64[source, destination]: dispatch and, transposed, combine."""
+    pairs = reduction.pairs_total.sum(axis=0) / setting.batches.n_steps
+    np.fill_diagonal(pairs, 0)
+    exchange = schedule.exchange
+    there, back = token_bytes(setting, exchange.dispatch_dtype), token_bytes(setting, exchange.combine_dtype)
+    both_ways: NDArray[np.float64] = pairs * there + pairs.T * back
+    return both_ways
+
+
+def _exchange_bytes(setting: Setting, schedule: ScheduleSpec) -> float:
+    exchange = schedule.exchange
+    return token_bytes(setting, exchange.dispatch_dtype) + token_bytes(setting, exchange.combine_dtype)
+
+
+def _lane_times(execution: Execution) -> tuple[dict[str, float], float, float]:
+    """Mean per step and device: computing by kind, time covered by exchanges, idle time of the compute lane."""
+    compute_s: dict[str, float] = {}
+    for op, duration in zip(execution.op_list.ops, execution.durations, strict=True):
+        if not isinstance(duration, ExchangeTime):
+            compute_s[op.work.kind] = compute_s.get(op.work.kind, 0.0) + float(duration.mean())
+    begins = begins_s(execution.op_list, execution.durations, execution.finished)
+    exchanges = [index for index, op in enumerate(execution.op_list.ops) if op.is_exchange]
+    covered = covered_s([begins[i] for i in exchanges], [execution.finished.end_s[i] for i in exchanges])
+    exposed_s = float((execution.step_times_s[:, None] - _total_s(execution, exchange=False)).mean())
+    return compute_s, float(covered.mean()), exposed_s
+
+
+def _total_s(execution: Execution, *, exchange: bool) -> Seconds:
+    """Own work of each device in all exchanges, or in all computations, float64[step, device]."""
+    total = np.zeros_like(execution.finished.end_s[0])
+    for duration in execution.durations:
+        if isinstance(duration, ExchangeTime) == exchange:
+            total = total + busy_s(duration)
+    return total
+
+
+def _port_busy_s(execution: Execution, port: str) -> float:
+    exchanges = [duration for duration in execution.durations if isinstance(duration, ExchangeTime)]
+    return float(sum(getattr(duration, port).mean() for duration in exchanges))

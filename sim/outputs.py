@@ -1,0 +1,90 @@
+"""Files of a result: the folder of `--out` and the JSON of `--json`, each file whole or not there."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+
+from scenarios.errors import MoesimError
+from scenarios.files import whole_file
+from sim.report import Picture, render_report
+from sim.result import Comparison, Table
+from sim.timeline import write_trace
+
+PAGE_DPI = 150
+
+
+def write_outputs(comparison: Comparison, folder: Path) -> list[Path]:
+    """Paths of report.html, result.json, timeline.json.gz and the plots (.svg, .png), written to `folder`.
+
+    The folder is made where it is missing; files of an earlier run are replaced. With several workloads the names of
+    plots begin with the number of their table. Raises MoesimError where `folder` is a file or cannot be written.
+    """
+    plots = folder / "plots"
+    _make(folder)
+    _make(plots)
+    written: list[Path] = []
+    pictures: list[list[Picture]] = []
+    for number, table in enumerate(comparison.tables, start=1):
+        prefix = f"{number}-" if len(comparison.tables) > 1 else ""
+        pictures.append([])
+        for picture in _drawn(table):
+            pictures[-1].append(picture)
+            written.append(_write(plots / f"{prefix}{picture.name}.svg", picture.svg))
+            written.append(_write(plots / f"{prefix}{picture.name}.png", picture.png))
+    timeline = folder / "timeline.json.gz"
+    with whole_file(timeline) as temporary:
+        write_trace(comparison, temporary)
+    return [
+        _write(folder / "report.html", render_report(comparison, pictures).encode()),
+        _write(folder / "result.json", json_text(comparison).encode()),
+        timeline,
+        *written,
+    ]
+
+
+def write_json(comparison: Comparison, target: str) -> None:
+    """Write the result as JSON to the file `target`, or to standard output where it is `-`."""
+    if target == "-":
+        sys.stdout.write(json_text(comparison))
+    else:
+        _write(Path(target), json_text(comparison).encode())
+
+
+def json_text(comparison: Comparison) -> str:
+    """The result as indented JSON; raises ValueError where a number is not finite, which JSON cannot hold."""
+    return json.dumps(comparison.as_json(), indent=2, allow_nan=False, default=_plain) + "\n"
+
+
+def _plain(value: object) -> object:
+    """The Python value of a NumPy one."""
+    if isinstance(value, np.generic | np.ndarray):
+        return value.tolist()
+    raise TypeError(f"{type(value).__name__} has no place in a result file")
+
+
+def _drawn(table: Table) -> Iterator[Picture]:
+    from sim import plots  # matplotlib takes half a second to import
+
+    for name in plots.figure_names(table):
+        figure = plots.FIGURES[name](table)
+        yield Picture(name=name, svg=plots.svg_bytes(figure), png=plots.png_bytes(figure, PAGE_DPI))
+
+
+def _make(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError):
+        raise MoesimError(f"{folder}: a file is in the way; give the path of a folder") from None
+    except OSError as error:
+        raise MoesimError(f"{folder}: cannot be made ({error.strerror}); choose another folder") from None
+
+
+def _write(path: Path, content: bytes) -> Path:
+    with whole_file(path) as temporary:
+        temporary.write_bytes(content)
+    return path

@@ -1,0 +1,24 @@
+"""Overlap by chunks (Tutel, arXiv 2206.03382, section 3.3): while one chunk computes, another one travels."""
+
+from __future__ import annotations
+
+from sim.policies.attend import attend
+from sim.program import After, Program, Step
+
+
+def chunked(program: Program, step: Step) -> None:
+    """Issue every layer's tokens in chunks; shared experts run while the first chunk is on its way."""
+    previous: After = None
+    for layer in step.layers:
+        previous = attend(program, layer, previous)
+        if layer.mlp is not None:
+            previous = program.compute(layer.mlp, after=previous)
+        if layer.gate is None:
+            continue
+        gated = program.compute(layer.gate, after=previous)
+        arrived = [program.exchange(chunk.dispatch, after=gated) for chunk in layer.chunks]
+        if layer.shared is not None:
+            program.compute(layer.shared, after=gated)
+        worked = [program.compute(c.experts, after=here) for c, here in zip(layer.chunks, arrived, strict=True)]
+        previous = [program.exchange(c.combine, after=done) for c, done in zip(layer.chunks, worked, strict=True)]
+    program.compute(step.head, after=previous)

@@ -1,0 +1,145 @@
+"""The pricing plane: reduction x hardware -> durations of every work, float64[step, device]."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hwmodels.attention import attention_decode_s, attention_prefill_s, attention_projections_s, windowed_context
+from hwmodels.gemm import head_s, mlp_s, norm_s
+from hwmodels.links import all_gather_s, reduce_scatter_s
+from hwmodels.moe import expert_shape, gate_s, grouped_gemm_moe_s
+from placement.plan import Placement
+from placement.reduction import Reduction
+from scenarios.models import BYTES_PER_VALUE, GroupedQueryAttention
+from scenarios.specs import ExchangeSpec
+from sim.durations import Duration, ExchangeTime, Seconds
+from sim.exchange_pricing import by_chunk, exchange_prices
+from sim.program import OpList, Work
+from sim.setting import Setting
+
+Tokens = NDArray[np.integer]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Prices:
+    """Durations by kind of work.
+
+    per_layer  kind -> float64[step, device], the same in every layer ("attention" with `layers_windowed` in two kinds).
+    per_chunk  kind -> [MoE layer][chunk] -> duration.
+    """
+
+    per_layer: dict[str, Duration]
+    per_chunk: dict[str, list[list[Duration]]]
+    windowed_layers: frozenset[int]
+    moe_row: dict[int, int]
+
+    def of(self, work: Work) -> Duration:
+        """Duration of `work`."""
+        if work.kind in self.per_chunk:
+            return self.per_chunk[work.kind][self.moe_row[work.layer]][work.chunk]
+        windowed = work.kind == "attention" and work.layer in self.windowed_layers
+        return self.per_layer["windowed attention" if windowed else work.kind]
+
+    def durations(self, op_list: OpList) -> list[Duration]:
+        """Durations of all operations of a program."""
+        return [self.of(op.work) for op in op_list.ops]
+
+
+def price(setting: Setting, placement: Placement, reduction: Reduction, exchange: ExchangeSpec) -> Prices:
+    """Prices of one placement on one setting; works of a layer outside the experts do not depend on the placement."""
+    model = setting.model
+    windowed = frozenset[int]()
+    if isinstance(model.attention, GroupedQueryAttention) and model.attention.window_tokens is not None:
+        windowed = frozenset(range(0, model.n_layers, model.attention.windowed_every))
+    return Prices(
+        per_layer=_layer_prices(setting),
+        per_chunk={"experts": _experts(setting, placement, reduction), **exchange_prices(setting, reduction, exchange)},
+        windowed_layers=windowed,
+        moe_row={layer: row for row, layer in enumerate(model.moe_layers)},
+    )
+
+
+def _layer_prices(setting: Setting) -> dict[str, Duration]:
+    """What every device does for its own tokens, whatever the placement."""
+    model, device = setting.model, setting.cluster.device
+    shape = setting.batches.tokens.shape[:2]
+    tokens = np.full(shape, setting.workload.tokens_per_device)
+    norm = norm_s(tokens, model.hidden_size, device)
+    prices: dict[str, Duration] = {
+        "attention": _attention(setting, None),
+        "gate": norm + gate_s(tokens, model.hidden_size, model.n_experts, device),
+        "head": norm + _head(setting, tokens),
+    }
+    if isinstance(model.attention, GroupedQueryAttention) and model.attention.window_tokens is not None:
+        prices["windowed attention"] = _attention(setting, model.attention.window_tokens)
+    if model.shared_intermediate_size:
+        prices["shared"] = mlp_s(
+            tokens, model.hidden_size, model.shared_intermediate_size, model.gated, model.weight_dtype, device
+        )
+    if model.dense_intermediate_size:
+        prices["mlp"] = norm + mlp_s(
+            tokens, model.hidden_size, model.dense_intermediate_size, model.dense_gated, model.weight_dtype, device
+        )
+    if setting.attention_tp > 1:
+        prices |= _collectives(setting, shape)
+    return prices
+
+
+def _attention(setting: Setting, window_tokens: int | None) -> Seconds:
+    """Norm, projections and attention of one layer; the devices of a tensor-parallel group work on all its tokens."""
+    model, device, tp = setting.model, setting.cluster.device, setting.attention_tp
+    contexts = windowed_context(setting.batches.contexts, window_tokens).sum(axis=-1)
+    grouped = contexts.reshape(len(contexts), -1, tp).sum(axis=-1)
+    attended = np.repeat(grouped, tp, axis=-1)
+    tokens = np.full(attended.shape, setting.workload.tokens_per_device * tp)
+    law: Callable[..., Seconds] = attention_decode_s if setting.workload.phase == "decode" else attention_prefill_s
+    return (
+        norm_s(tokens, model.hidden_size, device)
+        + attention_projections_s(tokens, model.attention, model.hidden_size, tp, model.weight_dtype, device)
+        + law(tokens, attended, model.attention, tp, model.kv_dtype, device)
+    )
+
+
+def _head(setting: Setting, tokens: Tokens) -> Seconds:
+    """Logits of every token in decode; in prefill of one position a device, as few prompts end in a step."""
+    model, tp = setting.model, setting.attention_tp
+    positions = tokens if setting.workload.phase == "decode" else np.ones_like(tokens)
+    return head_s(
+        positions * tp, model.hidden_size, model.vocab_size, tp, model.activation_dtype, setting.cluster.device
+    )
+
+
+def _collectives(setting: Setting, shape: tuple[int, int]) -> dict[str, Duration]:
+    model, tp, link = setting.model, setting.attention_tp, setting.cluster.intra
+    own_bytes = setting.workload.tokens_per_device * model.hidden_size * BYTES_PER_VALUE[model.activation_dtype]
+    gather = np.full(shape, all_gather_s(own_bytes, tp, link))
+    scatter = np.full(shape, reduce_scatter_s(own_bytes * tp, tp, link))
+    return {
+        "gather": ExchangeTime(send_s=gather, receive_s=gather, group_size=tp),
+        "scatter": ExchangeTime(send_s=scatter, receive_s=scatter, group_size=tp),
+    }
+
+
+def tokens_by_rank(placement: Placement, slot_tokens: Tokens) -> Tokens:
+    """int64[layer, part, rank, place] from int64[layer, part, slot]; places beyond a rank's slots hold no token."""
+    counts = placement.slots_per_rank()
+    width, n_ranks = int(counts.max()), placement.n_ranks
+    if (counts == width).all():
+        return slot_tokens.reshape(*slot_tokens.shape[:-1], n_ranks, width)
+    first = np.cumsum(counts, axis=1) - counts
+    place = np.arange(placement.n_slots) - np.take_along_axis(first, placement.rank_of_slot, axis=1)
+    grouped = np.zeros((*slot_tokens.shape[:-1], n_ranks * width), np.int64)
+    cells = placement.rank_of_slot * width + place
+    np.put_along_axis(grouped, np.broadcast_to(cells[:, None, :], slot_tokens.shape), slot_tokens, axis=-1)
+    return grouped.reshape(*slot_tokens.shape[:-1], n_ranks, width)
+
+
+def _experts(setting: Setting, placement: Placement, reduction: Reduction) -> list[list[Duration]]:
+    shape = expert_shape(setting.model, setting.layout.tp)
+    by_rank = tokens_by_rank(placement, reduction.slot_tokens)
+    experts_s = np.repeat(grouped_gemm_moe_s(by_rank, shape, setting.cluster.device), setting.layout.tp, axis=-1)
+    return [list(chunks) for chunks in by_chunk(experts_s, reduction.n_chunks)]

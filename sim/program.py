@@ -1,0 +1,153 @@
+"""Stream programs: a policy issues operations in program order, which are recorded once as an op list.
+
+Every device runs the same list on its own lanes, as a GPU runs the kernels that were put on its streams. A lane is
+first in, first out: an operation starts when the one before it on its lane is done and all that it comes `after`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+from scenarios.errors import DeadlockError
+
+Lane = Literal["compute", "send", "receive"]
+EXCHANGE_LANES: tuple[Lane, ...] = ("send", "receive")
+
+
+@dataclass(frozen=True, slots=True)
+class Work:
+    """What an operation does, and so which durations apply: `kind` of `layer` (-1: none), for one `chunk` (-1: all)."""
+
+    kind: str
+    layer: int = -1
+    chunk: int = -1
+
+
+@dataclass(frozen=True, slots=True)
+class Chunk:
+    """One part of a layer's tokens on its way through the experts."""
+
+    dispatch: Work
+    experts: Work
+    combine: Work
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Layer:
+    """The works of one transformer block; those that the model or layout does not have are None."""
+
+    attention: Work
+    gate: Work | None = None
+    whole: Chunk | None = None
+    chunks: tuple[Chunk, ...] = ()
+    shared: Work | None = None
+    mlp: Work | None = None
+    gather: Work | None = None
+    scatter: Work | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Step:
+    """The works of one forward pass, in the order of the model."""
+
+    layers: tuple[Layer, ...]
+    head: Work
+
+
+@dataclass(frozen=True, slots=True)
+class Op:
+    """One recorded operation: `lanes` it occupies, and the indices of the operations that it comes after."""
+
+    work: Work
+    lanes: tuple[Lane, ...]
+    after: tuple[int, ...]
+
+    @property
+    def is_exchange(self) -> bool:
+        """True where tokens travel between devices."""
+        return self.lanes == EXCHANGE_LANES
+
+
+@dataclass(slots=True)
+class Program:
+    """Records what a policy issues. An operation is named by its index; `after=None` stands for 'at once'."""
+
+    ops: list[Op] = field(default_factory=list)
+
+    def compute(self, work: Work, *, after: After) -> int:
+        """Index of a new operation on the compute lane."""
+        return self._issue(work, ("compute",), after)
+
+    def exchange(self, work: Work, *, after: After) -> int:
+        """Index of a new exchange of tokens, on the send and receive lanes of all devices of its group."""
+        return self._issue(work, EXCHANGE_LANES, after)
+
+    def _issue(self, work: Work, lanes: tuple[Lane, ...], after: After) -> int:
+        waits = () if after is None else (after,) if isinstance(after, int) else tuple(after)
+        index = len(self.ops)
+        later = [dep for dep in waits if not 0 <= dep < index]
+        if later:
+            raise DeadlockError(f"operation {index} ({work.kind}) waits for operation {later[0]}, not yet issued")
+        self.ops.append(Op(work, lanes, waits))
+        return index
+
+
+After = int | Sequence[int] | None
+Policy = Callable[[Program, Step], None]
+
+
+@dataclass(frozen=True, slots=True)
+class OpList:
+    """A compiled program.
+
+    `waits[i]` are the operations whose end operation i awaits: `after` without what follows from the others.
+    `lane_waits[i]` are (lane, operation) pairs: the predecessors on its lanes, without those that follow from `waits`.
+    Dropping changes no time: an operation starts after all of its ancestors end on the same device. A receive lane
+    may open for an exchange before the device itself starts it, so its predecessor always stays.
+    """
+
+    ops: tuple[Op, ...]
+    waits: tuple[tuple[int, ...], ...]
+    lane_waits: tuple[tuple[tuple[Lane, int], ...], ...]
+
+
+def compile_program(policy: Policy, step: Step) -> OpList:
+    """The op list that `policy` issues for `step`."""
+    program = Program()
+    policy(program, step)
+    return compile_ops(program.ops)
+
+
+def compile_ops(ops: Sequence[Op]) -> OpList:
+    """Op list with redundant waits dropped; ancestors are kept as bit sets."""
+    ancestors: list[int] = []
+    last_on_lane: dict[Lane, int] = {}
+    waits: list[tuple[int, ...]] = []
+    lane_waits: list[tuple[tuple[Lane, int], ...]] = []
+    for index, op in enumerate(ops):
+        needed = [dep for dep in dict.fromkeys(op.after) if not _implied(dep, op.after, ancestors)]
+        reached = 0
+        for dep in needed:
+            reached |= ancestors[dep] | 1 << dep
+        before = [(lane, last_on_lane[lane]) for lane in op.lanes if lane in last_on_lane]
+        waits.append(tuple(needed))
+        lane_waits.append(tuple((lane, dep) for lane, dep in before if lane == "receive" or not reached >> dep & 1))
+        ancestors.append(reached | _followed(before, ancestors))
+        last_on_lane.update(dict.fromkeys(op.lanes, index))
+    return OpList(tuple(ops), tuple(waits), tuple(lane_waits))
+
+
+def _implied(dep: int, deps: Sequence[int], ancestors: Sequence[int]) -> bool:
+    return any(ancestors[other] >> dep & 1 for other in deps if other != dep)
+
+
+def _followed(before: Sequence[tuple[Lane, int]], ancestors: Sequence[int]) -> int:
+    """Ancestors gained through the lanes. An exchange frees its send lane before it ends, so the predecessor there
+    has not ended yet; the receive lane and the compute lane are free only at its end."""
+    reached = 0
+    for lane, dep in before:
+        if lane != "send":
+            reached |= ancestors[dep] | 1 << dep
+    return reached

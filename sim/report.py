@@ -1,0 +1,148 @@
+"""The report: one HTML page that needs no network, made from a comparison and its drawn figures."""
+
+from __future__ import annotations
+
+import base64
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jinja2
+
+from sim.result import Comparison, Constant, RunResult, Table
+from sim.tables import comparison_columns, shown_metric
+from sim.wording import answer, baseline, shown_name, shown_percent, shown_time
+
+TEMPLATE = Path(__file__).with_name("report_template.html")
+
+CAPTIONS = {
+    "step-time": (
+        "Where the step time goes",
+        "Mean time of a device per step by cause. Transfer is the device's own sending and receiving that no computing "
+        "hides; waiting is for other devices, or for work that comes before.",
+    ),
+    "timeline": (
+        "Two layers in the middle of a step",
+        "The step of median time, of the best plan and of the baseline (or of the second, where the baseline is best). "
+        "Each device has a row for computing and below it those for exchanges; hatched is waiting for other devices.",
+    ),
+    "device-load": (
+        "Load of the devices",
+        "Routed tokens of each device in each MoE layer, over the mean of the layer, averaged over the steps. "
+        "Red devices hold the others up.",
+    ),
+    "imbalance": (
+        "Load imbalance by layer",
+        "Tokens of the most loaded rank over the mean, averaged over the steps. 1.0 is perfect balance.",
+    ),
+    "traffic": (
+        "Traffic between devices",
+        "Bytes per step from device to device, dispatch and combine together. Lines separate nodes; the colour scale "
+        "starts at zero only where the smallest amount is below half of the largest.",
+    ),
+    "step-distribution": (
+        "Spread of the step times",
+        "Quartiles and median over the simulated steps; the line runs from the 1st to the 99th percentile.",
+    ),
+}
+_SVG_LIMIT_BYTES = 150_000
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Picture:
+    """A drawn figure; `png` is for pages, where the SVG is large."""
+
+    name: str
+    svg: bytes
+    png: bytes
+
+    def data_uri(self) -> str:
+        """The picture as an address that holds all of it: SVG, or PNG where that is heavy."""
+        heavy = len(self.svg) > _SVG_LIMIT_BYTES
+        kind, content = ("png", self.png) if heavy else ("svg+xml", self.svg)
+        return f"data:image/{kind};base64,{base64.b64encode(content).decode()}"
+
+
+def render_report(comparison: Comparison, pictures: Sequence[Sequence[Picture]]) -> str:
+    """HTML of the report; `pictures` holds those of each table, in order. All text is escaped."""
+    environment = jinja2.Environment(
+        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    sections = [_section(table, drawn) for table, drawn in zip(comparison.tables, pictures, strict=True)]
+    return environment.from_string(TEMPLATE.read_text(encoding="utf-8")).render(
+        comparison=comparison,
+        version=comparison.provenance["moesim"],
+        sections=sections,
+        constants=_by_trust(comparison.constants),
+        kinds=_kinds(comparison.constants),
+        provenance=[(key, _plain(value)) for key, value in comparison.provenance.items()],
+        wall=shown_time(comparison.wall_s),
+    )
+
+
+def _section(table: Table, pictures: Sequence[Picture]) -> dict[str, Any]:
+    """What the template shows of one table."""
+    columns = comparison_columns(table)
+    return {
+        "title": table.title,
+        "answer": answer(table),
+        "columns": columns,
+        "rows": [
+            {"cells": [column.cells[row] for column in columns], "mark": _mark(table, result, row)}
+            for row, result in enumerate(table.results)
+        ],
+        "figures": [
+            {"title": CAPTIONS[p.name][0], "caption": CAPTIONS[p.name][1], "source": p.data_uri()} for p in pictures
+        ],
+        "notes": table.notes,
+        "names": [shown_name(result.name) for result in table.results],
+        "metrics": _all_metrics(table),
+        "plans": [
+            (shown_name(result.name), json.dumps(result.plan, indent=2, default=str)) for result in table.results
+        ],
+        "workload": json.dumps(table.workload, indent=2, default=str),
+    }
+
+
+def _mark(table: Table, result: RunResult, row: int) -> str:
+    if len(table.results) == 1:
+        return ""
+    return " ".join(["best"] * (row == 0) + ["baseline"] * (result is baseline(table)))
+
+
+def _all_metrics(table: Table) -> list[tuple[str, list[str]]]:
+    """Every metric and cause of time with its values, a row a name."""
+    names = list(dict.fromkeys(name for result in table.results for name in result.metrics))
+    causes = list(dict.fromkeys(cause for result in table.results for cause in result.breakdown_s))
+    rows = [(name, [_shown(name, result.metrics.get(name)) for result in table.results]) for name in names]
+    rows += [(f"breakdown_s.{cause}", [_cause(result, cause) for result in table.results]) for cause in causes]
+    return rows
+
+
+def _shown(name: str, value: float | None) -> str:
+    return "" if value is None else shown_metric(name, value)
+
+
+def _cause(result: RunResult, cause: str) -> str:
+    time_s, total_s = result.breakdown_s.get(cause), sum(result.breakdown_s.values())
+    return "" if time_s is None else f"{shown_time(time_s)} ({shown_percent(time_s / total_s)})"
+
+
+_TRUST = ("assumed", "derived", "published", "datasheet", "measured")
+
+
+def _by_trust(constants: Sequence[Constant]) -> list[Constant]:
+    """Constants with the least certain kinds first, otherwise as they came."""
+    return sorted(constants, key=lambda c: _TRUST.index(c.kind) if c.kind in _TRUST else -1)
+
+
+def _kinds(constants: Sequence[Constant]) -> str:
+    """How many constants there are of each kind: `3 measured, 1 assumed`."""
+    counts = {kind: sum(c.kind == kind for c in constants) for kind in dict.fromkeys(c.kind for c in constants)}
+    return ", ".join(f"{count} {kind}" for kind, count in counts.items())
+
+
+def _plain(value: object) -> str:
+    return value if isinstance(value, str) else json.dumps(value, default=str)

@@ -1,0 +1,100 @@
+"""Results: frozen values that tables, reports and JSON are made from."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sim.log import OpTimes
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Constant:
+    """One number that a result rests on, with its origin."""
+
+    name: str
+    value: str
+    kind: str
+    source: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunResult:
+    """One plan, simulated.
+
+    plan               what was varied or chosen, by section of the scenario.
+    metrics            see docs/nomenclature.md; names carry units.
+    breakdown_s        mean step time of a device by cause, in seconds; sums to the mean step time.
+    step_times_s       float64[step].
+    device_tokens      float64[layer, device]: routed tokens per step.
+    device_experts     float64[layer, device]: distinct expert slots with a token, per step.
+    layer_imbalance    float64[layer]: max over mean tokens of the ranks, averaged over steps.
+    traffic_bytes      float64[source, destination]: dispatch and combine per step.
+    log                operations of one typical step (the one of median time).
+    """
+
+    name: str
+    plan: dict[str, Any]
+    metrics: dict[str, float]
+    breakdown_s: dict[str, float]
+    step_times_s: NDArray[np.float64]
+    device_tokens: NDArray[np.float64]
+    device_experts: NDArray[np.float64]
+    layer_imbalance: NDArray[np.float64]
+    traffic_bytes: NDArray[np.float64]
+    log: tuple[OpTimes, ...] = field(repr=False)
+    logged_step: int = 0
+
+    def as_json(self) -> dict[str, Any]:
+        """Name, plan and metrics, as documented for result.json."""
+        return {"name": self.name, "plan": self.plan, "metrics": self.metrics, "breakdown_s": self.breakdown_s}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Table:
+    """The plans that competed on one workload, best first; gains are over the first one of the scenario."""
+
+    title: str
+    workload: dict[str, Any]
+    results: tuple[RunResult, ...]
+    first: str
+    moe_layers: tuple[int, ...]
+    devices_per_node: int
+    notes: tuple[str, ...]
+
+    def gain(self, result: RunResult) -> float:
+        """Throughput over that of the first plan of the scenario, minus one."""
+        base = next(other for other in self.results if other.name == self.first)
+        return result.metrics["tokens_per_s"] / base.metrics["tokens_per_s"] - 1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Comparison:
+    """All that a `run` or `compare` found out; `run` has one table with one row."""
+
+    scenario: str
+    description: str | None
+    model: str
+    cluster: str
+    tables: tuple[Table, ...]
+    constants: tuple[Constant, ...]
+    provenance: dict[str, Any]
+    wall_s: float
+
+    def as_json(self) -> dict[str, Any]:
+        """The result file: version, scenario, one entry a plan, constants and provenance."""
+        return {
+            "moesim": self.provenance["moesim"],
+            "scenario": self.scenario,
+            "results": [
+                {"workload": t.workload, "gain": t.gain(r), **r.as_json()} for t in self.tables for r in t.results
+            ],
+            "notes": sorted({note for table in self.tables for note in table.notes}),
+            "constants": [
+                {"name": c.name, "value": c.value, "kind": c.kind, "source": c.source} for c in self.constants
+            ],
+            "provenance": self.provenance,
+        }

@@ -1,0 +1,163 @@
+"""What all plans of a comparison share: model, machine, layout and the steps to replay, made from a scenario."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hwmodels.cluster import Cluster, build_cluster
+from placement.layout import ExpertLayout
+from scenarios.errors import ScenarioError, TraceError
+from scenarios.models import ModelCard
+from scenarios.specs import ClusterSpec, ParallelSpec, WorkloadSpec
+from sim.program import Chunk, Layer, Step, Work
+from traces.batches import Batches, compose_batches
+from traces.routing import RoutingTrace
+from traces.split import select_sequences, split_sequences
+from traces.stats import expert_loads
+from traces.storage import load_trace
+from traces.synth import fit_knobs, knobs_from_spec, synthesise
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Setting:
+    """One model on one machine under one workload.
+
+    fit_loads  int64[layer, expert]: routed tokens of the sequences that plans are fitted on.
+    batches    the steps that plans are judged on, of other sequences.
+    """
+
+    model: ModelCard
+    cluster: Cluster
+    layout: ExpertLayout
+    attention_tp: int
+    workload: WorkloadSpec
+    trace: RoutingTrace
+    fit_loads: NDArray[np.int64]
+    fit_sequences: int
+    batches: Batches
+    judged_sequences: int
+
+
+def make_setting(
+    *,
+    model: ModelCard,
+    cluster: ClusterSpec,
+    parallel: ParallelSpec,
+    workload: WorkloadSpec,
+    trace: RoutingTrace,
+    seed: int,
+) -> Setting:
+    """The setting of these specs. Raises ScenarioError or TraceError where they contradict each other."""
+    machine = build_cluster(cluster)
+    layout, attention_tp = _layout(machine, parallel)
+    check_trace(trace, model)
+    fit, judged = split_sequences(trace, workload.split.fit, workload.split.evaluate, seed)
+    batches = compose_batches(
+        trace,
+        judged,
+        phase=workload.phase,
+        shape=(workload.steps, layout.n_devices, workload.tokens_per_device),
+        context_tokens=workload.context_tokens,
+        rng=np.random.default_rng([seed, 1]),
+    )
+    return Setting(
+        model=model,
+        cluster=machine,
+        layout=layout,
+        attention_tp=attention_tp,
+        workload=workload,
+        trace=trace,
+        fit_loads=expert_loads(select_sequences(trace, fit if len(fit) else judged)),
+        fit_sequences=len(fit),
+        batches=batches,
+        judged_sequences=len(judged),
+    )
+
+
+def open_trace(workload: WorkloadSpec, model: ModelCard, base: Path) -> RoutingTrace:
+    """The workload's trace: read from its file (relative to `base`), or made up by its knobs."""
+    if workload.trace is not None:
+        return load_trace(_found(workload.trace, base))
+    spec = workload.synthetic
+    if spec is None:
+        raise ScenarioError("workload names neither a trace nor a synthesis")
+    fitted = fit_knobs(load_trace(_found(spec.fit, base))) if spec.fit is not None else None
+    return synthesise(knobs_from_spec(spec, model, fitted), np.random.default_rng(spec.seed))
+
+
+def _found(name: str, base: Path) -> Path:
+    """The file beside the scenario, or else below the working directory."""
+    places = dict.fromkeys([base / name, Path(name)])
+    found = [path for path in places if path.is_file()]
+    if not found:
+        raise TraceError(f"no trace file {' or '.join(map(str, places))}; `moesim trace import` makes one")
+    return found[0]
+
+
+def check_trace(trace: RoutingTrace, model: ModelCard) -> None:
+    """Raise TraceError where `trace` cannot come from `model`."""
+    pairs = {
+        "experts": (trace.n_experts, model.n_experts),
+        "MoE layers": (trace.n_layers, len(model.moe_layers)),
+        "routed experts per token": (trace.top_k, model.top_k),
+    }
+    wrong = [f"{got} {name} where {model.name} has {want}" for name, (got, want) in pairs.items() if got != want]
+    if trace.variable_k and trace.top_k >= model.top_k:
+        wrong = [text for text in wrong if "per token" not in text]
+    if wrong:
+        raise TraceError(
+            f"the trace ({trace.provenance.model}) has {', and '.join(wrong)}; choose the trace's own model"
+        )
+
+
+def build_step(model: ModelCard, *, chunks: int, attention_tp: int) -> Step:
+    """The works of one forward pass of `model`, its MoE layers in `chunks` chunks."""
+    moe_layers = set(model.moe_layers)
+
+    def layer(number: int) -> Layer:
+        is_moe = number in moe_layers
+        parts = tuple(_chunk(number, chunk) for chunk in range(chunks)) if is_moe else ()
+        return Layer(
+            attention=Work("attention", number),
+            gather=Work("gather", number) if attention_tp > 1 else None,
+            scatter=Work("scatter", number) if attention_tp > 1 else None,
+            gate=Work("gate", number) if is_moe else None,
+            shared=Work("shared", number) if is_moe and model.shared_intermediate_size else None,
+            mlp=None if is_moe else Work("mlp", number),
+            whole=parts[0] if chunks == 1 and is_moe else None,
+            chunks=parts,
+        )
+
+    return Step(layers=tuple(layer(number) for number in range(model.n_layers)), head=Work("head"))
+
+
+def _chunk(layer: int, chunk: int) -> Chunk:
+    return Chunk(Work("dispatch", layer, chunk), Work("experts", layer, chunk), Work("combine", layer, chunk))
+
+
+def _layout(cluster: Cluster, parallel: ParallelSpec) -> tuple[ExpertLayout, int]:
+    n_devices = cluster.n_devices
+    attention, experts = parallel.attention, parallel.experts
+    for name, degrees in (
+        ("attention", attention and (attention.dp, attention.tp)),
+        ("experts", experts and (experts.ep, experts.tp)),
+    ):
+        if degrees and degrees[0] * degrees[1] != n_devices:
+            kinds = "dp x tp" if name == "attention" else "ep x tp"
+            raise ScenarioError(
+                f"parallel.{name}: {kinds} = {degrees[0]} x {degrees[1]} = {degrees[0] * degrees[1]}, "
+                f"but the cluster has {n_devices} devices ({cluster.n_nodes} x {cluster.devices_per_node})"
+            )
+    attention_tp = attention.tp if attention else 1
+    if cluster.devices_per_node % attention_tp:
+        raise ScenarioError(
+            f"parallel.attention: tp {attention_tp} does not divide the {cluster.devices_per_node} devices of a node"
+        )
+    layout = ExpertLayout(
+        n_devices=n_devices, devices_per_node=cluster.devices_per_node, tp=experts.tp if experts else 1
+    )
+    return layout, attention_tp

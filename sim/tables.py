@@ -1,0 +1,176 @@
+"""Tables: the columns of a comparison as text, shared by terminal and report, and rich tables for the terminal."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+import rich.box
+import rich.table
+from rich.console import Console
+from rich.text import Text
+
+from sim.result import RunResult, Table
+from sim.wording import (
+    GIB,
+    decimals,
+    shown_bytes,
+    shown_gain,
+    shown_name,
+    shown_percent,
+    shown_rate,
+    shown_time,
+    time_unit,
+)
+
+WIDTH = 100
+"""Columns that every table fits into."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Column:
+    """One column of a table: header, its unit ('' where cells carry their own), one cell a plan, what it means."""
+
+    header: str
+    unit: str = ""
+    cells: tuple[str, ...]
+    meaning: str
+    numeric: bool = True
+
+    @property
+    def title(self) -> str:
+        """Header with its unit, on one or two lines."""
+        return f"{self.header}\n[{self.unit}]" if self.unit else self.header
+
+
+def comparison_columns(table: Table) -> tuple[Column, ...]:
+    """Columns of the ranked table; those that say nothing here (no second node, no memory known) are left out."""
+    results = table.results
+    named = [shown_name(result.name) for result in results]
+    ranks = [str(rank) for rank in range(1, len(results) + 1)]
+    gains = tuple(shown_gain(table, result) for result in results)
+    return (
+        Column(header="#", cells=tuple(ranks), meaning="rank by mean step time"),
+        Column(header="plan", cells=tuple(named), meaning="what varies between the rows", numeric=False),
+        _step_times(results),
+        Column(header="tokens/s", cells=_cells(results, "tokens_per_s", shown_rate), meaning="of all devices together"),
+        Column(header="gain", cells=gains, meaning=f"tokens/s over {shown_name(table.first)}"),
+        *_load_columns(results),
+        *_traffic_columns(results),
+        *_memory_columns(results),
+    )
+
+
+def comparison_table(table: Table) -> rich.table.Table:
+    """The ranked plans of one workload, at most 100 characters wide; long plan names are folded."""
+    columns = comparison_columns(table)
+    shown = _empty_table(table.title)
+    for column in columns:
+        shown.add_column(
+            Text(column.title), justify="right" if column.numeric else "left", no_wrap=column.numeric, overflow="fold"
+        )
+    for row, result in enumerate(table.results):
+        style = "bold" if row == 0 and len(table.results) > 1 else "dim" if result.name == table.first else ""
+        shown.add_row(*(Text(column.cells[row]) for column in columns), style=style)
+    return shown
+
+
+def metrics_table(result: RunResult) -> rich.table.Table:
+    """All metrics of one plan, and where its step time goes."""
+    shown = _empty_table(shown_name(result.name))
+    shown.add_column("metric", overflow="fold")
+    shown.add_column("value", justify="right", no_wrap=True)
+    shown.add_column("share of step", justify="right", no_wrap=True)
+    for name, value in result.metrics.items():
+        shown.add_row(Text(name), Text(shown_metric(name, value)), "")
+    shown.add_section()
+    total_s = sum(result.breakdown_s.values())
+    for cause, time_s in result.breakdown_s.items():
+        share = shown_percent(time_s / total_s) if total_s > 0 else ""
+        shown.add_row(Text(f"breakdown_s.{cause}"), Text(shown_time(time_s)), Text(share))
+    return shown
+
+
+def shown_metric(name: str, value: float) -> str:
+    """Value of a metric in the unit that its name states, scaled for reading."""
+    base = name.partition(".")[0]
+    if base.endswith("memory_bytes"):
+        return f"{value / GIB:,.2f} GiB"
+    if base.endswith("bytes"):
+        return shown_bytes(value)
+    if "_per_s" in base:
+        return f"{shown_rate(value)} /s"
+    if base.endswith("_s"):
+        return shown_time(value)
+    if base.endswith("_frac"):
+        return shown_percent(value)
+    return f"{value:,.3f}"
+
+
+def plain_text(shown: rich.table.Table, width: int = WIDTH) -> str:
+    """A rich table as text without colours."""
+    console = Console(file=io.StringIO(), width=width, color_system=None, legacy_windows=False)
+    with console.capture() as captured:
+        console.print(shown)
+    return "\n".join(line.rstrip() for line in captured.get().splitlines()) + "\n"
+
+
+def _empty_table(title: str) -> rich.table.Table:
+    return rich.table.Table(
+        title=Text(shown_name(title), style="bold"),
+        title_justify="left",
+        box=rich.box.SIMPLE_HEAD,
+        pad_edge=False,
+        collapse_padding=True,
+        header_style="",
+    )
+
+
+def _cells(results: Sequence[RunResult], name: str, shown: Callable[[float], str]) -> tuple[str, ...]:
+    return tuple(shown(result.metrics[name]) for result in results)
+
+
+def _has(results: Sequence[RunResult], name: str) -> bool:
+    return all(name in result.metrics for result in results)
+
+
+def _step_times(results: Sequence[RunResult]) -> Column:
+    times_s = [result.metrics["step_time_s"] for result in results]
+    unit, length_s = time_unit(times_s)
+    places = decimals(max(times_s) / length_s)
+    cells = tuple(f"{time_s / length_s:,.{places}f}" for time_s in times_s)
+    return Column(header="step", unit=unit, cells=cells, meaning="mean time of a step")
+
+
+def _load_columns(results: Sequence[RunResult]) -> Iterator[Column]:
+    if not _has(results, "load_imbalance"):
+        return
+    judged = _cells(results, "load_imbalance", "{:.2f}".format)
+    if not _has(results, "load_imbalance.fit"):
+        yield Column(header="imbalance", cells=judged, meaning="most loaded rank over the mean")
+        return
+    planned = _cells(results, "load_imbalance.fit", "{:.2f}".format)
+    yield Column(
+        header="imbalance\nfit → judged",
+        cells=tuple(f"{fit} → {seen}" for fit, seen in zip(planned, judged, strict=True)),
+        meaning="most loaded rank over the mean: on the tokens that plans were fitted on → on those that judge them",
+    )
+
+
+def _traffic_columns(results: Sequence[RunResult]) -> Iterator[Column]:
+    if _has(results, "devices_per_token"):
+        cells = _cells(results, "devices_per_token", "{:.2f}".format)
+        yield Column(header="devices\nper token", cells=cells, meaning="distinct devices that a token visits in a layer")
+    if any(result.metrics.get("cross_node_frac", 0.0) > 0 for result in results):
+        cells = tuple(shown_percent(result.metrics.get("cross_node_frac", 0.0)) for result in results)
+        yield Column(header="cross\nnode", cells=cells, meaning="of the nodes that tokens visit, those not their own")
+    if _has(results, "hidden_comm_frac"):
+        cells = _cells(results, "hidden_comm_frac", shown_percent)
+        yield Column(header="hidden\ncomm.", cells=cells, meaning="communication that runs behind computing")
+
+
+def _memory_columns(results: Sequence[RunResult]) -> Iterator[Column]:
+    if _has(results, "memory_bytes.peak"):
+        cells = _cells(results, "memory_bytes.peak", lambda used: f"{used / GIB:,.1f}")
+        yield Column(header="memory", unit="GiB", cells=cells, meaning="weights and KV cache of the fullest device")

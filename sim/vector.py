@@ -1,0 +1,68 @@
+"""The vector executor: one max-plus update over all devices per operation, exact for first-in-first-out lanes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from sim.durations import Duration, ExchangeTime, Seconds
+from sim.laws import Law, port
+from sim.program import OpList
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Finished:
+    """Times of an executed op list, each float64[..., device].
+
+    end_s       by operation: when it has ended on each device.
+    send_end_s  by operation: when an exchange frees the send lane; equal to end_s elsewhere.
+    """
+
+    end_s: tuple[Seconds, ...]
+    send_end_s: tuple[Seconds, ...]
+
+
+def execute(
+    op_list: OpList, durations: Sequence[Duration], start_s: Seconds | None = None, *, law: Law = port
+) -> Finished:
+    """Ends of all operations when every lane of device d is free from `start_s[..., d]` on (default 0).
+
+    `durations[i]` belongs to operation i: float64[..., device], or an ExchangeTime of such arrays. An exchange whose
+    messages are not told apart follows law `port`.
+    """
+    if start_s is None:
+        start_s = np.zeros_like(_shape_of(durations[0]))
+    end_s: list[Seconds] = []
+    send_end_s: list[Seconds] = []
+    for duration, waits, lane_waits in zip(durations, op_list.waits, op_list.lane_waits, strict=True):
+        ready_s = _latest(end_s, waits, start_s)
+        if isinstance(duration, ExchangeTime):
+            free_s = start_s
+            for lane, before in lane_waits:
+                if lane == "send":
+                    ready_s = np.maximum(ready_s, send_end_s[before])
+                else:
+                    free_s = end_s[before]
+            sent_s, ended_s = (port if duration.message_s is None else law)(ready_s, free_s, duration)
+        else:
+            for _, before in lane_waits:
+                ready_s = np.maximum(ready_s, end_s[before])
+            sent_s = ended_s = ready_s + duration
+        end_s.append(ended_s)
+        send_end_s.append(sent_s)
+    return Finished(end_s=tuple(end_s), send_end_s=tuple(send_end_s))
+
+
+def _latest(end_s: Sequence[Seconds], waits: tuple[int, ...], start_s: Seconds) -> Seconds:
+    if not waits:
+        return start_s
+    latest_s = end_s[waits[0]]
+    for dep in waits[1:]:
+        latest_s = np.maximum(latest_s, end_s[dep])
+    return latest_s
+
+
+def _shape_of(duration: Duration) -> Seconds:
+    return duration.send_s if isinstance(duration, ExchangeTime) else duration
