@@ -1,0 +1,64 @@
+# Every target works from a fresh clone and needs no activated environment.
+PYTHON ?= python3
+BIN := .venv/bin
+STAMP := .venv/.installed
+SYNC := $(if $(filter output-sync,$(.FEATURES)),--output-sync=target)
+
+.DEFAULT_GOAL := help
+.PHONY: help setup check test demo golden bench docs wheel clean lint style types layers fast
+
+help:    ## show this list
+	@sed -n 's/^\([a-z]*\): *[^#]*## \(.*\)/\1	\2/p' $(MAKEFILE_LIST) | expand -t 10
+
+setup: $(STAMP)    ## create .venv and install moesim with its tools (again where pyproject.toml changed)
+
+$(STAMP): pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "moesim needs Python 3.11 or later, and \
+	$(PYTHON) is " + sys.version.split()[0] + "; run: make PYTHON=/path/to/python3.11")'
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev]'
+	@touch $@
+
+check: setup    ## linters, types, layers and the fast tests, side by side
+	@$(MAKE) --no-print-directory -k -j2 $(SYNC) lint fast
+
+test: setup    ## all tests
+	$(BIN)/python -m pytest
+
+demo: setup    ## compare placements on an 8-GPU node; report in out/demo
+	$(BIN)/moesim compare examples/first --out out/demo
+
+golden: setup    ## write the golden results anew and show what changed
+	MOESIM_GOLDEN=write $(BIN)/python -m pytest tests/golden
+	git --no-pager diff --stat -- tests/golden
+
+bench: setup    ## measure the speed goals; writes benchmarks/baseline.json anew
+	$(BIN)/python -m benchmarks
+
+docs: setup    ## check the documents against the code; write the scenario schema to out/docs
+	$(BIN)/python -m pytest tests/unit/test_docs.py
+	@mkdir -p out/docs
+	$(BIN)/moesim schema --out out/docs/scenario.schema.json
+
+wheel: setup    ## build dist/moesim-*.whl
+	rm -rf build dist
+	$(BIN)/python -m build --wheel
+
+clean:    ## remove what was built, and the caches; keeps .venv and out
+	rm -rf build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	find . -name __pycache__ -not -path './.venv/*' -prune -exec rm -rf {} +
+
+lint: style layers types
+
+style: setup
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+
+types: setup
+	$(BIN)/mypy
+
+layers: setup
+	$(BIN)/lint-imports --no-logo
+
+fast: setup
+	$(BIN)/python -m pytest -m "not slow"

@@ -1,0 +1,97 @@
+"""Speed of the reduction plane, of first visits, and of sweeps on a cached reduction."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+
+from benchmarks.cases import N_LAYERS, nodes_of_eight, spread, v3_trace
+from benchmarks.machine import Row, best_s
+from placement.reduction import Reduction, reduce_trace
+from scenarios.catalog import find_model
+from scenarios.specs import ClusterSpec, ParallelSpec, ScheduleSpec, SplitSpec, WorkloadSpec
+from sim.run import execute_schedule
+from sim.setting import Setting, make_setting
+from traces.routing import RoutingTrace
+from traces.stats import expert_loads
+
+
+def reduction_rows() -> list[Row]:
+    """Goal 6: token-layers per second of loads alone, and of loads, device and node deduplication together."""
+    trace = v3_trace(65536, np.random.default_rng(0), n_layers=16)
+    tokens = np.arange(65536).reshape(1, 64, 1024)
+    token_layers = trace.n_layers * trace.n_tokens
+    rows = [
+        Row(
+            goal="expert loads, numpy",
+            unit="token-layers/s",
+            target=60e6,
+            measured=token_layers / best_s(lambda: expert_loads(trace)),
+        )
+    ]
+    for speed, target in (("numpy", 6e6), ("numba", 25e6)):
+        with chosen(speed):
+            work = lambda: reduce_trace(trace, tokens, spread(64, 16), nodes_of_eight(64), dedup="node")  # noqa: E731
+            work()
+            rows.append(
+                Row(
+                    goal=f"full reduction, {speed}",
+                    unit="token-layers/s",
+                    target=target,
+                    measured=token_layers / best_s(work),
+                )
+            )
+    return rows
+
+
+def step_rows() -> list[Row]:
+    """Goals 7 and 8: a decode step visited first, and schedules swept over a cached reduction."""
+    trace = v3_trace(40960 * 2, np.random.default_rng(0))
+    rows = []
+    for n_devices, targets in ((32, {"numpy": 20, "numba": 80}), (320, {"numpy": 2, "numba": 8})):
+        setting, placement = _setting(trace, n_devices, steps=1), spread(n_devices)
+        for speed, target in targets.items():
+            with chosen(speed):
+                work = lambda s=setting, p=placement, n=n_devices: execute_schedule(s, p, _reduce(s, n), ScheduleSpec())  # noqa: E731
+                work()
+                goal = f"decode step with its reduction, EP{n_devices}, {speed}"
+                rows.append(Row(goal=goal, unit="steps/s", target=target, measured=1 / best_s(work, repeats=3)))
+    setting, placement = _setting(trace, 64, steps=16), spread(64)
+    reduction = _reduce(setting, 64)
+    seconds = best_s(lambda: execute_schedule(setting, placement, reduction, ScheduleSpec()))
+    rows.append(
+        Row(goal="policy point on a cached reduction, EP64 decode", unit="steps/s", target=500, measured=16 / seconds)
+    )
+    return rows
+
+
+def _setting(trace: RoutingTrace, n_devices: int, steps: int) -> Setting:
+    return make_setting(
+        model=find_model("deepseek-v3", Path()),
+        cluster=ClusterSpec(node="h200-sxm-8", nodes=n_devices // 8),
+        parallel=ParallelSpec(),
+        workload=WorkloadSpec(trace="-", tokens_per_device=128, steps=steps, split=SplitSpec(fit=0, evaluate=1)),
+        trace=trace,
+        seed=0,
+    )
+
+
+def _reduce(setting: Setting, n_devices: int) -> Reduction:
+    return reduce_trace(setting.trace, setting.batches.tokens, spread(n_devices, N_LAYERS), setting.layout)
+
+
+@contextmanager
+def chosen(speed: str) -> Iterator[None]:
+    """Select the counting kernel for a while."""
+    before = os.environ.get("MOESIM_SPEED")
+    os.environ["MOESIM_SPEED"] = speed
+    try:
+        yield
+    finally:
+        os.environ.pop("MOESIM_SPEED")
+        if before is not None:
+            os.environ["MOESIM_SPEED"] = before

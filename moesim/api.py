@@ -1,0 +1,30 @@
+"""The Python interface: load a scenario, run it, compare its plans."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import moesim
+from scenarios.catalog import find_scenario
+from scenarios.loader import LoadedScenario, load_scenario
+from sim import run as engine
+from sim.result import Comparison
+
+
+def load(name_or_path: str | Path, overrides: Sequence[str] = ()) -> LoadedScenario:
+    """The scenario of a file or shipped name, changed by overrides such as "workload.steps=8".
+
+    Raises ScenarioError with one line for each problem.
+    """
+    return load_scenario(find_scenario(str(name_or_path)), overrides)
+
+
+def run(scenario: LoadedScenario) -> Comparison:
+    """The scenario's own plan, simulated: one table with one row."""
+    return engine.run(scenario.spec, scenario.path.parent, moesim.__version__)
+
+
+def compare(scenario: LoadedScenario, progress: engine.Progress | None = None) -> Comparison:
+    """Every plan of the scenario's `compare:` axes, ranked, one table a workload."""
+    return engine.compare(scenario.spec, scenario.path.parent, moesim.__version__, progress)

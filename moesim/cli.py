@@ -1,0 +1,173 @@
+"""The command line; heavy imports wait for the command that needs them."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from moesim import __version__
+from moesim.options import Debug, Json, Out, Overrides, Quiet, Seed
+from moesim.trace_commands import trace_app
+from scenarios.errors import MoesimError
+
+if TYPE_CHECKING:
+    from scenarios.loader import LoadedScenario
+    from sim.result import Comparison
+
+INTERNAL_ERROR = 70  # EX_SOFTWARE of sysexits.h: ours, not the user's
+
+app = typer.Typer(
+    help="Discrete-event simulator and performance model for Mixture-of-Experts systems.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+app.add_typer(trace_app, name="trace")
+Scenario = Annotated[str, typer.Argument(metavar="SCENARIO", help="YAML file, or the name of a shipped scenario.")]
+
+
+def main() -> None:
+    """Run the command; errors of the user are one message and exit code 2 or 3, never a traceback."""
+    debug = "--debug" in sys.argv
+    try:
+        app()  # exits by itself: 0 when done, 2 for a wrong option, 130 when interrupted
+    except MoesimError as error:
+        if debug:
+            raise
+        _fail(str(error), error.exit_code)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except Exception as error:
+        if debug:
+            raise
+        _fail(f"internal error: {type(error).__name__}: {error}; run again with --debug and report it", INTERNAL_ERROR)
+
+
+def _fail(message: str, code: int) -> None:
+    print(f"moesim: {message}", file=sys.stderr)
+    sys.exit(code)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        print(f"moesim {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _common(
+    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Show it.")] = False,
+) -> None:
+    del version
+
+
+@app.command()
+def run(
+    scenario: Scenario,
+    overrides: Overrides = None,
+    seed: Seed = None,
+    json: Json = None,
+    out: Out = None,
+    quiet: Quiet = False,
+    debug: Debug = False,
+) -> None:
+    """Simulate the scenario's own plan: a table of metrics."""
+    from moesim import api
+
+    del debug
+    _show(api.run(_load(scenario, overrides, seed)), json, out, quiet=quiet)
+
+
+@app.command()
+def compare(
+    scenario: Scenario,
+    overrides: Overrides = None,
+    seed: Seed = None,
+    json: Json = None,
+    out: Out = None,
+    quiet: Quiet = False,
+    debug: Debug = False,
+) -> None:
+    """Simulate every plan of the scenario's `compare:` axes on the same steps: ranked tables."""
+    from moesim import api
+
+    del debug
+    loaded = _load(scenario, overrides, seed)
+    if quiet or not sys.stderr.isatty():
+        _show(api.compare(loaded), json, out, quiet=quiet)
+        return
+    from rich.console import Console
+    from rich.progress import Progress
+
+    with Progress(console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task("reading the trace", total=1.0)
+        comparison = api.compare(loaded, lambda what, share: bar.update(task, description=what, completed=share))
+    _show(comparison, json, out, quiet=quiet)
+
+
+@app.command("list")
+def list_(
+    kind: Annotated[
+        str, typer.Argument(metavar="{models,hardware,scenarios,policies,solvers,formats}", help="What to list.")
+    ],
+    debug: Debug = False,
+) -> None:
+    """Show what is shipped."""
+    from moesim import listings
+
+    del debug
+    listings.show(kind)
+
+
+@app.command()
+def schema(
+    out: Annotated[Path | None, typer.Option("--out", metavar="FILE", help="Write to a file instead.")] = None,
+    debug: Debug = False,
+) -> None:
+    """Print the JSON Schema of scenario files, for completion and checks in editors."""
+    import json
+
+    from scenarios.files import whole_file
+    from scenarios.schema import scenario_schema
+
+    del debug
+    text = json.dumps(scenario_schema(), indent=2) + "\n"
+    if out is None:
+        print(text, end="")
+        return
+    with whole_file(out) as temporary:
+        temporary.write_text(text)
+
+
+def _load(scenario: str, overrides: list[str] | None, seed: int | None) -> LoadedScenario:
+    from moesim import api
+
+    return api.load(scenario, [*(overrides or []), *([] if seed is None else [f"seed={seed}"])])
+
+
+def _show(comparison: Comparison, json: str | None, out: Path | None, *, quiet: bool) -> None:
+    """Tables to the terminal, results to the files asked for."""
+    from rich.console import Console
+
+    from sim import outputs, tables
+
+    if not quiet and json != "-":
+        console = Console()
+        for table in comparison.tables:
+            if len(table.results) == 1:
+                console.print(tables.metrics_table(table.results[0]))
+            else:
+                console.print(tables.comparison_table(table))
+        for note in dict.fromkeys(note for table in comparison.tables for note in table.notes):
+            console.print(note, style="dim", highlight=False)
+    if json is not None:
+        outputs.write_json(comparison, json)
+    if out is not None:
+        written = outputs.write_outputs(comparison, out)
+        if not quiet and json != "-":
+            print(f"Report: {next(path for path in written if path.suffix == '.html')}")
