@@ -29,7 +29,8 @@ from traces.storage import load_trace
 trace = load_trace(Path(sys.argv[1]), check_ids=False)
 rng = np.random.default_rng(0)
 shape = (16, 32, 128)
-batches = compose_batches(trace, np.arange(trace.n_sequences), phase="decode", shape=shape, context_tokens=None, rng=rng)
+sequences = np.arange(trace.n_sequences)
+batches = compose_batches(trace, sequences, phase="decode", shape=shape, context_tokens=None, rng=rng)
 reduction = reduce_trace(trace, batches.tokens, spread(32), nodes_of_eight(32))
 assert reduction.slot_tokens.sum() == 16 * 32 * 128 * trace.n_layers * trace.top_k
 print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)

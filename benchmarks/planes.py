@@ -9,8 +9,9 @@ from pathlib import Path
 
 import numpy as np
 
-from benchmarks.cases import N_LAYERS, nodes_of_eight, spread, v3_trace
+from benchmarks.cases import nodes_of_eight, spread, v3_trace
 from benchmarks.machine import Row, best_s
+from placement.plan import Placement
 from placement.reduction import Reduction, reduce_trace
 from scenarios.catalog import find_model
 from scenarios.specs import ClusterSpec, ParallelSpec, ScheduleSpec, SplitSpec, WorkloadSpec
@@ -24,7 +25,7 @@ def reduction_rows() -> list[Row]:
     """Goal 6: token-layers per second of loads alone, and of loads, device and node deduplication together."""
     trace = v3_trace(65536, np.random.default_rng(0), n_layers=16)
     tokens = np.arange(65536).reshape(1, 64, 1024)
-    token_layers = trace.n_layers * trace.n_tokens
+    token_layers, placement = trace.n_layers * trace.n_tokens, spread(64, 16)
     rows = [
         Row(
             goal="expert loads, numpy",
@@ -35,7 +36,7 @@ def reduction_rows() -> list[Row]:
     ]
     for speed, target in (("numpy", 6e6), ("numba", 25e6)):
         with chosen(speed):
-            work = lambda: reduce_trace(trace, tokens, spread(64, 16), nodes_of_eight(64), dedup="node")  # noqa: E731
+            work = lambda: reduce_trace(trace, tokens, placement, nodes_of_eight(64), dedup="node")  # noqa: E731
             work()
             rows.append(
                 Row(
@@ -56,12 +57,12 @@ def step_rows() -> list[Row]:
         setting, placement = _setting(trace, n_devices, steps=1), spread(n_devices)
         for speed, target in targets.items():
             with chosen(speed):
-                work = lambda s=setting, p=placement, n=n_devices: execute_schedule(s, p, _reduce(s, n), ScheduleSpec())  # noqa: E731
+                work = lambda s=setting, p=placement: execute_schedule(s, p, _reduce(s, p), ScheduleSpec())  # noqa: E731
                 work()
                 goal = f"decode step with its reduction, EP{n_devices}, {speed}"
                 rows.append(Row(goal=goal, unit="steps/s", target=target, measured=1 / best_s(work, repeats=3)))
     setting, placement = _setting(trace, 64, steps=16), spread(64)
-    reduction = _reduce(setting, 64)
+    reduction = _reduce(setting, placement)
     seconds = best_s(lambda: execute_schedule(setting, placement, reduction, ScheduleSpec()))
     rows.append(
         Row(goal="policy point on a cached reduction, EP64 decode", unit="steps/s", target=500, measured=16 / seconds)
@@ -80,8 +81,8 @@ def _setting(trace: RoutingTrace, n_devices: int, steps: int) -> Setting:
     )
 
 
-def _reduce(setting: Setting, n_devices: int) -> Reduction:
-    return reduce_trace(setting.trace, setting.batches.tokens, spread(n_devices, N_LAYERS), setting.layout)
+def _reduce(setting: Setting, placement: Placement) -> Reduction:
+    return reduce_trace(setting.trace, setting.batches.tokens, placement, setting.layout)
 
 
 @contextmanager

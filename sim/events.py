@@ -80,7 +80,7 @@ class _Machine:
             kind = self.op_list.ops[op].work.kind
             raise DeadlockError(f"operation {op} ({kind}) never ends on device {device}: it waits for {waiting}")
         sent_s = np.where(np.isnan(self.send_end_s), self.end_s, self.send_end_s)
-        return Finished(end_s=tuple(self.end_s), send_end_s=tuple(sent_s))
+        return Finished(end_s=self.end_s, send_end_s=list(sent_s))
 
 
 def _compute_lane(machine: _Machine, device: int, durations: Sequence[Duration]) -> Process:

@@ -16,36 +16,38 @@ from sim.durations import ExchangeTime, Seconds
 
 MAXMIN_DEVICES = 64
 
-Law = Callable[[Seconds, Seconds, ExchangeTime], tuple[Seconds, Seconds]]
-"""(start_s, receive_free_s, time) -> (send_end_s, end_s), each float64[..., device]."""
+Law = Callable[[Seconds, Seconds, ExchangeTime, Seconds, Seconds], None]
+"""(start_s, receive_free_s, time, send_end_s, end_s), each float64[..., device]; writes the last two."""
 
 
-def port(start_s: Seconds, free_s: Seconds, time: ExchangeTime) -> tuple[Seconds, Seconds]:
+def port(start_s: Seconds, free_s: Seconds, time: ExchangeTime, send_end_s: Seconds, end_s: Seconds) -> None:
     """Each port works through its bytes; a receive port opens with the first sender and closes after the last.
 
     send_end = start + send; end = max(max(receive_free, min start) + receive, max send_end); min, max over the group.
     """
-    send_end_s = start_s + time.send_s
+    np.add(start_s, time.send_s, out=send_end_s)
     if start_s.ndim == 1 and time.group_size == start_s.size:
         first, last = start_s.argmin(), send_end_s.argmax()  # a third of the time of min and max on short arrays
         first_s, last_s = start_s[first : first + 1], send_end_s[last : last + 1]
     else:
         first_s = _over_group(np.minimum, start_s, time.group_size)
         last_s = _over_group(np.maximum, send_end_s, time.group_size)
-    end_s = np.maximum(free_s, first_s)
-    end_s += time.receive_s
+    np.maximum(free_s, first_s, out=end_s)
+    np.add(end_s, time.receive_s, out=end_s)
     np.maximum(end_s, last_s, out=end_s)
-    return send_end_s, end_s
 
 
 def _over_group(extremum: np.ufunc, times_s: Seconds, size: int) -> Seconds:
     """Extremum over each device's group of neighbours, broadcast over its devices."""
+    if size == times_s.shape[-1]:
+        everyone: Seconds = extremum.reduce(times_s, axis=-1, keepdims=True)
+        return everyone
     groups = times_s.reshape(*times_s.shape[:-1], -1, size)
     extremes: Seconds = np.repeat(extremum.reduce(groups, axis=-1), size, axis=-1)
     return extremes
 
 
-def fifo(start_s: Seconds, free_s: Seconds, time: ExchangeTime) -> tuple[Seconds, Seconds]:
+def fifo(start_s: Seconds, free_s: Seconds, time: ExchangeTime, send_end_s: Seconds, end_s: Seconds) -> None:
     """Messages leave in ring order (to the next device first), arrive whole, and queue at the receiver's port.
 
     The receive port ends at max over its messages j, by arrival, of arrival_j + the time of j and all later ones
@@ -58,7 +60,7 @@ def fifo(start_s: Seconds, free_s: Seconds, time: ExchangeTime) -> tuple[Seconds
     ring = (source + np.arange(1, n_devices + 1)) % n_devices
     in_turn = np.take_along_axis(messages, np.broadcast_to(ring, messages.shape), axis=-1)
     sent_s = begin_s[..., None, :, None] + np.cumsum(in_turn, axis=-1)
-    send_end_s = sent_s[..., -1].max(axis=-2)
+    np.max(sent_s[..., -1], axis=-2, out=send_end_s)
     position = (np.arange(n_devices) - source - 1) % n_devices
     arrival_s = np.take_along_axis(sent_s, np.broadcast_to(position, sent_s.shape), axis=-1)
     arrival_s = np.where(messages > 0, arrival_s, -np.inf)
@@ -67,10 +69,10 @@ def fifo(start_s: Seconds, free_s: Seconds, time: ExchangeTime) -> tuple[Seconds
     left_s = np.cumsum(service_s[..., ::-1, :], axis=-2)[..., ::-1, :]
     done_s = (np.take_along_axis(arrival_s, order, axis=-2) + left_s).max(axis=-2)
     done_s = np.maximum(done_s, free_s[..., None, :] + messages.sum(axis=-2)).max(axis=-2)
-    return send_end_s, np.maximum(send_end_s, done_s)
+    np.maximum(send_end_s, done_s, out=end_s)
 
 
-def maxmin(start_s: Seconds, free_s: Seconds, time: ExchangeTime) -> tuple[Seconds, Seconds]:
+def maxmin(start_s: Seconds, free_s: Seconds, time: ExchangeTime, send_end_s: Seconds, end_s: Seconds) -> None:
     """All messages flow at once and share the ports max-min fairly, each from when both its ends are ready."""
     messages = _messages(time)
     n_devices = start_s.shape[-1]
@@ -80,14 +82,14 @@ def maxmin(start_s: Seconds, free_s: Seconds, time: ExchangeTime) -> tuple[Secon
         )
     begin_s = start_s + time.latency_s
     open_s = np.maximum(begin_s[..., :, None], free_s[..., None, :])
-    send_end_s = begin_s.copy()
-    end_s = np.maximum(begin_s, free_s)
+    send_end_s[...] = begin_s
+    np.maximum(begin_s, free_s, out=end_s)
     for step in np.ndindex(*start_s.shape[:-1]):
         for size_s in messages[step]:
             done_s = fluid_ends_s(np.broadcast_to(open_s[step], size_s.shape), size_s)
             send_end_s[step] = np.maximum(send_end_s[step], done_s.max(axis=1))
             end_s[step] = np.maximum(end_s[step], done_s.max(axis=0))
-    return send_end_s, np.maximum(end_s, send_end_s)
+    np.maximum(end_s, send_end_s, out=end_s)
 
 
 def fluid_ends_s(open_s: Seconds, size_s: Seconds) -> Seconds:

@@ -32,7 +32,7 @@ class Execution:
     @property
     def step_times_s(self) -> Seconds:
         """Time from the start of each step until its last operation ends on the last device."""
-        ends: Seconds = np.maximum.reduce(self.finished.end_s).max(axis=-1)
+        ends: Seconds = self.finished.end_s.max(axis=(0, -1))
         return ends
 
 

@@ -103,7 +103,7 @@ def step_time_figure(table: Table) -> Figure:
         gain = "baseline" if result.name == table.first else shown_gain(table, result)
         total = f"{left[row]:,.{decimals(longest)}f}"
         _end_label(axes, left[row] + 0.01 * longest, row, f"{total}   {gain}" if len(results) > 1 else total)
-    axes.set_xlim(0, longest * 1.22)
+    axes.set_xlim(0, longest * 1.28)
     axes.set_xlabel(f"mean time of a device per step ({unit})")
     _kind_legend(figure, kinds)
     return figure
@@ -179,7 +179,8 @@ def traffic_figure(table: Table) -> Figure:
     amounts = [np.where(np.eye(len(t), dtype=bool), np.nan, t / size) for t in (p.result.traffic_bytes for p in panels)]
     between = np.concatenate([amount[np.isfinite(amount)] for amount in amounts])
     least, most = (between.min(), between.max()) if between.size and between.max() > 0 else (0.0, 1.0)
-    figure = Figure(figsize=(WIDTH_IN if len(panels) > 1 else 4.2, 3.4), layout="constrained")
+    figure = Figure(figsize=(WIDTH_IN if len(panels) > 1 else 4.2, 3.4))
+    figure.set_layout_engine("compressed", wspace=0.06)
     grid = figure.subplots(1, len(panels), squeeze=False, sharey=len({len(amount) for amount in amounts}) == 1)
     cmap = mpl.colormaps["viridis"].with_extremes(bad="#ededed")
     lowest = least if least > 0.5 * most else 0.0
@@ -288,9 +289,9 @@ def _plan_rows(results: Sequence[RunResult], extra_in: float) -> tuple[Figure, A
 
 
 def _folded(name: str, width: int) -> str:
-    """A plan's name on at most two lines."""
-    lines = textwrap.wrap(shown_name(name), width) or [""]
-    return "\n".join(lines if len(lines) <= 2 else [lines[0], f"{lines[1][: width - 1]}…"])
+    """A plan's name on at most two lines, left out in the middle where it is longer: plans often differ at the end."""
+    lines = textwrap.wrap(shown_name(name), width)
+    return "\n".join(lines if len(lines) <= 2 else [lines[0], f"…{shown_name(name)[1 - width :]}"])
 
 
 def _fill(kind: str) -> Style:
@@ -322,7 +323,7 @@ def _kind_legend(figure: Figure, kinds: Sequence[str]) -> None:
 
 def _panel_title(axes: Axes, table: Table, result: RunResult, note: str) -> None:
     name, is_baseline = shown_name(result.name), result.name == table.first and len(table.results) > 1
-    name = name if len(name) <= 36 else f"{name[:35]}…"
+    name = name if len(name) <= 36 else f"{name[:17]}…{name[-18:]}"
     axes.set_title(f"{name} (baseline)" if is_baseline else name)
     _corner_note(axes, note)
 

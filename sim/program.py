@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Literal
 
 from scenarios.errors import DeadlockError
@@ -113,8 +114,9 @@ class OpList:
     lane_waits: tuple[tuple[tuple[Lane, int], ...], ...]
 
 
+@lru_cache(maxsize=64)
 def compile_program(policy: Policy, step: Step) -> OpList:
-    """The op list that `policy` issues for `step`."""
+    """The op list that `policy` issues for `step`; compiled once for each pair."""
     program = Program()
     policy(program, step)
     return compile_ops(program.ops)

@@ -155,8 +155,8 @@ def _step_by_step(op_list: OpList, durations: list[Duration], n_steps: int, law:
     """The event executor on every step of a batch."""
     steps = [execute_events(op_list, [_of_step(d, step) for d in durations], law=law) for step in range(n_steps)]
     return Finished(
-        end_s=tuple(np.stack(rows) for rows in zip(*(step.end_s for step in steps), strict=True)),
-        send_end_s=tuple(np.stack(rows) for rows in zip(*(step.send_end_s for step in steps), strict=True)),
+        end_s=np.stack([step.end_s for step in steps], axis=1),
+        send_end_s=[np.stack(rows) for rows in zip(*(step.send_end_s for step in steps), strict=True)],
     )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import rich.box
 import rich.table
@@ -24,8 +25,8 @@ from sim.wording import (
     time_unit,
 )
 
-WIDTH = 100
-"""Columns that every table fits into."""
+WIDTH = 80
+"""Characters that every table fits into, long plan names folded."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,6 +43,11 @@ class Column:
     def title(self) -> str:
         """Header with its unit, on one or two lines."""
         return f"{self.header}\n[{self.unit}]" if self.unit else self.header
+
+    @property
+    def width(self) -> int:
+        """Characters of the longest cell or line of the title."""
+        return max(map(len, (*self.title.split("\n"), *self.cells)))
 
 
 def comparison_columns(table: Table) -> tuple[Column, ...]:
@@ -63,13 +69,13 @@ def comparison_columns(table: Table) -> tuple[Column, ...]:
 
 
 def comparison_table(table: Table) -> rich.table.Table:
-    """The ranked plans of one workload, at most 100 characters wide; long plan names are folded."""
+    """The ranked plans of one workload, set tighter where they would need more than 80 characters."""
     columns = comparison_columns(table)
-    shown = _empty_table(table.title)
+    natural = sum(column.width + 2 for column in columns)
+    shown = _empty_table(table.title, gap=1 if natural <= WIDTH else 0)
     for column in columns:
-        shown.add_column(
-            Text(column.title), justify="right" if column.numeric else "left", no_wrap=column.numeric, overflow="fold"
-        )
+        justify: Literal["left", "right"] = "right" if column.numeric else "left"
+        shown.add_column(Text(column.title), justify=justify, no_wrap=column.numeric, overflow="fold")
     for row, result in enumerate(table.results):
         style = "bold" if row == 0 and len(table.results) > 1 else "dim" if result.name == table.first else ""
         shown.add_row(*(Text(column.cells[row]) for column in columns), style=style)
@@ -116,12 +122,14 @@ def plain_text(shown: rich.table.Table, width: int = WIDTH) -> str:
     return "\n".join(line.rstrip() for line in captured.get().splitlines()) + "\n"
 
 
-def _empty_table(title: str) -> rich.table.Table:
+def _empty_table(title: str, gap: int = 1) -> rich.table.Table:
     return rich.table.Table(
         title=Text(shown_name(title), style="bold"),
         title_justify="left",
         box=rich.box.SIMPLE_HEAD,
+        padding=(0, gap),
         pad_edge=False,
+        show_edge=False,
         collapse_padding=True,
         header_style="",
     )
@@ -152,8 +160,8 @@ def _load_columns(results: Sequence[RunResult]) -> Iterator[Column]:
         return
     planned = _cells(results, "load_imbalance.fit", "{:.2f}".format)
     yield Column(
-        header="imbalance\nfit → judged",
-        cells=tuple(f"{fit} → {seen}" for fit, seen in zip(planned, judged, strict=True)),
+        header="imbalance\nfit→judged",
+        cells=tuple(f"{fit}→{seen}" for fit, seen in zip(planned, judged, strict=True)),
         meaning="most loaded rank over the mean: on the tokens that plans were fitted on → on those that judge them",
     )
 
@@ -161,7 +169,7 @@ def _load_columns(results: Sequence[RunResult]) -> Iterator[Column]:
 def _traffic_columns(results: Sequence[RunResult]) -> Iterator[Column]:
     if _has(results, "devices_per_token"):
         cells = _cells(results, "devices_per_token", "{:.2f}".format)
-        yield Column(header="devices\nper token", cells=cells, meaning="distinct devices that a token visits in a layer")
+        yield Column(header="devices\n/token", cells=cells, meaning="distinct devices that a token visits in a layer")
     if any(result.metrics.get("cross_node_frac", 0.0) > 0 for result in results):
         cells = tuple(shown_percent(result.metrics.get("cross_node_frac", 0.0)) for result in results)
         yield Column(header="cross\nnode", cells=cells, meaning="of the nodes that tokens visit, those not their own")

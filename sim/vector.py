@@ -14,14 +14,14 @@ from sim.program import OpList
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Finished:
-    """Times of an executed op list, each float64[..., device].
+    """Times of an executed op list.
 
-    end_s       by operation: when it has ended on each device.
-    send_end_s  by operation: when an exchange frees the send lane; equal to end_s elsewhere.
+    end_s       float64[operation, ..., device]: when each operation has ended on each device.
+    send_end_s  by operation, float64[..., device]: when an exchange frees the send lane; equal to end_s elsewhere.
     """
 
-    end_s: tuple[Seconds, ...]
-    send_end_s: tuple[Seconds, ...]
+    end_s: Seconds
+    send_end_s: Sequence[Seconds]
 
 
 def execute(
@@ -34,9 +34,15 @@ def execute(
     """
     if start_s is None:
         start_s = np.zeros_like(_shape_of(durations[0]))
-    end_s: list[Seconds] = []
-    send_end_s: list[Seconds] = []
-    for duration, waits, lane_waits in zip(durations, op_list.waits, op_list.lane_waits, strict=True):
+    all_ends_s = np.empty((len(durations), *start_s.shape))
+    end_s = list(all_ends_s)
+    send_end_s = end_s.copy()
+    exchanges = [index for index, duration in enumerate(durations) if isinstance(duration, ExchangeTime)]
+    for index, sent_s in zip(exchanges, np.empty((len(exchanges), *start_s.shape)), strict=True):
+        send_end_s[index] = sent_s
+    for index, (duration, waits, lane_waits) in enumerate(
+        zip(durations, op_list.waits, op_list.lane_waits, strict=True)
+    ):
         ready_s = _latest(end_s, waits, start_s)
         if isinstance(duration, ExchangeTime):
             free_s = start_s
@@ -45,14 +51,12 @@ def execute(
                     ready_s = np.maximum(ready_s, send_end_s[before])
                 else:
                     free_s = end_s[before]
-            sent_s, ended_s = (port if duration.message_s is None else law)(ready_s, free_s, duration)
+            (port if duration.message_s is None else law)(ready_s, free_s, duration, send_end_s[index], end_s[index])
         else:
             for _, before in lane_waits:
                 ready_s = np.maximum(ready_s, end_s[before])
-            sent_s = ended_s = ready_s + duration
-        end_s.append(ended_s)
-        send_end_s.append(sent_s)
-    return Finished(end_s=tuple(end_s), send_end_s=tuple(send_end_s))
+            np.add(ready_s, duration, out=end_s[index])
+    return Finished(end_s=all_ends_s, send_end_s=send_end_s)
 
 
 def _latest(end_s: Sequence[Seconds], waits: tuple[int, ...], start_s: Seconds) -> Seconds:

@@ -84,7 +84,7 @@ def answer(table: Table) -> str:
         second = shown_name(table.results[1].name)
         return f"{shown_name(best.name)}, the baseline, is fastest: {second} takes {_longer(lead)} ({table.title})"
     gain = table.gain(best)
-    verdict = "is fastest" if gain >= 0 else "has the shortest step, yet"
+    verdict = "is fastest" if gain >= 0 else "has the shortest step"
     return (
         f"{shown_name(best.name)} {verdict}: {shown_percent(gain, signed=True)} tokens/s over "
         f"{shown_name(first.name)} ({table.title})"
