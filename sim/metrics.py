@@ -150,7 +150,7 @@ def _lane_times(execution: Execution) -> tuple[dict[str, float], float, float]:
 
 def _total_s(execution: Execution, *, exchange: bool) -> Seconds:
     """Own work of each device in all exchanges, or in all computations, float64[step, device]."""
-    total = np.zeros_like(execution.finished.end_s[0])
+    total: Seconds = np.zeros_like(execution.finished.end_s[0])
     for duration in execution.durations:
         if isinstance(duration, ExchangeTime) == exchange:
             total = total + busy_s(duration)

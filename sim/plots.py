@@ -158,7 +158,7 @@ def device_load_figure(table: Table) -> Figure:
     for axes, panel, share in zip(grid.flat, panels, shares, strict=True):
         image = axes.imshow(share, aspect="auto", cmap="RdBu_r", norm=norm, interpolation="nearest")
         _matrix_axes(axes, table, panel)
-        _node_lines(axes.axhline, len(share), table.devices_per_node, "#666666")
+        _node_lines(axes.axhline, len(share), panel.result.devices_per_node, "#666666")
         axes.set_yticks(device_ticks(len(share), 5))
         axes.set_xticks(places := layer_ticks(table.moe_layers), [str(table.moe_layers[place]) for place in places])
         if columns == 1:
@@ -188,7 +188,7 @@ def traffic_figure(table: Table) -> Figure:
         image = axes.imshow(amount, cmap=cmap, vmin=lowest, vmax=most, interpolation="nearest")
         _matrix_axes(axes, table, panel)
         for line, set_ticks in ((axes.axhline, axes.set_yticks), (axes.axvline, axes.set_xticks)):
-            _node_lines(line, len(amount), table.devices_per_node, "white")
+            _node_lines(line, len(amount), panel.result.devices_per_node, "white")
             set_ticks(device_ticks(len(amount), 8))
         axes.set_xlabel("destination device")
     grid[0, 0].set_ylabel("source device")

@@ -33,6 +33,7 @@ class RunResult:
     device_experts     float64[layer, device]: distinct expert slots with a token, per step.
     layer_imbalance    float64[layer]: max over mean tokens of the ranks, averaged over steps.
     traffic_bytes      float64[source, destination]: dispatch and combine per step.
+    devices_per_node   neighbours in these arrays that share a node.
     log                operations of one typical step (the one of median time).
     """
 
@@ -45,6 +46,7 @@ class RunResult:
     device_experts: NDArray[np.float64]
     layer_imbalance: NDArray[np.float64]
     traffic_bytes: NDArray[np.float64]
+    devices_per_node: int
     log: tuple[OpTimes, ...] = field(repr=False)
     logged_step: int = 0
 
@@ -55,14 +57,13 @@ class RunResult:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Table:
-    """The plans that competed on one workload, best first; gains are over the first one of the scenario."""
+    """The plans that competed on one workload, most tokens/s first; gains are over the first one of the scenario."""
 
     title: str
     workload: dict[str, Any]
     results: tuple[RunResult, ...]
     first: str
     moe_layers: tuple[int, ...]
-    devices_per_node: int
     notes: tuple[str, ...]
 
     def gain(self, result: RunResult) -> float:

@@ -2,31 +2,20 @@
 
 from __future__ import annotations
 
-import hashlib
-import platform
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import simpy
 
 from placement.plan import Placement
 from placement.reduction import Reduction
 from scenarios.errors import ScenarioError
-from scenarios.specs import (
-    ClusterSpec,
-    CompareSpec,
-    ParallelSpec,
-    PlacementSpec,
-    ScenarioSpec,
-    ScheduleSpec,
-)
+from scenarios.specs import CompareSpec, ScenarioSpec, ScheduleSpec
 from sim import metrics as measure
 from sim.constants import constants_of
+from sim.describe import described, notes, plan_name, provenance, table_title
 from sim.durations import Duration, ExchangeTime, Seconds
 from sim.engine import replay
 from sim.events import execute_events
@@ -38,22 +27,12 @@ from sim.policies import POLICIES
 from sim.pricing import price, tokens_by_rank
 from sim.program import OpList, compile_program
 from sim.result import Comparison, RunResult, Table
-from sim.session import Session, solve_placement
+from sim.session import Plan, Session, solve_placement
 from sim.setting import Setting, build_step
 from sim.vector import Finished, execute
 
 Progress = Callable[[str, float], None]
 """Called with what is being done and the share that is done."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Plan:
-    """One combination of axes: what a row of a table stands for."""
-
-    cluster: ClusterSpec
-    parallel: ParallelSpec
-    placement: PlacementSpec
-    schedule: ScheduleSpec
 
 
 def run(spec: ScenarioSpec, base: Path, version: str) -> Comparison:
@@ -70,38 +49,33 @@ def compare(spec: ScenarioSpec, base: Path, version: str, progress: Progress | N
         raise ScenarioError(f"{spec.name}: no `compare:` section; add its axes, or use `moesim run`")
     started = time.perf_counter()
     session, axes = Session(spec, base), spec.compare
-    plans = [
-        Plan(cluster=cluster, parallel=parallel, placement=placement, schedule=schedule)
-        for cluster, parallel, placement, schedule in product(
-            axes.cluster or [spec.cluster],
-            axes.parallel or [spec.parallel],
-            axes.placement or [spec.placement],
-            axes.schedule or [spec.schedule],
-        )
-    ]
+    combinations = product(
+        axes.cluster or [spec.cluster],
+        axes.parallel or [spec.parallel],
+        axes.placement or [spec.placement],
+        axes.schedule or [spec.schedule],
+    )
+    plans = [Plan(cluster=c, parallel=p, placement=e, schedule=s) for c, p, e, s in combinations]
     workloads = axes.workload or (spec.workload,)
-    done = 0
-    tables, first_setting = [], None
+    tables: list[Table] = []
     for workload in workloads:
         results = []
         for plan in plans:
             setting = session.setting(plan.cluster, plan.parallel, workload)
-            first_setting = first_setting or setting
             results.append(simulate(session, setting, plan))
-            done += 1
             if progress is not None:
+                done = len(tables) * len(plans) + len(results)
                 progress(results[-1].name, done / (len(plans) * len(workloads)))
-        tables.append(_table(setting, results))
-    if first_setting is None:
-        raise ScenarioError(f"{spec.name}: the axes of `compare:` are empty")
+        tables.append(_table(spec, setting, results))
+    settings = session.settings.values()
     return Comparison(
         scenario=spec.name,
         description=spec.description,
         model=session.model.name,
-        cluster=first_setting.cluster.name,
+        cluster=", ".join(dict.fromkeys(setting.cluster.name for setting in settings)),
         tables=tuple(tables),
-        constants=constants_of(first_setting),
-        provenance=_provenance(spec, session, version),
+        constants=tuple(dict.fromkeys(constant for setting in settings for constant in constants_of(setting))),
+        provenance=provenance(spec, session, version),
         wall_s=time.perf_counter() - started,
     )
 
@@ -120,8 +94,8 @@ def simulate(session: Session, setting: Setting, plan: Plan) -> RunResult:
     n_steps = setting.batches.n_steps
     by_step = tokens.reshape(len(tokens), n_steps, -1, *tokens.shape[2:]).sum(axis=2)
     return RunResult(
-        name=_name(session.spec, plan, placement),
-        plan=_described(plan, placement),
+        name=plan_name(session.spec, plan, placement),
+        plan=described(plan, placement),
         metrics={
             **measure.time_metrics(execution, begins_s, setting, schedule.step_overhead),
             **measure.load_metrics(setting, placement, reduction),
@@ -134,6 +108,7 @@ def simulate(session: Session, setting: Setting, plan: Plan) -> RunResult:
         device_experts=(by_step > 0).sum(axis=(1, 3)) / n_steps,
         layer_imbalance=measure.step_imbalance(placement, reduction).mean(axis=1),
         traffic_bytes=measure.traffic_bytes(setting, reduction, schedule),
+        devices_per_node=setting.cluster.devices_per_node,
         log=step_log(execution.op_list, execution.durations, execution.finished, typical),
         logged_step=typical,
     )
@@ -173,93 +148,16 @@ def _of_step(duration: Duration, step: int) -> Duration:
     )
 
 
-def _table(setting: Setting, results: list[RunResult]) -> Table:
-    workload = setting.workload
-    title = f"{workload.phase}, {workload.tokens_per_device} tokens per device"
+def _table(spec: ScenarioSpec, setting: Setting, results: list[RunResult]) -> Table:
     names = [result.name for result in results]
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
         raise ScenarioError(f"compare: several plans are called {', '.join(twice)}; give them a `name:`")
     return Table(
-        title=title,
-        workload=workload.model_dump(exclude_none=True),
-        results=tuple(sorted(results, key=lambda result: result.metrics["step_time_s"])),
+        title=table_title(setting.workload, spec),
+        workload=setting.workload.model_dump(exclude_none=True),
+        results=tuple(sorted(results, key=lambda result: -result.metrics["tokens_per_s"])),
         first=results[0].name,
         moe_layers=setting.model.moe_layers,
-        devices_per_node=setting.cluster.devices_per_node,
-        notes=_notes(setting),
+        notes=notes(setting),
     )
-
-
-def _notes(setting: Setting) -> tuple[str, ...]:
-    origin, batches = setting.trace.provenance, setting.batches
-    notes = [
-        f"Trace: {origin.model}, {origin.kind}, {setting.trace.n_tokens:,} tokens in {setting.trace.n_sequences:,} "
-        f"sequences; {origin.source}.",
-        f"Plans fitted on {setting.fit_sequences} sequences and judged on {setting.judged_sequences} others "
-        f"({batches.n_steps} steps, {batches.passes:.2f} passes)."
-        if setting.fit_sequences
-        else "Plans were fitted on the very sequences that judge them: the split leaves nothing to fit on.",
-        f"Batches: {batches.discipline}.",
-    ]
-    if origin.kind == "synthetic":
-        notes.insert(0, "The routing is synthetic: rankings hold for its statistics, not for a captured model.")
-    return tuple(notes)
-
-
-def _name(spec: ScenarioSpec, plan: Plan, placement: Placement) -> str:
-    """The parts of a plan that vary in this scenario, as a row's name."""
-    axes = spec.compare or CompareSpec()
-    parts = [_placement_name(plan.placement, placement)] if axes.placement or not _varies(axes) else []
-    if len(axes.schedule) > 1:
-        parts.append(plan.schedule.name or _schedule_name(plan.schedule))
-    if len(axes.parallel) > 1:
-        parts.append(_parallel_name(plan.parallel))
-    if len(axes.cluster) > 1:
-        parts.append(f"{plan.cluster.nodes} x {plan.cluster.node}")
-    return ", ".join(parts)
-
-
-def _varies(axes: CompareSpec) -> bool:
-    return max(len(axes.schedule), len(axes.parallel), len(axes.cluster)) > 1
-
-
-def _placement_name(spec: PlacementSpec, placement: Placement) -> str:
-    if spec.name is not None:
-        return spec.name
-    return placement.name if spec.split == "even" else f"{placement.name} {spec.split}"
-
-
-def _schedule_name(schedule: ScheduleSpec) -> str:
-    name = "sequential" if schedule.overlap == "none" else f"{schedule.overlap} x{schedule.chunks}"
-    law = schedule.exchange.law
-    return name if law == "port" else f"{name} ({law})"
-
-
-def _parallel_name(parallel: ParallelSpec) -> str:
-    attention = "" if parallel.attention is None else f"DP{parallel.attention.dp} TP{parallel.attention.tp} "
-    experts = "" if parallel.experts is None else f"EP{parallel.experts.ep} ETP{parallel.experts.tp}"
-    return f"{attention}{experts}".strip() or "default layout"
-
-
-def _described(plan: Plan, placement: Placement) -> dict[str, Any]:
-    described = {
-        name: getattr(plan, name).model_dump(exclude_none=True)
-        for name in ("cluster", "parallel", "placement", "schedule")
-    }
-    return described | {"slots_per_layer": placement.n_slots, "wasted_slots": int(placement.duplicate_slots().sum())}
-
-
-def _provenance(spec: ScenarioSpec, session: Session, version: str) -> dict[str, Any]:
-    digests = {
-        key.split()[0]: hashlib.sha256(trace.ids[0].tobytes()).hexdigest()[:16] for key, trace in session.traces.items()
-    }
-    return {
-        "moesim": version,
-        "python": platform.python_version(),
-        "numpy": np.__version__,
-        "simpy": simpy.__version__,
-        "seed": spec.seed,
-        "scenario": hashlib.sha256(spec.model_dump_json().encode()).hexdigest()[:16],
-        "trace_layer_0": digests,
-    }

@@ -21,6 +21,16 @@ from traces.routing import RoutingTrace
 ReductionKey = tuple[int, str, int, str, bool]
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plan:
+    """One combination of axes: what a row of a table stands for."""
+
+    cluster: ClusterSpec
+    parallel: ParallelSpec
+    placement: PlacementSpec
+    schedule: ScheduleSpec
+
+
 @dataclass(slots=True)
 class Session:
     """Caches by content; `base` is the folder that paths of the scenario are relative to."""

@@ -51,13 +51,13 @@ class Column:
 
 
 def comparison_columns(table: Table) -> tuple[Column, ...]:
-    """Columns of the ranked table; those that say nothing here (no second node, no memory known) are left out."""
+    """Columns of the ranked table; those that say nothing here (no second node, nothing hidden) are left out."""
     results = table.results
     named = [shown_name(result.name) for result in results]
     ranks = [str(rank) for rank in range(1, len(results) + 1)]
     gains = tuple(shown_gain(table, result) for result in results)
     return (
-        Column(header="#", cells=tuple(ranks), meaning="rank by mean step time"),
+        Column(header="#", cells=tuple(ranks), meaning="rank by tokens/s"),
         Column(header="plan", cells=tuple(named), meaning="what varies between the rows", numeric=False),
         _step_times(results),
         Column(header="tokens/s", cells=_cells(results, "tokens_per_s", shown_rate), meaning="of all devices together"),
@@ -173,7 +173,7 @@ def _traffic_columns(results: Sequence[RunResult]) -> Iterator[Column]:
     if any(result.metrics.get("cross_node_frac", 0.0) > 0 for result in results):
         cells = tuple(shown_percent(result.metrics.get("cross_node_frac", 0.0)) for result in results)
         yield Column(header="cross\nnode", cells=cells, meaning="of the nodes that tokens visit, those not their own")
-    if _has(results, "hidden_comm_frac"):
+    if any(result.metrics.get("hidden_comm_frac", 0.0) > 0 for result in results):
         cells = _cells(results, "hidden_comm_frac", shown_percent)
         yield Column(header="hidden\ncomm.", cells=cells, meaning="communication that runs behind computing")
 

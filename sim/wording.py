@@ -80,16 +80,14 @@ def answer(table: Table) -> str:
     if len(table.results) == 1:
         return f"{shown_name(best.name)}: {shown_time(best.metrics['step_time_s'])} per step, {rate} ({table.title})"
     if best is first:
-        lead = table.results[1].metrics["step_time_s"] / best.metrics["step_time_s"] - 1
+        lead = best.metrics["tokens_per_s"] / table.results[1].metrics["tokens_per_s"] - 1
         second = shown_name(table.results[1].name)
         return f"{shown_name(best.name)}, the baseline, is fastest: {second} takes {_longer(lead)} ({table.title})"
-    gain = table.gain(best)
-    verdict = "is fastest" if gain >= 0 else "has the shortest step"
     return (
-        f"{shown_name(best.name)} {verdict}: {shown_percent(gain, signed=True)} tokens/s over "
+        f"{shown_name(best.name)} is fastest: {shown_percent(table.gain(best), signed=True)} tokens/s over "
         f"{shown_name(first.name)} ({table.title})"
     )
 
 
 def _longer(lead: float) -> str:
-    return f"{shown_percent(lead)} longer" if round(lead, 3) > 0 else "as long"
+    return f"{shown_percent(lead)} longer per token" if round(lead, 3) > 0 else "as long"

@@ -1,0 +1,101 @@
+"""Words for results: names of plans, what they consist of, where the inputs come from."""
+
+from __future__ import annotations
+
+import hashlib
+import platform
+from typing import Any
+
+import numpy as np
+import simpy
+
+from placement.plan import Placement
+from scenarios.specs import CompareSpec, ParallelSpec, PlacementSpec, ScenarioSpec, ScheduleSpec, WorkloadSpec
+from sim.session import Plan, Session
+from sim.setting import Setting
+
+
+def table_title(workload: WorkloadSpec, spec: ScenarioSpec) -> str:
+    """Title of a workload's table; says which routing where the scenario has several."""
+    title = f"{workload.phase}, {workload.tokens_per_device} tokens per device"
+    others = spec.compare.workload if spec.compare is not None else ()
+    if len({(other.trace, other.synthetic) for other in others}) > 1:
+        title += f", {workload.trace or 'synthetic'}"
+    return title
+
+
+def notes(setting: Setting) -> tuple[str, ...]:
+    """What a reader must know of the routing and the steps behind a table."""
+    origin, batches = setting.trace.provenance, setting.batches
+    sentences = [
+        f"Trace: {origin.model}, {origin.kind}, {setting.trace.n_tokens:,} tokens in {setting.trace.n_sequences:,} "
+        f"sequences; {origin.source}.",
+        f"Plans fitted on {setting.fit_sequences} sequences and judged on {setting.judged_sequences} others "
+        f"({batches.n_steps} steps, {batches.passes:.2f} passes)."
+        if setting.fit_sequences
+        else "Plans were fitted on the very sequences that judge them: the split leaves nothing to fit on.",
+        f"Batches: {batches.discipline}.",
+    ]
+    if origin.kind == "synthetic":
+        sentences.insert(0, "The routing is synthetic: rankings hold for its statistics, not for a captured model.")
+    return tuple(sentences)
+
+
+def plan_name(spec: ScenarioSpec, plan: Plan, placement: Placement) -> str:
+    """The parts of a plan that vary in this scenario, as a row's name."""
+    axes = spec.compare or CompareSpec()
+    parts = [_placement_name(plan.placement, placement)] if axes.placement or not _varies(axes) else []
+    if len(axes.schedule) > 1:
+        parts.append(plan.schedule.name or _schedule_name(plan.schedule))
+    if len(axes.parallel) > 1:
+        parts.append(_parallel_name(plan.parallel))
+    if len(axes.cluster) > 1:
+        parts.append(f"{plan.cluster.nodes} x {plan.cluster.node}")
+    return ", ".join(parts)
+
+
+def _varies(axes: CompareSpec) -> bool:
+    return max(len(axes.schedule), len(axes.parallel), len(axes.cluster)) > 1
+
+
+def _placement_name(spec: PlacementSpec, placement: Placement) -> str:
+    if spec.name is not None:
+        return spec.name
+    return placement.name if spec.split == "even" else f"{placement.name} {spec.split}"
+
+
+def _schedule_name(schedule: ScheduleSpec) -> str:
+    name = "sequential" if schedule.overlap == "none" else f"{schedule.overlap} x{schedule.chunks}"
+    law = schedule.exchange.law
+    return name if law == "port" else f"{name} ({law})"
+
+
+def _parallel_name(parallel: ParallelSpec) -> str:
+    attention = "" if parallel.attention is None else f"DP{parallel.attention.dp} TP{parallel.attention.tp} "
+    experts = "" if parallel.experts is None else f"EP{parallel.experts.ep} ETP{parallel.experts.tp}"
+    return f"{attention}{experts}".strip() or "default layout"
+
+
+def described(plan: Plan, placement: Placement) -> dict[str, Any]:
+    """What a plan consists of, for the result file."""
+    sections = {
+        name: getattr(plan, name).model_dump(exclude_none=True)
+        for name in ("cluster", "parallel", "placement", "schedule")
+    }
+    return sections | {"slots_per_layer": placement.n_slots, "wasted_slots": int(placement.duplicate_slots().sum())}
+
+
+def provenance(spec: ScenarioSpec, session: Session, version: str) -> dict[str, Any]:
+    """Versions, seed and digests of all inputs."""
+    return {
+        "moesim": version,
+        "python": platform.python_version(),
+        "numpy": np.__version__,
+        "simpy": simpy.__version__,
+        "seed": spec.seed,
+        "scenario": hashlib.sha256(spec.model_dump_json().encode()).hexdigest()[:16],
+        "traces": [
+            {"source": trace.provenance.source, "layer_0": hashlib.sha256(trace.ids[0].tobytes()).hexdigest()[:16]}
+            for trace in session.traces.values()
+        ],
+    }
