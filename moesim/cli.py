@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
 
@@ -33,29 +32,29 @@ Scenario = Annotated[str, typer.Argument(metavar="SCENARIO", help="YAML file, or
 
 def main() -> None:
     """Run the command; errors of the user are one message and exit code 2 or 3, never a traceback."""
-    debug = "--debug" in sys.argv
     try:
-        app()  # exits by itself: 0 when done, 2 for a wrong option, 130 when interrupted
+        app(prog_name="moesim")  # exits by itself: 0 when done, 2 for a wrong option, 130 when interrupted
     except MoesimError as error:
-        if debug:
-            raise
-        _fail(str(error), error.exit_code)
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _fail(error, str(error), error.exit_code)
+    except MemoryError as error:
+        remedy = "take fewer steps, tokens, devices or plans, or a larger machine"
+        _fail(error, f"this machine's memory does not suffice; {remedy}", MoesimError.exit_code)
     except Exception as error:
-        if debug:
-            raise
-        _fail(f"internal error: {type(error).__name__}: {error}; run again with --debug and report it", INTERNAL_ERROR)
+        bug = f"internal error: {type(error).__name__}: {error}; run again with --debug and report it"
+        _fail(error, bug, INTERNAL_ERROR)
 
 
-def _fail(message: str, code: int) -> None:
+def _fail(error: Exception, message: str, code: int) -> NoReturn:
+    """Exit with a message, or with the traceback where `--debug` asks for it."""
+    if "--debug" in sys.argv:
+        raise error
     print(f"moesim: {message}", file=sys.stderr)
     sys.exit(code)
 
 
 def _version(wanted: bool) -> None:
     if wanted:
-        print(f"moesim {__version__}")
+        print(f"moesim {__version__}", flush=True)
         raise typer.Exit
 
 
@@ -80,6 +79,7 @@ def run(
     from moesim import api
 
     del debug
+    _check_targets(json, out)
     _show(api.run(_load(scenario, overrides, seed)), json, out, quiet=quiet)
 
 
@@ -97,6 +97,7 @@ def compare(
     from moesim import api
 
     del debug
+    _check_targets(json, out)
     loaded = _load(scenario, overrides, seed)
     if quiet or not sys.stderr.isatty():
         _show(api.compare(loaded), json, out, quiet=quiet)
@@ -113,7 +114,7 @@ def compare(
 @app.command("list")
 def list_(
     kind: Annotated[
-        str, typer.Argument(metavar="{models,hardware,scenarios,policies,solvers,formats}", help="What to list.")
+        str, typer.Argument(metavar="KIND", help="models, hardware, scenarios, policies, solvers or formats.")
     ],
     debug: Debug = False,
 ) -> None:
@@ -138,10 +139,20 @@ def schema(
     del debug
     text = json.dumps(scenario_schema(), indent=2) + "\n"
     if out is None:
-        print(text, end="")
+        print(text, end="", flush=True)
         return
     with whole_file(out) as temporary:
         temporary.write_text(text)
+
+
+def _check_targets(json: str | None, out: Path | None) -> None:
+    """Raise MoesimError where the results could not be written, before they are computed."""
+    from scenarios.files import check_file, check_folder
+
+    if json not in (None, "-"):
+        check_file(Path(json))
+    if out is not None:
+        check_folder(out)
 
 
 def _load(scenario: str, overrides: list[str] | None, seed: int | None) -> LoadedScenario:

@@ -127,7 +127,7 @@ def synth(
     skew: Annotated[float, typer.Option(min=0.0, help="Spread of log expert popularity.")] = 0.5,
     sequence_skew: Annotated[float, typer.Option(min=0.0, help="The same, per sequence.")] = 0.5,
     reuse: Annotated[float, typer.Option(min=0.0, max=0.999, help="Chance to keep an expert.")] = 0.2,
-    affinity: Annotated[float, typer.Option(min=0.0, max=0.999, help="Chance to follow the layer before.")] = 0.3,
+    affinity: Annotated[float, typer.Option(min=0.0, max=0.999, help="Chance to follow the theme of the token.")] = 0.8,
     seed: Seed = None,
     debug: Debug = False,
 ) -> None:
@@ -212,7 +212,7 @@ def _print(facts: dict[str, Any], json: str | None) -> None:
     from scenarios.files import whole_file
 
     if json == "-":
-        print(encoder.dumps(facts, indent=2))
+        print(encoder.dumps(facts, indent=2), flush=True)
         return
     if json is not None:
         with whole_file(Path(json)) as temporary:

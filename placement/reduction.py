@@ -33,7 +33,8 @@ class Reduction:
     ports        int64[layer, part, device] each: dispatch at the ports, after the deduplication asked for.
     pairs        int32[layer, part, source, destination], or None where it was not kept.
     pairs_total  int32[layer, source, destination]: the same over all parts, always there.
-    node_pairs_total  int32[layer, source, node]: tokens of a source that have an expert on that node.
+    node_pairs_total  int32[layer, source, node]: tokens of a source that have an expert on that node; no entry for
+                 nodes where tokens are not forwarded.
     """
 
     slot_tokens: Counts

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -29,3 +30,25 @@ def whole_file(path: Path) -> Iterator[Path]:
         raise MoesimError(f"{path}: is a folder; give a file name") from None
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def check_file(path: Path) -> None:
+    """Raise MoesimError where the file `path` could not be written; called before long work, not after it."""
+    if path.is_dir():
+        raise MoesimError(f"{path}: is a folder; give a file name")
+    if not path.parent.is_dir():
+        raise MoesimError(f"{path}: cannot be written (there is no folder {path.parent}); choose another path")
+    _check_rights(path, path.parent)
+
+
+def check_folder(path: Path) -> None:
+    """Raise MoesimError where the folder `path` could not be made or written to."""
+    nearest = next(folder for folder in (path, *path.parents) if os.path.lexists(folder))
+    if not nearest.is_dir():
+        raise MoesimError(f"{path}: {nearest} is a file in the way; give the path of a folder")
+    _check_rights(path, nearest)
+
+
+def _check_rights(path: Path, folder: Path) -> None:
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise MoesimError(f"{path}: cannot be written (no right to write in {folder}); choose another path")

@@ -37,9 +37,9 @@ class SynthesisSpec(Spec):
     skew: float = Field(default=0.5, ge=0, description="standard deviation of log expert popularity")
     sequence_skew: float = Field(default=0.5, ge=0, description="the same, drawn anew for each sequence")
     reuse: float = Field(default=0.2, ge=0, lt=1, description="chance that a token keeps an expert of its predecessor")
-    affinity: float = Field(default=0.3, ge=0, lt=1, description="chance that a choice follows the layer before")
+    affinity: float = Field(default=0.8, ge=0, lt=1, description="chance that a choice follows the token's theme")
     fit: str | None = Field(default=None, description="path of a trace whose statistics set the knobs")
-    seed: int = 0
+    seed: int = Field(default=0, ge=0)
 
 
 class SplitSpec(Spec):

@@ -41,6 +41,7 @@ _EXAMPLE = {
     "frequency": "1.98 GHz",
     "money": "25 kUSD",
 }
+SMALLEST, LARGEST = 1e-30, 1e30  # beyond these, times overflow or vanish
 _QUANTITY = re.compile(r"^\s*([-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?)\s*([^\s\d].*?)?\s*$")
 
 
@@ -83,6 +84,10 @@ def _quantity(dimension: str, *, positive: bool = True) -> Callable[[object], fl
         number = parse_quantity(value, dimension)
         if number < 0 or (positive and number == 0):
             raise ValueError(f"'{value}' must be {'positive' if positive else 'zero or more'}")
+        if number and not SMALLEST <= number <= LARGEST:
+            raise ValueError(
+                f"'{value}' is beyond any machine ({SMALLEST:g} to {LARGEST:g} SI units); check its exponent"
+            )
         return number
 
     return validate

@@ -52,8 +52,14 @@ def time_metrics(execution: Execution, times_s: Seconds, setting: Setting, overh
         "busy_frac.compute": float(sum(compute_s.values()) / total_s),
         "busy_frac.send": _port_busy_s(execution, "send_s") / total_s,
         "busy_frac.receive": _port_busy_s(execution, "receive_s") / total_s,
-        "hidden_comm_frac": float(1 - min(exposed_s / transfer_s, 1.0)) if transfer_s > 0 else 0.0,
+        "hidden_comm_frac": _hidden_frac(transfer_s, exposed_s),
     }
+
+
+def _hidden_frac(transfer_s: float, exposed_s: float) -> float:
+    """Share of the time covered by exchanges during which the device computes; rounding error counts as none."""
+    hidden = 1 - exposed_s / transfer_s if transfer_s > 0 else 0.0
+    return hidden if hidden > 1e-12 else 0.0
 
 
 def breakdown_s(execution: Execution, overhead_s: float) -> dict[str, float]:

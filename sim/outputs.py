@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -50,7 +49,7 @@ def write_outputs(comparison: Comparison, folder: Path) -> list[Path]:
 def write_json(comparison: Comparison, target: str) -> None:
     """Write the result as JSON to the file `target`, or to standard output where it is `-`."""
     if target == "-":
-        sys.stdout.write(json_text(comparison))
+        print(json_text(comparison), end="", flush=True)  # a closed pipe shows here, not when Python ends
     else:
         _write(Path(target), json_text(comparison).encode())
 

@@ -16,6 +16,7 @@ from scenarios.catalog import find_model
 from scenarios.models import ModelCard
 from scenarios.specs import ClusterSpec, ParallelSpec, PlacementSpec, ScenarioSpec, ScheduleSpec, WorkloadSpec
 from sim.setting import Setting, make_setting, open_trace
+from sim.size import check_schedule
 from traces.routing import RoutingTrace
 
 ReductionKey = tuple[int, str, int, str, bool]
@@ -64,6 +65,7 @@ class Session:
 
     def reduction(self, setting: Setting, placement: Placement, schedule: ScheduleSpec) -> Reduction:
         """The reduction of the setting's steps under `placement`, shared by the schedules that can."""
+        check_schedule(schedule, setting.workload, setting.model, setting.cluster.n_devices)
         chunks = schedule.chunks if schedule.overlap == "chunked" else 1
         keep_pairs = schedule.exchange.law != "port"
         key = (id(setting), placement_digest(placement), chunks, schedule.exchange.dedup, keep_pairs)

@@ -14,6 +14,7 @@ from scenarios.errors import ScenarioError, TraceError
 from scenarios.models import ModelCard
 from scenarios.specs import ClusterSpec, ParallelSpec, WorkloadSpec
 from sim.program import Chunk, Layer, Step, Work
+from sim.size import check_workload
 from traces.batches import Batches, compose_batches
 from traces.routing import RoutingTrace
 from traces.split import select_sequences, split_sequences
@@ -54,6 +55,7 @@ def make_setting(
     """The setting of these specs. Raises ScenarioError or TraceError where they contradict each other."""
     machine = build_cluster(cluster)
     layout, attention_tp = _layout(machine, parallel)
+    check_workload(workload, model, layout.n_devices)
     check_trace(trace, model)
     fit, judged = split_sequences(trace, workload.split.fit, workload.split.evaluate, seed)
     batches = compose_batches(

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from statistics import NormalDist
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.special import ndtri
 
 from scenarios.errors import TraceError
+from scenarios.host_memory import check_host_memory
 from scenarios.models import ModelCard
 from scenarios.specs import SynthesisSpec
-from traces.routing import Phase
+from traces.routing import Phase, id_dtype
 
 Knob = float | tuple[float, ...]
 
@@ -77,9 +78,13 @@ def standard_scores(n: int, log_shape: tuple[float, ...] = ()) -> NDArray[np.flo
     """
     grid = (np.arange(n) + 0.5) / n
     known = (np.arange(len(log_shape)) + 0.5) / max(1, len(log_shape))
-    scores = np.interp(grid, known, np.array(log_shape)) if log_shape else ndtri(grid)
+    scores = np.interp(grid, known, np.array(log_shape)) if log_shape else _normal_quantiles(grid)
     spread = scores.std()
     return np.asarray((scores - scores.mean()) / (spread if spread > 0 else 1.0))
+
+
+def _normal_quantiles(shares: NDArray[np.float64]) -> NDArray[np.float64]:
+    return np.array([NormalDist().inv_cdf(share) for share in shares])  # scipy's takes longer to import than to run
 
 
 def _check_profile(name: str, values: NDArray[np.float64], n_layers: int) -> None:
@@ -130,8 +135,10 @@ def knobs_from_spec(spec: SynthesisSpec, model: ModelCard, fitted: Knobs | None)
     """Knobs of a scenario's `synthetic` section for `model`.
 
     Tokens and sequence length come from the spec; the statistics from `fitted`, rescaled to the model, where it is
-    given, else from the spec. Raises TraceError where the spec names a trace to fit and `fitted` is None.
+    given, else from the spec. Raises TraceError where the spec names a trace to fit and `fitted` is None, and
+    MoesimError where the trace cannot fit into the memory of this machine.
     """
+    _check_size(spec, model)
     lengths = even_lengths(spec.tokens, spec.sequence_tokens)
     if fitted is not None:
         scaled = rescale(fitted, model.n_experts, model.top_k, len(model.moe_layers))
@@ -148,4 +155,14 @@ def knobs_from_spec(spec: SynthesisSpec, model: ModelCard, fitted: Knobs | None)
         reuse=spec.reuse,
         affinity=spec.affinity,
         model=model.name,
+    )
+
+
+def _check_size(spec: SynthesisSpec, model: ModelCard) -> None:
+    ids = spec.tokens * len(model.moe_layers) * model.top_k * id_dtype(model.n_experts).itemsize
+    lengths = spec.tokens / spec.sequence_tokens * 100  # bytes: the lengths as Python numbers and what is made of them
+    check_host_memory(
+        ids + lengths,
+        f"synthetic trace: {spec.tokens:,} tokens in sequences of {spec.sequence_tokens:,} take",
+        "lower tokens",
     )

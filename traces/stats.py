@@ -63,7 +63,7 @@ def adjacent_reuse(trace: RoutingTrace, lag: int = 1) -> PerLayer:
 def popularity_reuse(loads: Counts, k: PerLayer | float) -> PerLayer:
     """Reuse that expert popularity alone explains, sum_e q_e^2 / k: float64[layer].
 
-    `k` experts a token, q_e = share of tokens that select e; with equal popularity this is the uniform reference k / n_experts.
+    `k` experts a token, q_e = share of tokens that select e; equal popularity gives the uniform k / n_experts.
     """
     selected = loads * np.asarray(k)[..., None] / loads.sum(axis=1, keepdims=True)
     return np.asarray((selected**2).sum(axis=1) / k)
@@ -106,7 +106,7 @@ def transition_counts(trace: RoutingTrace, layer: int, *, top1: bool = False) ->
 
 
 def coactivation(trace: RoutingTrace, layer: int) -> Counts:
-    """Tokens that select both experts i and j in MoE layer `layer`: int64[expert, expert]; the diagonal is the loads."""
+    """Tokens that select both experts i and j in MoE layer `layer`: int64[expert, expert], diagonal: loads."""
     rows = _with_pad_last(trace, layer)
     return _pairs(rows, rows, trace.n_experts)
 

@@ -1,0 +1,41 @@
+"""Memory that a simulation itself takes, estimated before it starts: absurd sizes are refused, not tried."""
+
+from __future__ import annotations
+
+from scenarios.errors import ScenarioError
+from scenarios.host_memory import check_host_memory
+from scenarios.models import ModelCard
+from scenarios.specs import ScheduleSpec, WorkloadSpec
+
+TOKEN_BYTES = 65  # measured: indices, contexts and counting of a token of a step
+PART_BYTES = 300  # measured: counts, durations and times of one device in one chunk of one layer and step
+MESSAGE_BYTES = 55  # measured: counts and times of one pair of devices, the same
+
+
+def check_workload(workload: WorkloadSpec, model: ModelCard, n_devices: int) -> None:
+    """Raise MoesimError where the steps of `workload` cannot fit into the memory of this machine."""
+    steps, tokens = workload.steps, workload.tokens_per_device
+    needed = steps * n_devices * (tokens * TOKEN_BYTES + model.n_layers * PART_BYTES)
+    check_host_memory(
+        needed,
+        f"workload: {steps:,} steps of {tokens:,} tokens on each of {n_devices:,} devices take",
+        "lower workload.steps or workload.tokens_per_device",
+    )
+
+
+def check_schedule(schedule: ScheduleSpec, workload: WorkloadSpec, model: ModelCard, n_devices: int) -> None:
+    """Raise ScenarioError where there are more chunks than tokens, MoesimError where their exchanges cannot fit."""
+    chunks = schedule.chunks if schedule.overlap == "chunked" else 1
+    if chunks > workload.tokens_per_device:
+        raise ScenarioError(
+            f"schedule.chunks: {chunks} chunks of the {workload.tokens_per_device} tokens of a device leave some "
+            f"empty; lower schedule.chunks or raise workload.tokens_per_device"
+        )
+    messages = 0 if schedule.exchange.law == "port" else n_devices * MESSAGE_BYTES
+    needed = workload.steps * chunks * model.n_layers * n_devices * (PART_BYTES + messages)
+    check_host_memory(
+        needed,
+        f"schedule: {workload.steps:,} steps of {chunks} chunks, law {schedule.exchange.law}, on {n_devices:,} devices "
+        f"take",
+        "lower workload.steps or schedule.chunks, or use law port",
+    )

@@ -1,0 +1,150 @@
+"""Every schedule policy through one suite; one that is named but missing, or the reverse, fails it."""
+
+from collections import Counter
+from itertools import pairwise
+from pathlib import Path
+from typing import get_args
+
+import networkx as nx
+import numpy as np
+import pytest
+
+from scenarios.catalog import find_model
+from scenarios.specs import OverlapName
+from sim.events import execute_events
+from sim.laws import LAWS
+from sim.log import begins_s
+from sim.policies import POLICIES
+from sim.program import Layer, OpList, Step, Work, compile_program
+from sim.setting import build_step
+from tests.oracles.random_steps import make_layer, price_case
+
+# policy -> numbers of chunks that its steps may have; a new policy is added here
+CHUNKS = {"none": (1,), "chunked": (1, 2, 3, 4)}
+EXCHANGES = {"dispatch", "combine", "gather", "scatter"}
+PLAIN, SHARED, DENSE = (False, False), (False, True), (True, False)
+# name -> (dense, shared experts) of each layer, tensor-parallel attention
+MODELS: dict[str, tuple[list[tuple[bool, bool]], bool]] = {
+    "one layer": ([PLAIN], False),
+    "several layers": ([PLAIN] * 3, False),
+    "shared experts": ([SHARED] * 2, False),
+    "dense first": ([DENSE, SHARED, PLAIN], False),
+    "dense last": ([PLAIN, DENSE], False),
+    "all dense": ([DENSE] * 2, False),
+    "tensor parallel": ([DENSE, SHARED, PLAIN], True),
+}
+PLANS = [(policy, chunks) for policy, counts in CHUNKS.items() for chunks in counts]
+
+
+def step_of(model: str, chunks: int) -> Step:
+    kinds, tensor_parallel = MODELS[model]
+    layers = [make_layer(number, chunks, kind, collectives=tensor_parallel) for number, kind in enumerate(kinds)]
+    return Step(layers=tuple(layers), head=Work("head"))
+
+
+def compiled(policy: str, model: str, chunks: int) -> OpList:
+    return compile_program(POLICIES[policy], step_of(model, chunks))
+
+
+def works_of(layer: Layer) -> list[Work]:
+    """All works of a layer, each once."""
+    single = [layer.gather, layer.attention, layer.scatter, layer.mlp, layer.gate, layer.shared]
+    parts = [work for chunk in layer.chunks for work in (chunk.dispatch, chunk.experts, chunk.combine)]
+    return [work for work in single if work is not None] + parts
+
+
+def flows_of(step: Step) -> list[tuple[Work, Work]]:
+    """(earlier, later): data that the later work needs, whatever the schedule."""
+    flows: list[tuple[Work, Work]] = []
+    for layer in step.layers:
+        spine = [layer.gather, layer.attention, layer.scatter, layer.mlp or layer.gate]
+        flows += pairwise(work for work in spine if work is not None)
+        if layer.gate is not None:
+            flows += [(layer.gate, layer.shared)] if layer.shared is not None else []
+            for chunk in layer.chunks:
+                flows += pairwise((layer.gate, chunk.dispatch, chunk.experts, chunk.combine))
+    nexts = [layer.gather or layer.attention for layer in step.layers[1:]] + [step.head]
+    for layer, after in zip(step.layers, nexts, strict=True):
+        flows += [(work, after) for work in works_of(layer)]
+    return flows
+
+
+def test_names_match_the_scenario() -> None:
+    assert set(get_args(OverlapName)) == set(POLICIES) == set(CHUNKS)
+
+
+@pytest.mark.parametrize("model", MODELS)
+@pytest.mark.parametrize(("policy", "chunks"), PLANS)
+class TestProgram:
+    def test_every_work_is_done_exactly_once(self, policy: str, chunks: int, model: str) -> None:
+        step = step_of(model, chunks)
+        issued = Counter(op.work for op in compiled(policy, model, chunks).ops)
+        assert issued == Counter([work for layer in step.layers for work in works_of(layer)] + [step.head])
+
+    def test_exchanges_and_only_they_are_on_the_ports(self, policy: str, chunks: int, model: str) -> None:
+        for op in compiled(policy, model, chunks).ops:
+            assert op.lanes == (("send", "receive") if op.work.kind in EXCHANGES else ("compute",))
+
+    def test_operations_wait_for_earlier_ones_only(self, policy: str, chunks: int, model: str) -> None:
+        op_list = compiled(policy, model, chunks)
+        assert not (op_list.ops[0].after or op_list.waits[0] or op_list.lane_waits[0])
+        for index, op in enumerate(op_list.ops):
+            befores = {*op.after, *op_list.waits[index], *(dep for _, dep in op_list.lane_waits[index])}
+            assert all(0 <= before < index for before in befores)
+
+    def test_works_follow_the_data_that_they_need(self, policy: str, chunks: int, model: str) -> None:
+        """Path from one to the other in the graph of what an operation comes after, and of the compute lane."""
+        ops = compiled(policy, model, chunks).ops
+        graph = nx.DiGraph([(ops[dep].work, op.work) for op in ops for dep in op.after])
+        graph.add_nodes_from(op.work for op in ops)
+        graph.add_edges_from(pairwise(op.work for op in ops if not op.is_exchange))
+        missing = [flow for flow in flows_of(step_of(model, chunks)) if not nx.has_path(graph, *flow)]
+        assert missing == []
+
+    def test_the_program_depends_on_nothing_but_the_step(self, policy: str, chunks: int, model: str) -> None:
+        assert compiled(policy, model, chunks) == compiled(policy, model, chunks)
+
+
+@pytest.mark.parametrize("attention_tp", [1, 2])
+@pytest.mark.parametrize(("policy", "chunks"), PLANS)
+def test_every_work_of_a_shipped_model_is_done_exactly_once(policy: str, chunks: int, attention_tp: int) -> None:
+    """DeepSeek-V2-Lite: 27 layers, the first of them dense, the others with shared experts."""
+    step = build_step(find_model("deepseek-v2-lite", Path()), chunks=chunks, attention_tp=attention_tp)
+    kinds = Counter(op.work.kind for op in compile_program(POLICIES[policy], step).ops)
+    parts = dict.fromkeys(("dispatch", "experts", "combine"), 26 * chunks)
+    collectives = dict.fromkeys(("gather", "scatter"), 27) if attention_tp > 1 else {}
+    assert kinds == {"attention": 27, "mlp": 1, "gate": 26, "shared": 26, "head": 1} | parts | collectives
+
+
+@pytest.mark.parametrize("law", LAWS)
+@pytest.mark.parametrize(("policy", "chunks"), PLANS)
+def test_lanes_are_first_in_first_out_and_everything_ends(policy: str, chunks: int, law: str) -> None:
+    op_list = compiled(policy, "tensor parallel", chunks)
+    case = price_case(op_list, 4, law, np.random.default_rng(chunks), 2)
+    durations = case.durations
+    finished = execute_events(op_list, durations, law=law)
+    ends_s = np.array(finished.end_s)
+    assert np.isfinite(ends_s).all()
+    assert (ends_s[-1] == ends_s.max(axis=0)).all(), "the head is last on every device"
+    begins_at_s = begins_s(op_list, durations, finished)
+    for on_ports in (False, True):
+        lane = [index for index, op in enumerate(op_list.ops) if op.is_exchange == on_ports]
+        for before, index in pairwise(lane):
+            free_s = finished.send_end_s[before]
+            assert (begins_at_s[index] >= free_s * (1 - 1e-12)).all()
+            assert (ends_s[index] >= ends_s[before]).all()
+
+
+@pytest.mark.parametrize("model", MODELS)
+@pytest.mark.parametrize("law", ["port", "fifo"])
+@pytest.mark.parametrize("policy", [policy for policy in CHUNKS if policy != "none"])
+def test_with_one_chunk_overlap_is_never_slower_than_none(policy: str, law: str, model: str) -> None:
+    """The same operations in the same order on each lane, with fewer waits; such lanes are monotone."""
+    for seed in range(5):
+        overlapped = price_case(compiled(policy, model, 1), 4, law, np.random.default_rng(seed), 2)
+        prices = dict(zip((op.work for op in overlapped.op_list.ops), overlapped.durations, strict=True))
+        sequential = compiled("none", model, 1)
+        plain = price_case(sequential, 4, law, np.random.default_rng(seed), 2)
+        plain.durations[:] = [prices[op.work] for op in sequential.ops]
+        faster = np.array([overlapped.vector().end_s[-1], plain.vector().end_s[-1]])
+        assert (faster[0] <= faster[1] * (1 + 1e-12)).all()

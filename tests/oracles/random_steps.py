@@ -1,0 +1,145 @@
+"""Random steps for tests of the execution plane; durations are adversarial, since realistic ones hide errors."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from sim.durations import Duration, ExchangeTime, Seconds
+from sim.events import execute_events
+from sim.laws import LAWS
+from sim.policies import POLICIES
+from sim.program import Chunk, Layer, OpList, Program, Step, Work, compile_ops, compile_program
+from sim.vector import Finished, execute
+
+ZERO_FRAC = 0.3
+KINDS = ("heavy tail", "ties", "mixed")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Case:
+    """A step to execute: what to run, for how long, from when on, under which law."""
+
+    op_list: OpList
+    durations: list[Duration]
+    start_s: Seconds
+    law: str
+
+    def vector(self) -> Finished:
+        return execute(self.op_list, self.durations, self.start_s, law=LAWS[self.law])
+
+    def events(self) -> Finished:
+        return execute_events(self.op_list, self.durations, self.start_s, law=self.law)
+
+
+def policy_case(policy: str, law: str, seed: int, *, max_devices: int = 6) -> Case:
+    """A random model under a policy: 1 to 3 layers, 1 to 4 chunks, dense layers, shared experts, gather and scatter."""
+    rng = np.random.default_rng([seed, *policy.encode(), *law.encode()])
+    n_devices = int(rng.integers(1, max_devices + 1))
+    chunks = 1 if policy == "none" else int(rng.integers(1, 5))
+    tensor_parallel = bool(rng.random() < 0.5)
+    step = Step(
+        layers=tuple(
+            make_layer(number, chunks, rng.random(2) < (0.25, 0.5), collectives=tensor_parallel)
+            for number in range(int(rng.integers(1, 4)))
+        ),
+        head=Work("head"),
+    )
+    op_list = compile_program(POLICIES[policy], step)
+    group_size = 2 if n_devices % 2 == 0 else 1
+    return price_case(op_list, n_devices, law, rng, group_size)
+
+
+def dag_case(law: str, seed: int, *, max_devices: int = 6, max_ops: int = 14) -> Case:
+    """A random op list, of no policy: operations on random lanes that come after any earlier ones."""
+    rng = np.random.default_rng([seed, *law.encode()])
+    program = Program()
+    for index in range(int(rng.integers(1, max_ops + 1))):
+        after = [int(dep) for dep in rng.integers(0, max(index, 1), rng.integers(0, 5))] if index else None
+        if rng.random() < 0.5:
+            program.compute(Work("compute", index), after=after)
+        else:
+            program.exchange(Work(str(rng.choice(["gather", "dispatch"])), index), after=after)
+    n_devices = int(rng.integers(1, max_devices + 1))
+    divisors = [size for size in range(1, n_devices + 1) if n_devices % size == 0]
+    return price_case(compile_ops(program.ops), n_devices, law, rng, int(rng.choice(divisors)))
+
+
+def make_layer(number: int, chunks: int, dense_shared: object, *, collectives: bool) -> Layer:
+    """One layer in `chunks` chunks; `dense_shared` says whether it is dense and whether it has shared experts."""
+    dense, shared = np.asarray(dense_shared, bool)
+    parts = tuple(
+        Chunk(Work("dispatch", number, c), Work("experts", number, c), Work("combine", number, c))
+        for c in range(0 if dense else chunks)
+    )
+    return Layer(
+        attention=Work("attention", number),
+        gate=None if dense else Work("gate", number),
+        whole=parts[0] if len(parts) == 1 else None,
+        chunks=parts,
+        shared=Work("shared", number) if shared and not dense else None,
+        mlp=Work("mlp", number) if dense else None,
+        gather=Work("gather", number) if collectives else None,
+        scatter=Work("scatter", number) if collectives else None,
+    )
+
+
+def adversarial_s(rng: np.random.Generator, shape: tuple[int, ...], kind: str) -> Seconds:
+    """Durations [s]: heavy-tailed or of few values, so that ties abound; about 30 % are exactly zero."""
+    heavy = rng.lognormal(0.0, 1.5, shape)
+    few = rng.choice([0.5, 1.0, 1.5, 3.0], shape)
+    rough = {"heavy tail": heavy, "ties": few, "mixed": np.where(rng.random(shape) < 0.5, heavy, few)}[kind]
+    return np.where(rng.random(shape) < ZERO_FRAC, 0.0, rough)
+
+
+def price_case(op_list: OpList, n_devices: int, law: str, rng: np.random.Generator, group_size: int) -> Case:
+    """The op list with random durations; gather and scatter stay in groups and do not tell messages apart."""
+    kind = str(rng.choice(KINDS))
+    n_kinds = int(rng.integers(1, 3))
+    latency_s = float(adversarial_s(rng, (1,), kind)[0])
+    durations: list[Duration] = []
+    for op in op_list.ops:
+        if not op.is_exchange:
+            durations.append(adversarial_s(rng, (n_devices,), kind))
+            continue
+        collective = op.work.kind in ("gather", "scatter")
+        durations.append(
+            ExchangeTime(
+                send_s=adversarial_s(rng, (n_devices,), kind),
+                receive_s=adversarial_s(rng, (n_devices,), kind),
+                group_size=group_size if collective else n_devices,
+                message_s=None if law == "port" or collective else _messages(rng, n_kinds, n_devices, kind),
+                latency_s=latency_s,
+            )
+        )
+    start_s = adversarial_s(rng, (n_devices,), kind) * rng.integers(0, 2)
+    return Case(op_list=op_list, durations=durations, start_s=start_s, law=law)
+
+
+def varied(duration: Duration, vary: Callable[[Seconds], Seconds]) -> Duration:
+    """The duration with `vary` applied to each of its arrays, whose last axes are devices."""
+    if not isinstance(duration, ExchangeTime):
+        return vary(duration)
+    return replace(
+        duration,
+        send_s=vary(duration.send_s),
+        receive_s=vary(duration.receive_s),
+        message_s=None if duration.message_s is None else vary(duration.message_s),
+    )
+
+
+def of_step(duration: Duration, step: int) -> Duration:
+    """The duration of one step of a batch."""
+    return varied(duration, lambda array: np.asarray(array[step]))
+
+
+def _messages(rng: np.random.Generator, n_kinds: int, n_devices: int, kind: str) -> Seconds:
+    """Times of messages; with two kinds of ports each pair of devices uses one, as inside and between nodes."""
+    message_s = adversarial_s(rng, (n_kinds, n_devices, n_devices), kind)
+    if n_kinds == 2 and rng.random() < 0.5:
+        node = np.arange(n_devices) // 2
+        same_node = node[:, None] == node[None, :]
+        message_s = message_s * np.stack([same_node, ~same_node])
+    if rng.random() < 0.5:
+        message_s = message_s * ~np.eye(n_devices, dtype=bool)
+    return message_s
