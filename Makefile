@@ -29,8 +29,7 @@ demo: setup    ## compare placements on an 8-GPU node; report in out/demo
 	$(BIN)/moesim compare examples/first --out out/demo
 
 golden: setup    ## write the golden results anew and show what changed
-	MOESIM_GOLDEN=write $(BIN)/python -m pytest tests/golden
-	git --no-pager diff --stat -- tests/golden
+	$(BIN)/python -m tests.golden.rewrite
 
 bench: setup    ## measure the speed goals; writes benchmarks/baseline.json anew
 	$(BIN)/python -m benchmarks

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import cast
 
 from hwmodels.cards import DeviceCard
 from hwmodels.constants import KernelConstants
 from scenarios.errors import HardwareError
+from scenarios.models import DType
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -26,6 +28,10 @@ class Device:
         """Datasheet memory bandwidth [bytes/s]."""
         return self.card.memory_bytes_per_s.value
 
+    def multiplies(self, dtype: str) -> bool:
+        """Whether the card has a peak for `dtype`."""
+        return any(name in self.card.peak_flop_per_s for name in _compute_dtypes(dtype))
+
     def peak_flop_per_s(self, dtype: str) -> float:
         """Datasheet peak of dense multiplication [FLOP/s]; weight-only types multiply in bf16.
 
@@ -33,15 +39,20 @@ class Device:
 
         Raises HardwareError where the card has no peak for `dtype`.
         """
-        compute_dtype = MULTIPLIED_AS.get(dtype, dtype)
-        peaks = self.card.peak_flop_per_s
-        for name in (compute_dtype, SAME_RATE.get(compute_dtype, compute_dtype)):
+        peaks, names = self.card.peak_flop_per_s, _compute_dtypes(dtype)
+        for name in names:
             if name in peaks:
                 return peaks[name].value
         have = ", ".join(sorted(peaks))
-        raise HardwareError(f"{self.card.name} has no peak for {compute_dtype} (it has {have}); set another dtype")
+        raise HardwareError(f"{self.card.name} has no peak for {names[0]} (it has {have}); set another dtype")
+
+
+def _compute_dtypes(dtype: str) -> tuple[DType, ...]:
+    """Data types whose peak applies to weights of `dtype`, the first that a card has."""
+    computed = MULTIPLIED_AS.get(dtype, cast(DType, dtype))
+    return (computed, SAME_RATE[computed]) if computed in SAME_RATE else (computed,)
 
 
 # Weights of these types are expanded before the multiplication (weight-only kernels), or scaled per block.
-MULTIPLIED_AS = {"fp8_block": "fp8", "int4": "bf16", "mxfp4": "bf16"}
-SAME_RATE = {"bf16": "fp16", "fp16": "bf16"}
+MULTIPLIED_AS: dict[str, DType] = {"fp8_block": "fp8", "int4": "bf16", "mxfp4": "bf16"}
+SAME_RATE: dict[str, DType] = {"bf16": "fp16", "fp16": "bf16"}

@@ -126,6 +126,24 @@ def list_(
 
 
 @app.command()
+def validate(
+    suite: Annotated[str, typer.Argument(metavar="SUITE", help="kernels: kernel laws against a table of timings.")],
+    table: Annotated[Path, typer.Option(metavar="FILE", help="Measured timings: .parquet, .csv or .csv.gz.")],
+    card: Annotated[str, typer.Option(metavar="CARD", help="Device card; see `moesim list hardware`.")],
+    limit: Annotated[
+        float | None, typer.Option(min=0.0, help="Largest median error, e.g. 0.15; exit 1 where one is larger.")
+    ] = None,
+    json: Json = None,
+    debug: Debug = False,
+) -> None:
+    """Judge the model on measurements: errors by kernel family and data type."""
+    from moesim import validating
+
+    del debug
+    raise typer.Exit(validating.show(suite, table, card, limit, json))
+
+
+@app.command()
 def schema(
     out: Annotated[Path | None, typer.Option("--out", metavar="FILE", help="Write to a file instead.")] = None,
     debug: Debug = False,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -13,6 +14,8 @@ from moesim.options import Debug, Json, Seed
 if TYPE_CHECKING:
     from traces.counts import ExpertCounts
     from traces.routing import RoutingTrace
+
+LAYER_NUMBER = re.compile(r" *[0-9]{1,6} *")
 
 trace_app = typer.Typer(help="Look at, convert, generate and measure routing traces.", no_args_is_help=True)
 TraceFile = Annotated[Path, typer.Argument(metavar="FILE", help="A .npz trace of moesim.")]
@@ -87,6 +90,7 @@ def import_(
 ) -> None:
     """Read a foreign recording, check it, and write a trace."""
     from scenarios.errors import TraceError
+    from scenarios.files import check_file
     from traces.counts import ExpertCounts
     from traces.formats import import_trace
     from traces.recording import ImportOptions
@@ -105,6 +109,7 @@ def import_(
         sequence_tokens=sequence_tokens,
         keep_warmup=keep_warmup,
     )
+    check_file(target)
     trace = import_trace(format, source, options)
     for note in trace.provenance.notes:
         typer.echo(note)
@@ -135,6 +140,7 @@ def synth(
     import numpy as np
 
     from scenarios.catalog import find_model
+    from scenarios.files import check_file
     from scenarios.specs import SynthesisSpec
     from traces.storage import load_trace, save_trace
     from traces.synth import fit_knobs, knobs_from_spec, synthesise
@@ -149,6 +155,7 @@ def synth(
         affinity=affinity,
         seed=seed or 0,
     )
+    check_file(target)
     fitted = None if like is None else fit_knobs(load_trace(like))
     trace = synthesise(knobs_from_spec(spec, find_model(model, Path()), fitted), np.random.default_rng(spec.seed))
     save_trace(trace, target)
@@ -192,7 +199,7 @@ def _layer_numbers(text: str | None) -> tuple[int, ...] | None:
     numbers: list[int] = []
     for part in text.split(","):
         first, _, last = part.partition("-")
-        if not first.strip().isdigit() or (last and not last.strip().isdigit()):
+        if not LAYER_NUMBER.fullmatch(first) or not LAYER_NUMBER.fullmatch(last or first):
             raise typer.BadParameter(f"'{text}' is no list of layers; write 3-60 or 1,3,5")
         numbers += range(int(first), int(last or first) + 1)
     return tuple(numbers)

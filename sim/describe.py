@@ -10,7 +10,7 @@ import numpy as np
 import simpy
 
 from placement.plan import Placement
-from scenarios.specs import CompareSpec, ParallelSpec, PlacementSpec, ScenarioSpec, ScheduleSpec, WorkloadSpec
+from scenarios.specs import CompareSpec, ParallelSpec, ScenarioSpec, ScheduleSpec, WorkloadSpec
 from sim.session import Plan, Session
 from sim.setting import Setting
 
@@ -44,7 +44,7 @@ def notes(setting: Setting) -> tuple[str, ...]:
 def plan_name(spec: ScenarioSpec, plan: Plan, placement: Placement) -> str:
     """The parts of a plan that vary in this scenario, as a row's name."""
     axes = spec.compare or CompareSpec()
-    parts = [_placement_name(plan.placement, placement)] if axes.placement or not _varies(axes) else []
+    parts = [placement.name] if axes.placement or not _varies(axes) else []
     if len(axes.schedule) > 1:
         parts.append(plan.schedule.name or _schedule_name(plan.schedule))
     if len(axes.parallel) > 1:
@@ -56,12 +56,6 @@ def plan_name(spec: ScenarioSpec, plan: Plan, placement: Placement) -> str:
 
 def _varies(axes: CompareSpec) -> bool:
     return max(len(axes.schedule), len(axes.parallel), len(axes.cluster)) > 1
-
-
-def _placement_name(spec: PlacementSpec, placement: Placement) -> str:
-    if spec.name is not None:
-        return spec.name
-    return placement.name if spec.split == "even" else f"{placement.name} {spec.split}"
 
 
 def _schedule_name(schedule: ScheduleSpec) -> str:

@@ -184,6 +184,12 @@ class TestMaxmin:
         size_s = [[0, 0, 3], [0, 0, 1], [0, 0, 0]]
         assert after_computing([0, 1, 0], messages(size_s), "maxmin") == ([4, 3, 0], [4, 3, 4])
 
+    def test_the_tail_of_a_flow_is_not_lost(self) -> None:
+        """The second message is longer by 2^-30 s, which it flows alone for after both have shared until 2."""
+        tail_s = 2.0**-30
+        size_s = [[0.0, 0.0, 1.0], [0.0, 0.0, 1.0 + tail_s], [0.0, 0.0, 0.0]]
+        assert one_exchange(messages(size_s), "maxmin", [0, 0, 0])[1] == [2, 2 + tail_s, 2 + tail_s]
+
     def test_flows_wait_for_the_receivers_lane(self) -> None:
         """0 to 1 can begin at 0.5 (latency), 0 to 2 at 4: the first flows alone until 2.5, the second until 6."""
         size_s = [[0, 2, 2], [0, 0, 0], [0, 0, 0]]

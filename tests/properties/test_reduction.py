@@ -54,7 +54,7 @@ def cases(draw: st.DrawFn, splits: tuple[SplitName, ...] = ("even", "least-loade
     )
 
 
-@settings(max_examples=40)
+@settings(max_examples=20)
 @given(cases(), st.sampled_from(DEDUPS))
 def test_tokens_are_conserved(case: Case, dedup: DedupName) -> None:
     got = case.reduced(dedup)
@@ -70,7 +70,7 @@ def test_tokens_are_conserved(case: Case, dedup: DedupName) -> None:
         np.testing.assert_array_equal(sent, received)
 
 
-@settings(max_examples=30)
+@settings(max_examples=15)
 @given(cases())
 def test_less_is_sent_the_more_is_left_out(case: Case) -> None:
     none, device, node = (case.reduced(dedup) for dedup in DEDUPS)
@@ -86,7 +86,7 @@ def test_less_is_sent_the_more_is_left_out(case: Case) -> None:
     )
 
 
-@settings(max_examples=30)
+@settings(max_examples=15)
 @given(cases(splits=("even",)), st.sampled_from(DEDUPS))  # the least-loaded split balances chunk by chunk
 def test_chunks_share_the_tokens_of_their_step(case: Case, dedup: DedupName) -> None:
     parts = case.reduced(dedup)
@@ -98,7 +98,7 @@ def test_chunks_share_the_tokens_of_their_step(case: Case, dedup: DedupName) -> 
         np.testing.assert_array_equal(got.reshape(2, len(case.tokens), case.chunks, -1).sum(axis=2), want)
 
 
-@settings(max_examples=25)
+@settings(max_examples=15)
 @given(cases(splits=("even",)), st.sampled_from(DEDUPS))
 def test_loops_over_tokens_give_the_same(case: Case, dedup: DedupName) -> None:
     got = case.reduced(dedup)

@@ -80,7 +80,7 @@ def cases(
     return Case(setting=setting, placement=placement, schedule=schedule)
 
 
-@settings(max_examples=12)
+@settings(max_examples=10)
 @given(cases(), st.randoms(use_true_random=False))
 def test_relabelling_experts_with_the_placement_changes_nothing(case: Case, random: Random) -> None:
     new_ids = np.array(random.sample(range(8), 8))
@@ -96,7 +96,7 @@ def with_ids(trace: RoutingTrace, new_ids: NDArray[np.int64]) -> RoutingTrace:
     return replace(trace, ids=new_ids[trace.ids].astype(trace.ids.dtype))
 
 
-@settings(max_examples=12)
+@settings(max_examples=10)
 @given(cases(replicas=0, tensor_parallel=False, schedules=SYMMETRIC), st.randoms(use_true_random=False))
 def test_relabelling_nodes_and_their_devices_changes_nothing(case: Case, random: Random) -> None:
     n_nodes, in_node = case.setting.cluster.n_nodes, case.setting.cluster.devices_per_node
@@ -120,7 +120,7 @@ def renumbered(placement: Placement, new_rank: NDArray[np.int64]) -> Placement:
     )
 
 
-@settings(max_examples=12)
+@settings(max_examples=10)
 @given(cases())
 def test_halving_all_speeds_doubles_all_times_exactly(case: Case) -> None:
     cluster = case.setting.cluster
@@ -140,7 +140,7 @@ def test_halving_all_speeds_doubles_all_times_exactly(case: Case) -> None:
         assert slowed[name] == factor * value, name
 
 
-@settings(max_examples=12)
+@settings(max_examples=10)
 @given(cases(schedules=OF_PORTS))
 def test_a_step_is_never_shorter_than_the_work_of_a_lane(case: Case) -> None:
     execution = measured(case.setting, case.placement, case.schedule).execution

@@ -62,6 +62,7 @@ def test_log_of_the_first_step(step: tuple[OpList, list[Duration], Finished]) ->
 def test_log_of_another_step(step: tuple[OpList, list[Duration], Finished]) -> None:
     log = step_log(*step, 1)
     assert log[0].begin_s.tolist() == [0, 0]
+    assert log[3].begin_s.tolist() == [16, 14]
     assert log[0].busy_s.tolist() == [12, 13]
     for times, end_s in zip(log, ENDS_S, strict=True):
         assert times.end_s.tolist() == [end + 10 for end in end_s]

@@ -1,0 +1,1 @@
+"""Model against measurement: tables of kernel timings read, predicted and scored."""

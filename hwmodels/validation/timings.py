@@ -1,0 +1,128 @@
+"""Tables of measured kernel timings: one row a shape, in the columns of aiconfigurator's tables."""
+
+from __future__ import annotations
+
+import csv
+import gzip
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from scenarios.errors import HardwareError
+
+Column = NDArray[np.generic]
+MAX_ROWS = 5_000_000
+
+FAMILIES: dict[str, tuple[str, ...]] = {
+    "moe": ("moe_dtype", "num_tokens", "hidden_size", "inter_size", "topk", "num_experts", "moe_tp_size", "moe_ep_size",
+            "distribution"),
+    "attention": ("batch_size", "isl", "step", "num_heads", "num_key_value_heads", "head_dim", "kv_cache_dtype"),
+    "gemm": ("gemm_dtype", "m", "n", "k"),
+}  # fmt: skip
+"""Columns by which a family of kernels is known; `latency` [ms] and `kernel_source` come on top."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Timings:
+    """A table: `columns[name]` is an array over rows; `measured_s` float64[row]; `source` str[row]."""
+
+    path: Path
+    family: str
+    columns: dict[str, Column]
+    measured_s: NDArray[np.float64]
+    source: NDArray[np.str_]
+
+    def __len__(self) -> int:
+        return len(self.measured_s)
+
+    def rows(self, chosen: NDArray[np.bool_] | NDArray[np.int64]) -> Timings:
+        """The table of the chosen rows."""
+        return Timings(
+            path=self.path,
+            family=self.family,
+            columns={name: column[chosen] for name, column in self.columns.items()},
+            measured_s=self.measured_s[chosen],
+            source=self.source[chosen],
+        )
+
+    def ints(self, name: str) -> NDArray[np.int64]:
+        """A column of whole numbers. Raises HardwareError where it holds anything else."""
+        values = _numbers(self.path, name, self.columns[name])
+        if not (values == np.floor(values)).all():
+            raise HardwareError(f"{self.path}: column {name} must hold whole numbers")
+        return values.astype(np.int64)
+
+    def texts(self, name: str) -> NDArray[np.str_]:
+        """A column of words."""
+        return self.columns[name].astype(np.str_)
+
+
+def read_timings(path: Path) -> Timings:
+    """The table of a .parquet, .csv or .csv.gz file; latency is in milliseconds.
+
+    Raises HardwareError where the file is unreadable, lacks columns, or holds a time that is not positive.
+    """
+    reader = next((read for suffix, read in _READERS.items() if path.name.endswith(suffix)), None)
+    if reader is None:
+        raise HardwareError(f"{path}: a table of timings is one of {', '.join(_READERS)}")
+    if not path.is_file():
+        raise HardwareError(f"{path}: no such table of timings")
+    columns = reader(path)
+    family = next((name for name, needed in FAMILIES.items() if set(needed) <= columns.keys()), None)
+    if family is None or "latency" not in columns:
+        known = "; ".join(f"{name}: {', '.join(needed)}" for name, needed in FAMILIES.items())
+        raise HardwareError(f"{path}: the columns fit no family of kernels; needed are latency [ms] and, of {known}")
+    measured_ms = _numbers(path, "latency", columns["latency"])
+    if len(measured_ms) == 0:
+        raise HardwareError(f"{path}: the table has no rows")
+    if not (np.isfinite(measured_ms) & (measured_ms > 0)).all():
+        row = int(np.flatnonzero(~(np.isfinite(measured_ms) & (measured_ms > 0)))[0])
+        raise HardwareError(f"{path}: row {row} has latency {measured_ms[row]}; times must be positive milliseconds")
+    source = columns.get("kernel_source", np.full(len(measured_ms), "not stated"))
+    return Timings(
+        path=path, family=family, columns=columns, measured_s=measured_ms * 1e-3, source=source.astype(np.str_)
+    )
+
+
+def _read_parquet(path: Path) -> dict[str, Column]:
+    try:
+        import pyarrow.parquet as parquet
+    except ImportError:
+        raise HardwareError(f"{path}: parquet needs pyarrow; pip install 'moesim[tables]', or convert to CSV") from None
+    try:
+        table = parquet.read_table(path)
+    except (OSError, ValueError) as error:  # pyarrow's errors are both
+        raise HardwareError(f"{path}: not a readable parquet file ({error})") from None
+    return {name: table.column(name).to_numpy(zero_copy_only=False) for name in table.column_names}
+
+
+def _read_csv(path: Path) -> dict[str, Column]:
+    opener: Callable[..., object] = gzip.open if path.name.endswith(".gz") else open
+    try:
+        with opener(path, "rt", encoding="utf-8", newline="") as stream:  # type: ignore[attr-defined]
+            rows = csv.reader(stream)
+            header = next(rows, [])
+            cells = [row for _, row in zip(range(MAX_ROWS), rows, strict=False) if row]
+    except (OSError, UnicodeDecodeError, EOFError, csv.Error) as error:
+        raise HardwareError(f"{path}: not a readable CSV file ({error})") from None
+    ragged = next((number for number, row in enumerate(cells, 2) if len(row) != len(header)), None)
+    if ragged is not None:
+        raise HardwareError(f"{path}:{ragged} has another number of cells than the {len(header)} of the header")
+    return {name: np.array([row[place] for row in cells]) for place, name in enumerate(header)}
+
+
+def _numbers(path: Path, name: str, column: Column) -> NDArray[np.float64]:
+    try:
+        return column.astype(np.float64)
+    except ValueError as error:
+        raise HardwareError(f"{path}: column {name} must hold numbers ({error})") from None
+
+
+_READERS: dict[str, Callable[[Path], dict[str, Column]]] = {
+    ".parquet": _read_parquet,
+    ".csv.gz": _read_csv,
+    ".csv": _read_csv,
+}
