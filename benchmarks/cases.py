@@ -23,7 +23,7 @@ def moe_step(n_layers: int, chunks: int) -> Step:
             Chunk(Work("dispatch", number, c), Work("experts", number, c), Work("combine", number, c))
             for c in range(chunks)
         )
-        return Layer(attention=Work("attention", number), gate=Work("gate", number), whole=parts[0], chunks=parts)
+        return Layer(attention=Work("attention", number), gate=Work("gate", number), chunks=parts)
 
     return Step(layers=tuple(layer(number) for number in range(n_layers)), head=Work("head"))
 

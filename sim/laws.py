@@ -1,7 +1,8 @@
 """Laws of link sharing: when an exchange ends on every device, given when each device starts it.
 
-All devices of a group take part, as in the kernels of NCCL and DeepEP: nobody ends before the last one has sent.
 Messages are written to the receiver's memory from one side, so they may arrive before it starts the exchange itself.
+Under law `port` all devices of a group take part, as in the kernels of NCCL and DeepEP, and nobody ends before the last
+one has sent; the laws that tell messages apart let a device end when its own messages are out and in.
 """
 
 from __future__ import annotations

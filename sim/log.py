@@ -30,7 +30,10 @@ class OpTimes:
 
 
 def begins_s(op_list: OpList, durations: Sequence[Duration], finished: Finished) -> list[Seconds]:
-    """Begin of every operation, float64[..., device]: a computation's end less its time, an exchange's first byte."""
+    """Begin of every operation, float64[..., device]: a computation's end less its time, an exchange's first byte.
+
+    Lanes are taken to be free from time 0 on, as in the replay of a trace.
+    """
     begins: list[Seconds] = []
     for index, duration in enumerate(durations):
         if isinstance(duration, ExchangeTime):
@@ -48,7 +51,7 @@ def _ready_s(op_list: OpList, index: int, finished: Finished) -> Seconds:
 
 
 def busy_s(duration: Duration) -> Seconds:
-    """The device's own work in an operation, without waiting for others."""
+    """The device's own work in an operation, without waiting for others; of an exchange, that of law `port`."""
     return np.maximum(duration.send_s, duration.receive_s) if isinstance(duration, ExchangeTime) else duration
 
 

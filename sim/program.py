@@ -37,16 +37,22 @@ class Chunk:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Layer:
-    """The works of one transformer block; those that the model or layout does not have are None."""
+    """The works of one transformer block; those that the model or layout does not have are None.
+
+    Raises DeadlockError for a gate whose tokens have no chunk to travel in, or chunks without a gate.
+    """
 
     attention: Work
     gate: Work | None = None
-    whole: Chunk | None = None
     chunks: tuple[Chunk, ...] = ()
     shared: Work | None = None
     mlp: Work | None = None
     gather: Work | None = None
     scatter: Work | None = None
+
+    def __post_init__(self) -> None:
+        if (self.gate is None) != (not self.chunks):
+            raise DeadlockError(f"{self.attention}: a gate and chunks of experts belong together")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

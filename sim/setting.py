@@ -130,7 +130,6 @@ def build_step(model: ModelCard, *, chunks: int, attention_tp: int) -> Step:
             gate=Work("gate", number) if is_moe else None,
             shared=Work("shared", number) if is_moe and model.shared_intermediate_size else None,
             mlp=None if is_moe else Work("mlp", number),
-            whole=parts[0] if chunks == 1 and is_moe else None,
             chunks=parts,
         )
 

@@ -54,7 +54,9 @@ def power_law_counts(
     low, high = (1.0, 0.8 * n_tokens) if n_tokens * top_k > n_experts else (0.01, 2.0)
     power = 1 - exponent
     weights = ((high**power - low**power) * rng.random(n_experts) + low**power) ** (1 / power)
-    counts: NDArray[np.int64] = np.minimum(np.round(weights / weights.sum() * n_tokens * top_k).astype(np.int64), n_tokens)
+    counts: NDArray[np.int64] = np.minimum(
+        np.round(weights / weights.sum() * n_tokens * top_k).astype(np.int64), n_tokens
+    )
     missing = n_tokens * top_k - int(counts.sum())
     while missing:  # to the emptiest experts below T, or from the fullest
         order = np.argsort(counts if missing > 0 else -counts, kind="stable")

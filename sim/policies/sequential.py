@@ -1,4 +1,4 @@
-"""One operation after the other: attention, gate, dispatch, experts, combine."""
+"""One operation after the other: attention, gate, then for every chunk dispatch, experts, combine."""
 
 from __future__ import annotations
 
@@ -11,14 +11,11 @@ def sequential(program: Program, step: Step) -> None:
     previous: int | None = None
     for layer in step.layers:
         previous = attend(program, layer, previous)
-        if layer.mlp is not None:
-            previous = program.compute(layer.mlp, after=previous)
-        if layer.gate is None or layer.whole is None:
-            continue
-        gated = program.compute(layer.gate, after=previous)
-        previous = program.exchange(layer.whole.dispatch, after=gated)
-        if layer.shared is not None:
-            previous = program.compute(layer.shared, after=previous)
-        worked = program.compute(layer.whole.experts, after=previous)
-        previous = program.exchange(layer.whole.combine, after=worked)
+        for work in (layer.mlp, layer.gate, layer.shared):
+            if work is not None:
+                previous = program.compute(work, after=previous)
+        for chunk in layer.chunks:
+            dispatched = program.exchange(chunk.dispatch, after=previous)
+            worked = program.compute(chunk.experts, after=dispatched)
+            previous = program.exchange(chunk.combine, after=worked)
     program.compute(step.head, after=previous)

@@ -75,7 +75,6 @@ def make_layer(number: int, chunks: int, dense_shared: object, *, collectives: b
     return Layer(
         attention=Work("attention", number),
         gate=None if dense else Work("gate", number),
-        whole=parts[0] if len(parts) == 1 else None,
         chunks=parts,
         shared=Work("shared", number) if shared and not dense else None,
         mlp=Work("mlp", number) if dense else None,

@@ -79,6 +79,13 @@ def test_batches_repeat_with_the_seed_and_only_with_it(phase: str) -> None:
     assert (first.tokens != other.tokens).any()
 
 
+def test_sequences_come_in_random_order() -> None:
+    # one place walks through all 40 tokens; where sequence 0 ends, different ones follow
+    walks = [sequence_of(composed("decode", (40, 1, 1), seed).tokens.ravel()) for seed in range(8)]
+    followers = {int(np.roll(walk, -1)[np.flatnonzero(walk == 0)[-1]]) for walk in walks}
+    assert len(followers - {0}) > 2
+
+
 def test_passes_tell_how_often_the_tokens_are_used() -> None:
     # 5 steps of 2 devices of 4 tokens = 40 tokens, taken from 40, and from the 12 of sequence 4
     assert composed("decode", (5, 2, 4)).passes == 1.0

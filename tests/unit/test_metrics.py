@@ -105,9 +105,7 @@ def by_hand(policy: str) -> Execution:
     """
     chunks = 2 if policy == "chunked" else 1
     parts = tuple(Chunk(Work("dispatch", 0, c), Work("experts", 0, c), Work("combine", 0, c)) for c in range(chunks))
-    layer = Layer(
-        attention=Work("attention", 0), gate=Work("gate", 0), whole=parts[0] if chunks == 1 else None, chunks=parts
-    )
+    layer = Layer(attention=Work("attention", 0), gate=Work("gate", 0), chunks=parts)
     op_list = compile_program(POLICIES[policy], Step(layers=(layer,), head=Work("head")))
     times = {"attention": [2.0, 4.0], "gate": [1.0, 1.0], "experts": [6.0 / chunks, 2.0 / chunks], "head": [1.0, 1.0]}
     ports = {"dispatch": ([1.0, 2.0], [2.0, 1.0]), "combine": ([2.0, 1.0], [1.0, 2.0])}

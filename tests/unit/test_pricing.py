@@ -110,6 +110,13 @@ def test_prefill_makes_logits_of_one_position() -> None:
     np.testing.assert_allclose(seconds(prices.of(Work("head"))), head / BYTES_PER_S, rtol=1e-12)
 
 
+def test_a_group_of_attention_tp_shares_the_vocabulary() -> None:
+    # the logits of 2 x 4 tokens over half of the vocabulary; the last norm is that of the own tokens
+    prices, _ = prices_of(setting_of(device=IDEAL, attention_tp=2))
+    head = 4 * 4 * H * 2 + (H * 128 * 2 + 2 * 4 * (H + 128) * 2)
+    np.testing.assert_allclose(seconds(prices.of(Work("head"))), head / BYTES_PER_S, rtol=1e-12)
+
+
 @pytest.mark.parametrize("tp", [2, 4])
 def test_a_group_of_attention_tp_works_on_all_its_tokens(tp: int) -> None:
     setting = setting_of(tiny_model(attention=gqa(n_heads=8)), attention_tp=tp)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from scenarios.errors import MemoryInfeasible, ScenarioError
-from scenarios.specs import ScenarioSpec
+from scenarios.specs import ExchangeSpec, ScenarioSpec
 from sim import session as sessions
 from sim.constants import constants_of
 from sim.result import Comparison, RunResult
@@ -106,6 +106,10 @@ def test_schedules_that_can_share_a_reduction_do() -> None:
     chunked = spec.schedule.model_copy(update={"overlap": "chunked", "chunks": 2})
     assert session.reduction(setting, placement, chunked).n_chunks == 2
     assert len(session.reductions) == 2
+    for exchange in (ExchangeSpec(dedup="none"), ExchangeSpec(law="fifo")):
+        other = session.reduction(setting, placement, spec.schedule.model_copy(update={"exchange": exchange}))
+        assert other is not plain
+    assert len(session.reductions) == 4
 
 
 def test_digests_tell_what_a_placement_does() -> None:

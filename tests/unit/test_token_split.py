@@ -119,6 +119,14 @@ def test_one_expert_on_empty_ranks_is_level(copies: int, tokens: int) -> None:
     assert quotas.max() - quotas.min() <= 1
 
 
+def test_the_largest_expert_is_spread_first() -> None:
+    # 10 tokens of expert 0 on ranks 0 and 1, then 4 of expert 1 on ranks 1 and 2: 5, 5 + 0 and 4; the other way round
+    # 2 of expert 1 would lie on rank 1, and the peak would be 6
+    placement = Placement.from_slots([[0, 2, 0, 1, 1, 2]], 3, n_experts=3, name="chain")
+    quotas = quotas_of(np.array([[10, 4, 0]]), placement)
+    assert rank_loads_of(quotas, placement).tolist() == [[5, 5, 4]]
+
+
 def test_a_second_replica_on_the_same_rank_takes_nothing() -> None:
     # slots 0 and 1 of expert 0 lie on rank 0, slot 2 on rank 1: 12 tokens split 6 + 6 between the ranks
     placement = Placement(
