@@ -187,13 +187,15 @@ def _show(comparison: Comparison, json: str | None, out: Path | None, *, quiet: 
 
     if not quiet and json != "-":
         console = Console()
+        common = [note for note in comparison.tables[0].notes if all(note in t.notes for t in comparison.tables)]
         for table in comparison.tables:
-            if len(table.results) == 1:
-                console.print(tables.metrics_table(table.results[0]))
-            else:
-                console.print(tables.comparison_table(table))
-        for note in dict.fromkeys(note for table in comparison.tables for note in table.notes):
-            console.print(note, style="dim", highlight=False)
+            one = len(table.results) == 1
+            console.print(tables.metrics_table(table.results[0]) if one else tables.comparison_table(table))
+            for note in table.notes:
+                if note not in common:
+                    console.print(note, style="dim", highlight=False, markup=False)
+        for note in common:
+            console.print(note, style="dim", highlight=False, markup=False)
     if json is not None:
         outputs.write_json(comparison, json)
     if out is not None:

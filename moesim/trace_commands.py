@@ -199,9 +199,10 @@ def _layer_numbers(text: str | None) -> tuple[int, ...] | None:
     numbers: list[int] = []
     for part in text.split(","):
         first, _, last = part.partition("-")
-        if not LAYER_NUMBER.fullmatch(first) or not LAYER_NUMBER.fullmatch(last or first):
+        ends = [first, last or first]
+        if not all(map(LAYER_NUMBER.fullmatch, ends)) or int(ends[0]) > int(ends[1]):
             raise typer.BadParameter(f"'{text}' is no list of layers; write 3-60 or 1,3,5")
-        numbers += range(int(first), int(last or first) + 1)
+        numbers += range(int(ends[0]), int(ends[1]) + 1)
     return tuple(numbers)
 
 

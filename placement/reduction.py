@@ -30,6 +30,8 @@ class Reduction:
     """Tokens by layer and part; a part is one chunk of one step, steps first.
 
     slot_tokens  int32[layer, part, slot]: routed tokens of every expert replica.
+    summed_tokens int32[layer, part, rank]: tokens whose partial results the rank sums before it sends one back; none
+                 where every expert's result travels on its own.
     ports        int64[layer, part, device] each: dispatch at the ports, after the deduplication asked for.
     pairs        int32[layer, part, source, destination], or None where it was not kept.
     pairs_total  int32[layer, source, destination]: the same over all parts, always there.
@@ -38,11 +40,17 @@ class Reduction:
     """
 
     slot_tokens: Counts
+    summed_tokens: Counts
     ports: PortTokens
     pairs: Counts | None
     pairs_total: Counts
     node_pairs_total: Counts
     n_chunks: int
+
+    @property
+    def forwards(self) -> bool:
+        """Whether tokens cross to a node once and are forwarded inside it."""
+        return bool(self.node_pairs_total.size)
 
 
 def reduce_trace(
@@ -72,9 +80,10 @@ def reduce_trace(
             routes, found = _routes(trace.ids[layer], ordered, tables, layer, dedup=dedup != "none")
             count_layer(routes, found, counts.of(row))
             release_pages(trace.ids)
-        groups.append(_grouped(counts, layout, forwards=forwards, keep_pairs=keep_pairs))
+        groups.append(_grouped(counts, layout, dedup, keep_pairs=keep_pairs))
     return Reduction(
         slot_tokens=np.concatenate([group.slots for group in groups]),
+        summed_tokens=np.concatenate([group.summed for group in groups]),
         ports=_joined([group.ports for group in groups]),
         pairs=np.concatenate([group.pairs for group in groups]) if keep_pairs else None,
         pairs_total=np.concatenate([group.pairs_total for group in groups]),
@@ -102,16 +111,20 @@ class _Group:
     """What is kept of a group of layers."""
 
     slots: Counts
+    summed: Counts
     ports: PortTokens
     pairs: Counts
     pairs_total: Counts
     node_pairs_total: Counts
 
 
-def _grouped(counts: TokenCounts, layout: ExpertLayout, *, forwards: bool, keep_pairs: bool) -> _Group:
+def _grouped(counts: TokenCounts, layout: ExpertLayout, dedup: DedupName, *, keep_pairs: bool) -> _Group:
     pairs = np.repeat(counts.pairs, layout.tp, axis=-1) if layout.tp > 1 else counts.pairs
+    forwards = counts.node_pairs.shape[-1] > 0
+    arrived = counts.pairs.sum(axis=-2, dtype=np.int32)
     return _Group(
         slots=counts.slots,
+        summed=np.zeros_like(arrived) if dedup == "none" else arrived,
         ports=forwarded_ports(pairs, counts.node_pairs, layout) if forwards else direct_ports(pairs, layout),
         pairs=pairs if keep_pairs else pairs[:0],
         pairs_total=pairs.sum(axis=1, dtype=np.int32),

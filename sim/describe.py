@@ -36,6 +36,10 @@ def notes(setting: Setting) -> tuple[str, ...]:
         else "Plans were fitted on the very sequences that judge them: the split leaves nothing to fit on.",
         f"Batches: {batches.discipline}.",
     ]
+    if setting.trace.phase not in (setting.workload.phase, "mixed"):
+        sentences.append(
+            f"The trace was recorded in {setting.trace.phase}; {setting.workload.phase} replays the same routes."
+        )
     if origin.kind == "synthetic":
         sentences.insert(0, "The routing is synthetic: rankings hold for its statistics, not for a captured model.")
     return tuple(sentences)

@@ -31,8 +31,8 @@ def exchange_prices(setting: Setting, reduction: Reduction, spec: ExchangeSpec) 
     pairs = None if spec.law == "port" else reduction.pairs
     back = None if pairs is None else pairs.swapaxes(-1, -2)
     return {
-        "dispatch": _prices(setting, reduction.n_chunks, reduction.ports, pairs, spec.dispatch_dtype),
-        "combine": _prices(setting, reduction.n_chunks, reduction.ports.reversed(), back, spec.combine_dtype),
+        "dispatch": _prices(setting, reduction, reduction.ports, pairs, spec.dispatch_dtype),
+        "combine": _prices(setting, reduction, reduction.ports.reversed(), back, spec.combine_dtype),
     }
 
 
@@ -48,10 +48,10 @@ def token_bytes(setting: Setting, dtype: DType | None) -> float:
 
 
 def _prices(
-    setting: Setting, n_chunks: int, ports: PortTokens, pairs: NDArray[np.integer] | None, dtype: DType | None
+    setting: Setting, reduction: Reduction, ports: PortTokens, pairs: NDArray[np.integer] | None, dtype: DType | None
 ) -> list[list[Duration]]:
-    cluster, size = setting.cluster, token_bytes(setting, dtype)
-    latency_s = exchange_latency_s(cluster)
+    cluster, size, n_chunks = setting.cluster, token_bytes(setting, dtype), reduction.n_chunks
+    latency_s = exchange_latency_s(cluster, forwards=reduction.forwards)
     send_s = by_chunk(latency_s + _port_s(cluster, ports.send_intra, ports.send_inter, size), n_chunks)
     receive_s = by_chunk(latency_s + _port_s(cluster, ports.receive_intra, ports.receive_inter, size), n_chunks)
     message_s = None if pairs is None else by_chunk(_message_s(setting, pairs * size), n_chunks)
@@ -70,10 +70,11 @@ def _prices(
     ]
 
 
-def exchange_latency_s(cluster: Cluster) -> float:
-    """Fixed time of an exchange over all devices: that of the slowest kind of link it uses."""
+def exchange_latency_s(cluster: Cluster, *, forwards: bool) -> float:
+    """Fixed time of an exchange over all devices: of the slowest kind of link, or of both in turn where it forwards."""
     links = [cluster.intra] + ([cluster.inter] if cluster.inter is not None and cluster.n_nodes > 1 else [])
-    return max(link.latency_s.value for link in links)
+    latencies_s = [link.latency_s.value for link in links]
+    return sum(latencies_s) if forwards else max(latencies_s)
 
 
 def _port_s(cluster: Cluster, intra: NDArray[np.integer], inter: NDArray[np.integer], size: float) -> Seconds:

@@ -106,7 +106,7 @@ def traffic_metrics(setting: Setting, reduction: Reduction, schedule: ScheduleSp
 def _node_visits(setting: Setting, reduction: Reduction) -> NDArray[np.int64]:
     """Copies of tokens that go to each node, int64[source, node]: once per node where they are forwarded inside."""
     by_node = reduction.node_pairs_total
-    if by_node.shape[-1] == 0:
+    if not reduction.forwards:
         n_devices, n_nodes = setting.layout.n_devices, setting.layout.n_nodes
         by_node = reduction.pairs_total.reshape(-1, n_devices, n_nodes, n_devices // n_nodes).sum(axis=-1)
     visits: NDArray[np.int64] = by_node.sum(axis=0)

@@ -141,5 +141,6 @@ def tokens_by_rank(placement: Placement, slot_tokens: Tokens) -> Tokens:
 def _experts(setting: Setting, placement: Placement, reduction: Reduction) -> list[list[Duration]]:
     shape = expert_shape(setting.model, setting.layout.tp)
     by_rank = tokens_by_rank(placement, reduction.slot_tokens)
-    experts_s = np.repeat(grouped_gemm_moe_s(by_rank, shape, setting.cluster.device), setting.layout.tp, axis=-1)
+    rank_s = grouped_gemm_moe_s(by_rank, shape, setting.cluster.device, reduction.summed_tokens)
+    experts_s = np.repeat(rank_s, setting.layout.tp, axis=-1)
     return [list(chunks) for chunks in by_chunk(experts_s, reduction.n_chunks)]

@@ -82,15 +82,15 @@ class Session:
         return self.reductions[key]
 
 
-def solve_placement(setting: Setting, spec: PlacementSpec) -> Placement:
-    """The plan of `spec`'s solver, fitted on the setting's fitted part."""
+def solve_placement(setting: Setting, spec: PlacementSpec, seed: int = 0) -> Placement:
+    """The plan of `spec`'s solver, fitted on the setting's fitted part; `seed` is that of the scenario."""
     problem = PlacementProblem(
         loads=setting.fit_loads.astype(np.float64),
         n_ranks=setting.layout.n_ranks,
         ranks_per_node=setting.layout.ranks_per_node,
         redundant=spec.redundant,
         n_groups=setting.model.n_group,
-        seed=spec.seed,
+        seed=seed,
     )
     return solve(problem, spec).placement
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -21,7 +21,7 @@ from sim.run import execute_schedule
 from sim.setting import Setting
 from tests.devices import link, round_gpu
 from traces.batches import compose_batches
-from traces.routing import Provenance, RoutingTrace, id_dtype
+from traces.routing import Ids, Provenance, RoutingTrace, id_dtype
 from traces.stats import expert_loads
 
 
@@ -65,7 +65,7 @@ def trace_of(ids: ArrayLike, n_experts: int, lengths: ArrayLike | None = None, *
         "provenance": Provenance(model="tiny", source="test", kind="synthetic"),
     }
     return RoutingTrace(
-        ids=rows.astype(id_dtype(n_experts, variable_k=variable_k)),  # -1 becomes the largest id
+        ids=cast(Ids, rows.astype(id_dtype(n_experts, variable_k=variable_k))),  # -1 becomes the largest id
         n_experts=n_experts,
         offsets=offsets.astype(np.int64),
         variable_k=variable_k,

@@ -57,15 +57,20 @@ def power_law_counts(
     counts: NDArray[np.int64] = np.minimum(
         np.round(weights / weights.sum() * n_tokens * top_k).astype(np.int64), n_tokens
     )
-    missing = n_tokens * top_k - int(counts.sum())
-    while missing:  # to the emptiest experts below T, or from the fullest
-        order = np.argsort(counts if missing > 0 else -counts, kind="stable")
-        able = order[counts[order] < n_tokens] if missing > 0 else order[counts[order] > 0]
-        changed = able[: abs(missing)]
-        step = 1 if missing > 0 else -1
-        counts[changed] += step
-        missing -= step * len(changed)
+    level_out(counts, n_tokens * top_k - int(counts.sum()), n_tokens)
     return counts
+
+
+def level_out(counts: NDArray[np.int64], missing: int, most: int) -> None:
+    """Add `missing` tokens one by one to the emptiest expert below `most`, or take them from the fullest; in place."""
+    while missing > 0 and (counts < most).any():
+        emptiest = np.flatnonzero(counts == counts[counts < most].min())[:missing]
+        counts[emptiest] += 1
+        missing -= len(emptiest)
+    while missing < 0 and counts.max() > 0:
+        fullest = np.flatnonzero(counts == counts.max())[:-missing]
+        counts[fullest] -= 1
+        missing += len(fullest)
 
 
 def _fullest_rank(counts: NDArray[np.int64], n_ranks: int) -> NDArray[np.int64]:

@@ -22,6 +22,7 @@ class Expected:
     """What `reduce_trace` must give with all pairs kept."""
 
     slot_tokens: Counts
+    summed_tokens: Counts
     pairs: Counts
     node_pairs_total: Counts
     ports: PortTokens
@@ -40,6 +41,7 @@ def expected_reduction(
     shape = (trace.n_layers, len(tokens) * chunks)
     result = Expected(
         slot_tokens=np.zeros((*shape, placement.n_slots), np.int64),
+        summed_tokens=np.zeros((*shape, layout.n_ranks), np.int64),
         pairs=np.zeros((*shape, layout.n_devices, layout.n_devices), np.int64),
         node_pairs_total=np.zeros((trace.n_layers, layout.n_devices, layout.n_nodes), np.int64),
         ports=PortTokens(**{name: np.zeros((*shape, layout.n_devices), np.int64) for name in PortTokens.__slots__}),
@@ -53,6 +55,8 @@ def expected_reduction(
                 result.slot_tokens[(*cell, slot)] += 1
             ranks = [int(placement.rank_of_slot[layer, slot]) for slot in slots]
             visited = ranks if dedup == "none" else sorted(set(ranks))
+            for rank in [] if dedup == "none" else visited:
+                result.summed_tokens[(*cell, rank)] += 1
             devices = [rank * layout.tp + i for rank in visited for i in range(layout.tp)]
             for device in devices:
                 result.pairs[(*cell, source, device)] += 1

@@ -5,6 +5,7 @@ import pytest
 
 from scenarios.errors import ScenarioError, TraceError
 from scenarios.specs import ClusterSpec, ParallelSpec, WorkloadSpec
+from sim.program import Work
 from sim.setting import Setting, build_step, check_trace, make_setting
 from tests.small import random_ids, random_trace, tiny_model, trace_of
 from traces.batches import Batches, compose_batches
@@ -185,7 +186,7 @@ def test_the_step_of_a_model_has_its_works() -> None:
     dense, moe, _ = step.layers
     assert [layer.attention.layer for layer in step.layers] == [0, 1, 2]
     assert dense.mlp is not None
-    assert (dense.gate, dense.shared, dense.chunks, dense.whole) == (None, None, (), None)
+    assert (dense.gate, dense.shared, dense.chunks) == (None, None, ())
     assert moe.mlp is None
     assert moe.gate is not None
     assert moe.shared is not None
@@ -193,4 +194,4 @@ def test_the_step_of_a_model_has_its_works() -> None:
     assert all(layer.gather is not None and layer.scatter is not None for layer in step.layers)
     plain = build_step(tiny_model(), chunks=1, attention_tp=1).layers[0]
     assert (plain.gather, plain.scatter, plain.shared, plain.mlp) == (None, None, None, None)
-    assert plain.whole == plain.chunks[0]
+    assert [part.dispatch for part in plain.chunks] == [Work("dispatch", 0, 0)]

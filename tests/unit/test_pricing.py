@@ -175,11 +175,13 @@ def test_experts_cost_what_their_kernel_says(expert_tp: int) -> None:
     placement = random_placement(2, 8, n_ranks, 11)
     schedule = ScheduleSpec(overlap="chunked", chunks=3)
     prices, _ = prices_of(setting, placement, schedule)
-    slot_tokens = reduced(setting, placement, schedule).slot_tokens
+    reduction = reduced(setting, placement, schedule)
     shape = expert_shape(setting.model, expert_tp)
     for layer, step, chunk, device in np.ndindex(2, 3, 3, 4):
-        mine = placement.rank_of_slot[layer] == device // expert_tp
-        want = grouped_gemm_moe_s(slot_tokens[layer, step * 3 + chunk, mine], shape, setting.cluster.device)
+        part, rank = step * 3 + chunk, device // expert_tp
+        tokens = reduction.slot_tokens[layer, part, placement.rank_of_slot[layer] == rank]
+        summed = reduction.summed_tokens[layer, part, rank]
+        want = grouped_gemm_moe_s(tokens, shape, setting.cluster.device, summed)
         assert seconds(prices.of(Work("experts", layer, chunk)))[step, device] == want
 
 
@@ -226,9 +228,10 @@ def test_two_ports_work_at_once_between_nodes(dedup: str) -> None:
     tokens = reduced(setting, placement, schedule).ports
     there = ports(prices.of(Work("dispatch", 1, 0)))
     inside_s, between_s = tokens.send_intra[1] * TOKEN_BYTES / INTRA, tokens.send_inter[1] * TOKEN_BYTES / INTER
-    np.testing.assert_allclose(there.send_s, 20e-6 + np.maximum(inside_s, between_s), rtol=1e-12)
+    latency_s = 25e-6 if dedup == "node" else 20e-6  # both hops in turn where tokens are forwarded, else the slower
+    np.testing.assert_allclose(there.send_s, latency_s + np.maximum(inside_s, between_s), rtol=1e-12)
     assert (between_s > inside_s).any()
-    assert there.latency_s == pytest.approx(20e-6)
+    assert there.latency_s == pytest.approx(latency_s)
 
 
 def test_wire_types_change_the_bytes_of_one_way() -> None:

@@ -1,5 +1,7 @@
 """The reduction plane against loops over single tokens, and by hand."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 
@@ -12,6 +14,7 @@ from scenarios.errors import PlacementError, ScenarioError
 from scenarios.specs import DedupName
 from tests.oracles.reduction_oracle import Expected, expected_reduction
 from tests.small import even_placement, random_ids, random_placement, tiny_model, trace_of
+from traces import storage
 from traces.routing import RoutingTrace
 
 N_EXPERTS, N_SLOTS, N_STEPS = 7, 11, 2
@@ -42,6 +45,7 @@ def both(
 def assert_equal(got: Reduction, want: Expected, dedup: DedupName) -> None:
     assert got.pairs is not None
     np.testing.assert_array_equal(got.slot_tokens, want.slot_tokens)
+    np.testing.assert_array_equal(got.summed_tokens, want.summed_tokens)
     np.testing.assert_array_equal(got.pairs, want.pairs)
     np.testing.assert_array_equal(got.pairs_total, want.pairs.sum(axis=1))
     if dedup == "node" and want.node_pairs_total.shape[-1] > 1:
@@ -177,6 +181,23 @@ def test_one_token_by_hand() -> None:
     # 1 to 0 for the tokens of 1 and 3; 2 to 3 for those of 0 and 2; 3 to 2 for those of 1 and 3
     assert got.send_intra[0, 0].tolist() == [0, 2, 2, 2]
     assert got.receive_intra[0, 0].tolist() == [2, 0, 2, 2]
+
+
+def test_traces_on_disk_are_read_again_after_their_pages_were_released(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(storage, "LARGE_BYTES", 0)  # release the pages of small files, too
+    trace = trace_of(random_ids((2, 3, 12_000), N_EXPERTS), N_EXPERTS)
+    storage.save_trace(trace, tmp_path / "trace.npz")
+    mapped = storage.load_trace(tmp_path / "trace.npz")
+    assert isinstance(mapped.ids, np.memmap)
+    layout = LAYOUTS["two nodes"]
+    tokens = batches_of(trace, layout)
+    for _ in range(2):
+        got, want = (reduce_trace(t, tokens, replicated(layout), layout) for t in (mapped, trace))
+        np.testing.assert_array_equal(got.slot_tokens, want.slot_tokens)
+    np.testing.assert_array_equal(mapped.ids, trace.ids)
+    storage.release_pages(trace.ids)  # nothing to release of an array in memory
 
 
 def test_pairs_are_kept_only_where_they_are_asked_for() -> None:

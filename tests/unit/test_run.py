@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from scenarios.errors import MemoryInfeasible, ScenarioError
-from scenarios.specs import ExchangeSpec, ScenarioSpec
+from scenarios.specs import ExchangeSpec, PlacementSpec, ScenarioSpec
 from sim import session as sessions
 from sim.constants import constants_of
 from sim.result import Comparison, RunResult
@@ -122,6 +122,16 @@ def test_digests_tell_what_a_placement_does() -> None:
         random_placement(2, 8, 4, 8),
     ]
     assert len({placement_digest(placement) for placement in others}) == 4
+
+
+def test_random_plans_follow_the_seed_of_the_scenario_and_their_own() -> None:
+    setting = Session(spec_of(), GOLDEN).setting(spec_of().cluster, spec_of().parallel, spec_of().workload)
+    digests = [
+        placement_digest(sessions.solve_placement(setting, PlacementSpec(solver="random", seed=own), seed))
+        for seed, own in ((0, 0), (0, 0), (1, 0), (0, 1))
+    ]
+    assert digests[0] == digests[1]
+    assert len(set(digests)) == 3
 
 
 def test_progress_ends_at_one() -> None:

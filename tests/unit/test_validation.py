@@ -10,7 +10,7 @@ import pytest
 from hwmodels.devices import Device
 from hwmodels.library import find_device, find_kernels
 from hwmodels.moe import ExpertShape, grouped_gemm_moe_s
-from hwmodels.validation.counts import balanced_counts, expert_counts, power_law_counts
+from hwmodels.validation.counts import balanced_counts, expert_counts, level_out, power_law_counts
 from hwmodels.validation.predict import predict
 from hwmodels.validation.score import validate_table
 from hwmodels.validation.timings import read_timings
@@ -61,6 +61,16 @@ def test_power_law_counts_keep_all_tokens_and_no_expert_has_more_than_there_are(
         assert counts.min() >= 0
         assert counts.max() <= n_tokens
     assert power_law_counts(4096, 8, 128, 1.01, rng).max() > 3 * 4096 * 8 / 128
+
+
+def test_the_remainder_goes_to_the_emptiest_and_comes_from_the_fullest() -> None:
+    counts = np.array([0, 5, 9, 0])
+    level_out(counts, 5, 9)
+    assert counts.tolist() == [3, 5, 9, 2]
+    level_out(counts, -6, 9)
+    assert counts.tolist() == [3, 4, 4, 2]
+    level_out(counts, 100, 5)
+    assert counts.tolist() == [5, 5, 5, 5]
 
 
 def test_rank_0_of_expert_parallel_rows_is_the_fullest() -> None:
