@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import numpy as np
 from numba import njit
 
-from placement.counting import Routes, TokenCounts, Tokens
+if TYPE_CHECKING:
+    from placement.counting import Routes, TokenCounts, Tokens
 
 
 def count_tokens(routes: Routes, tokens: Tokens, counts: TokenCounts) -> None:
