@@ -24,6 +24,9 @@ BYTES_PER_VALUE: dict[str, float] = {
     "nvfp4": 0.5 + 1 / 16,
 }
 
+# The same of an activation: fp8_block has one fp32 scale per 128 values of a token (DeepSeek-V3, arXiv 2412.19437).
+BYTES_PER_ACTIVATION = BYTES_PER_VALUE | {"fp8_block": 1.0 + 4 / 128}
+
 
 class GroupedQueryAttention(Spec):
     """MHA, GQA or MQA. `window_tokens` limits the context of the layers in `windowed_every`-th position."""

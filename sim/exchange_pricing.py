@@ -10,7 +10,7 @@ from hwmodels.links import port_s
 from placement.reduction import Reduction
 from placement.traffic import PortTokens
 from scenarios.errors import ScenarioError
-from scenarios.models import BYTES_PER_VALUE, DType
+from scenarios.models import BYTES_PER_ACTIVATION, DType
 from scenarios.specs import ExchangeSpec
 from sim.durations import Duration, ExchangeTime, Seconds
 from sim.setting import Setting
@@ -44,7 +44,7 @@ def by_chunk(values: NDArray[np.float64], n_chunks: int) -> NDArray[np.float64]:
 
 def token_bytes(setting: Setting, dtype: DType | None) -> float:
     """Bytes of one token's hidden state on the wire."""
-    return setting.model.hidden_size * BYTES_PER_VALUE[dtype or setting.model.activation_dtype]
+    return setting.model.hidden_size * BYTES_PER_ACTIVATION[dtype or setting.model.activation_dtype]
 
 
 def _prices(

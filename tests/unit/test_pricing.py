@@ -12,6 +12,7 @@ from scenarios.errors import ScenarioError
 from scenarios.models import ModelCard
 from scenarios.specs import ExchangeSpec, ScheduleSpec
 from sim.durations import Duration, ExchangeTime
+from sim.exchange_pricing import token_bytes
 from sim.policies import POLICIES
 from sim.pricing import Prices, price, tokens_by_rank
 from sim.program import Work, compile_program
@@ -320,3 +321,10 @@ def test_every_operation_of_a_program_has_a_price(policy: str) -> None:
         assert isinstance(duration, ExchangeTime) == op.is_exchange
         times = [duration.send_s, duration.receive_s] if isinstance(duration, ExchangeTime) else [duration]
         assert all(time_s.shape == (3, 4) and (time_s > 0).all() for time_s in times)
+
+
+def test_block_scaled_tokens_carry_a_scale_per_128_values() -> None:
+    setting = setting_of()
+    assert token_bytes(setting, "fp8_block") == H * (1 + 4 / 128)
+    assert token_bytes(setting, "fp8") == H
+    assert token_bytes(setting, None) == 2 * H
