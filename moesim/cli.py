@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import traceback
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, NoReturn
 
@@ -45,9 +46,9 @@ def main() -> None:
 
 
 def _fail(error: Exception, message: str, code: int) -> NoReturn:
-    """Exit with a message, or with the traceback where `--debug` asks for it."""
+    """Exit with a message, below the traceback where `--debug` asks for it."""
     if "--debug" in sys.argv:
-        raise error
+        traceback.print_exception(error)
     print(f"moesim: {message}", file=sys.stderr)
     sys.exit(code)
 
@@ -180,25 +181,31 @@ def _load(scenario: str, overrides: list[str] | None, seed: int | None) -> Loade
 
 
 def _show(comparison: Comparison, json: str | None, out: Path | None, *, quiet: bool) -> None:
-    """Tables to the terminal, results to the files asked for."""
-    from rich.console import Console
+    """Results to the files asked for, then to the terminal: a closed pipe must not cost the files."""
+    from sim import outputs
 
-    from sim import outputs, tables
-
-    if not quiet and json != "-":
-        console = Console()
-        common = [note for note in comparison.tables[0].notes if all(note in t.notes for t in comparison.tables)]
-        for table in comparison.tables:
-            one = len(table.results) == 1
-            console.print(tables.metrics_table(table.results[0]) if one else tables.comparison_table(table))
-            for note in table.notes:
-                if note not in common:
-                    console.print(note, style="dim", highlight=False, markup=False)
-        for note in common:
-            console.print(note, style="dim", highlight=False, markup=False)
+    if out is not None:
+        outputs.write_outputs(comparison, out)
     if json is not None:
         outputs.write_json(comparison, json)
-    if out is not None:
-        written = outputs.write_outputs(comparison, out)
-        if not quiet and json != "-":
-            print(f"Report: {next(path for path in written if path.suffix == '.html')}")
+    if not quiet and json != "-":
+        _print_tables(comparison)
+        if out is not None:
+            print(f"Report: {out / 'report.html'}", flush=True)
+
+
+def _print_tables(comparison: Comparison) -> None:
+    from rich.console import Console
+
+    from sim import tables
+
+    console = Console()
+    common = [note for note in comparison.tables[0].notes if all(note in t.notes for t in comparison.tables)]
+    for table in comparison.tables:
+        one = len(table.results) == 1
+        console.print(tables.metrics_table(table.results[0]) if one else tables.comparison_table(table))
+        for note in table.notes:
+            if note not in common:
+                console.print(note, style="dim", highlight=False, markup=False)
+    for note in common:
+        console.print(note, style="dim", highlight=False, markup=False)

@@ -189,6 +189,10 @@ def test_scenarios_that_are_not_there(moesim: Command, folder: Path, name: str) 
         (["list", "modles"], "cannot list 'modles' (did you mean 'models'?): one of models, hardware,"),
         (["trace", "synth", "t.npz", "--model", "olmo-1b-7b"], "(did you mean 'olmoe-1b-7b'?)"),
         (["trace", "synth", "t.npz", "--model", "olmoe-1b-7b", "--tokens", "1000000000000"], "GiB; lower tokens"),
+        (["validate", "kernels", "--table", "absent.csv", "--card", "h200-sxm"], "absent.csv"),
+        (["validate", "kernels", "--table", "tiny.yaml", "--card", "h200-sxm"], "one of .parquet, .csv.gz, .csv"),
+        (["validate", "kernels", "--table", "tiny.yaml", "--card", "h300"], "did you mean"),
+        (["validate", "speed", "--table", "tiny.yaml", "--card", "h200-sxm"], "there is no suite 'speed'; there is"),
         (["trace", "synth", "no/t.npz", "--model", "olmoe-1b-7b"], "there is no folder no"),
     ],
 )
@@ -214,6 +218,12 @@ def test_results_that_could_not_be_written_are_not_computed(
     (folder / "lost").symlink_to("nowhere")
     monkeypatch.setattr("moesim.api.load", lambda *_: pytest.fail("the scenario was loaded first"))
     moesim(command, "tiny.yaml", *target).refused(2, text)
+
+
+def test_folders_without_the_right_to_write(moesim: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("scenarios.files.os.access", lambda *_: False)
+    moesim("run", "tiny.yaml", "--json", "r.json").refused(2, "r.json: cannot be written (no right to write in .)")
+    moesim("run", "tiny.yaml", "--out", "a/b").refused(2, "a/b: cannot be written (no right to write in .)")
 
 
 def test_memory_that_runs_out_is_no_bug(moesim: Command, monkeypatch: pytest.MonkeyPatch) -> None:
