@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import moesim
-from scenarios.catalog import find_scenario
+from hwmodels.cluster import build_cluster
+from scenarios.catalog import find_model, find_scenario
+from scenarios.errors import MoesimError
 from scenarios.loader import LoadedScenario, load_scenario
 from sim import run as engine
 from sim.result import Comparison
@@ -15,9 +17,11 @@ from sim.result import Comparison
 def load(name_or_path: str | Path, overrides: Sequence[str] = ()) -> LoadedScenario:
     """The scenario of a file or shipped name, changed by overrides such as "workload.steps=8".
 
-    Raises ScenarioError with one line for each problem.
+    Raises ScenarioError with one line for each problem, unknown models and nodes included.
     """
-    return load_scenario(find_scenario(str(name_or_path)), overrides)
+    scenario = load_scenario(find_scenario(str(name_or_path)), overrides)
+    _check_cards(scenario)
+    return scenario
 
 
 def run(scenario: LoadedScenario) -> Comparison:
@@ -28,3 +32,16 @@ def run(scenario: LoadedScenario) -> Comparison:
 def compare(scenario: LoadedScenario, progress: engine.Progress | None = None) -> Comparison:
     """Every plan of the scenario's `compare:` axes, ranked, one table a workload."""
     return engine.compare(scenario.spec, scenario.path.parent, moesim.__version__, progress)
+
+
+def _check_cards(scenario: LoadedScenario) -> None:
+    """Raise ScenarioError at its line where the scenario names a model or machine that cannot be had."""
+    cards: dict[tuple[str, ...], Callable[[], object]] = {
+        ("model",): lambda: find_model(scenario.spec.model, scenario.path.parent),
+        ("cluster", "node"): lambda: build_cluster(scenario.spec.cluster),
+    }
+    for keys, find in cards.items():
+        try:
+            find()
+        except MoesimError as error:
+            raise scenario.error(keys, str(error)) from None

@@ -270,3 +270,14 @@ def test_foreign_files_in_place_of_a_trace(moesim: Command, folder: Path) -> Non
         moesim("trace", "info", f"{name}.npz").refused(2, f"{name}.npz", text)
         at_run = "no trace file folder.npz" if name == "folder" else "no trace file" if name == "lost" else text
         moesim("run", "tiny.yaml", "--set", f"workload={{trace: {name}.npz}}").refused(2, f"{name}.npz", at_run)
+
+
+@pytest.mark.parametrize(
+    ("change", "text"),
+    [
+        ("model=mixtral-8x7", "--set model: no model card 'mixtral-8x7' (did you mean 'mixtral-8x7b'?)"),
+        ("cluster.node=h200-sxm", "--set cluster.node: no node card 'h200-sxm' (did you mean h200-sxm-8?)"),
+    ],
+)
+def test_cards_that_are_not_there_are_told_with_their_place(moesim: Command, change: str, text: str) -> None:
+    moesim("run", "tiny.yaml", "--set", change).refused(2, text)
