@@ -179,7 +179,7 @@ def traffic_figure(table: Table) -> Figure:
     amounts = [np.where(np.eye(len(t), dtype=bool), np.nan, t / size) for t in (p.result.traffic_bytes for p in panels)]
     between = np.concatenate([amount[np.isfinite(amount)] for amount in amounts])
     least, most = (between.min(), between.max()) if between.size and between.max() > 0 else (0.0, 1.0)
-    figure = Figure(figsize=(WIDTH_IN if len(panels) > 1 else 4.2, 3.4))
+    figure = Figure(figsize=(WIDTH_IN, 3.4))
     figure.set_layout_engine("compressed", wspace=0.06)
     grid = figure.subplots(1, len(panels), squeeze=False, sharey=len({len(amount) for amount in amounts}) == 1)
     cmap = mpl.colormaps["viridis"].with_extremes(bad="#ededed")
