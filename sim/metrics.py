@@ -41,7 +41,7 @@ def time_metrics(execution: Execution, times_s: Seconds, setting: Setting, overh
     step_s = execution.step_times_s + overhead_s
     n_tokens = setting.layout.n_devices * setting.workload.tokens_per_device
     tokens_per_s = len(step_s) * n_tokens / times_s[-1]
-    compute_s, transfer_s, exposed_s = _lane_times(execution)
+    transfer_s, exposed_s = _communication_s(execution)
     total_s = execution.step_times_s.mean()
     return {
         "step_time_s": float(step_s.mean()),
@@ -49,7 +49,7 @@ def time_metrics(execution: Execution, times_s: Seconds, setting: Setting, overh
         "step_time_s.p99": float(np.quantile(step_s, 0.99)),
         "tokens_per_s": float(tokens_per_s),
         "tokens_per_s_per_device": float(tokens_per_s / setting.layout.n_devices),
-        "busy_frac.compute": float(sum(compute_s.values()) / total_s),
+        "busy_frac.compute": float(sum(_compute_s(execution).values()) / total_s),
         "busy_frac.send": _port_busy_s(execution, "send_s") / total_s,
         "busy_frac.receive": _port_busy_s(execution, "receive_s") / total_s,
         "hidden_comm_frac": _hidden_frac(transfer_s, exposed_s),
@@ -64,11 +64,13 @@ def _hidden_frac(transfer_s: float, exposed_s: float) -> float:
 
 def breakdown_s(execution: Execution, overhead_s: float) -> dict[str, float]:
     """Mean time of a device per step by cause: computing by kind, own transfers not hidden, waiting, host."""
-    compute_s, _, _ = _lane_times(execution)
     step_s = execution.step_times_s[:, None]
     idle_s = step_s - _total_s(execution, exchange=False)
     transfer_s = np.minimum(idle_s, _total_s(execution, exchange=True))
-    parts = compute_s | {"transfer": float(transfer_s.mean()), "waiting": float((idle_s - transfer_s).mean())}
+    parts = _compute_s(execution) | {
+        "transfer": float(transfer_s.mean()),
+        "waiting": float((idle_s - transfer_s).mean()),
+    }
     return parts | ({"host": overhead_s} if overhead_s else {})
 
 
@@ -141,17 +143,22 @@ def _exchange_bytes(setting: Setting, schedule: ScheduleSpec) -> float:
     return token_bytes(setting, exchange.dispatch_dtype) + token_bytes(setting, exchange.combine_dtype)
 
 
-def _lane_times(execution: Execution) -> tuple[dict[str, float], float, float]:
-    """Mean per step and device: computing by kind, time covered by exchanges, idle time of the compute lane."""
+def _compute_s(execution: Execution) -> dict[str, float]:
+    """Mean computing time per step and device by kind."""
     compute_s: dict[str, float] = {}
     for op, duration in zip(execution.op_list.ops, execution.durations, strict=True):
         if not isinstance(duration, ExchangeTime):
             compute_s[op.work.kind] = compute_s.get(op.work.kind, 0.0) + float(duration.mean())
+    return compute_s
+
+
+def _communication_s(execution: Execution) -> tuple[float, float]:
+    """Mean per step and device: time covered by exchanges, and idle time of the compute lane."""
     begins = begins_s(execution.op_list, execution.durations, execution.finished)
     exchanges = [index for index, op in enumerate(execution.op_list.ops) if op.is_exchange]
     covered = covered_s([begins[i] for i in exchanges], [execution.finished.end_s[i] for i in exchanges])
     exposed_s = float((execution.step_times_s[:, None] - _total_s(execution, exchange=False)).mean())
-    return compute_s, float(covered.mean()), exposed_s
+    return float(covered.mean()), exposed_s
 
 
 def _total_s(execution: Execution, *, exchange: bool) -> Seconds:

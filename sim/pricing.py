@@ -14,10 +14,10 @@ from hwmodels.links import all_gather_s, reduce_scatter_s
 from hwmodels.moe import expert_shape, gate_s, grouped_gemm_moe_s
 from placement.plan import Placement
 from placement.reduction import Reduction
-from scenarios.models import BYTES_PER_VALUE, GroupedQueryAttention
+from scenarios.models import GroupedQueryAttention
 from scenarios.specs import ExchangeSpec
 from sim.durations import Duration, ExchangeTime, Seconds
-from sim.exchange_pricing import by_chunk, exchange_prices
+from sim.exchange_pricing import by_chunk, exchange_prices, token_bytes
 from sim.program import OpList, Work
 from sim.setting import Setting
 
@@ -114,8 +114,8 @@ def _head(setting: Setting, tokens: Tokens) -> Seconds:
 
 
 def _collectives(setting: Setting, shape: tuple[int, int]) -> dict[str, Duration]:
-    model, tp, link = setting.model, setting.attention_tp, setting.cluster.intra
-    own_bytes = setting.workload.tokens_per_device * model.hidden_size * BYTES_PER_VALUE[model.activation_dtype]
+    tp, link = setting.attention_tp, setting.cluster.intra
+    own_bytes = setting.workload.tokens_per_device * token_bytes(setting, None)
     gather = np.full(shape, all_gather_s(own_bytes, tp, link))
     scatter = np.full(shape, reduce_scatter_s(own_bytes * tp, tp, link))
     return {

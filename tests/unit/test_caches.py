@@ -8,27 +8,13 @@ import pytest
 
 from scenarios.errors import TraceError
 from tests.shared import shared_file
+from tests.toy_traces import trace_of
 from traces.cache_curves import cache_curve, lru_curve, pool_capacity
 from traces.caches import events_from_sets, events_from_trace, replay_cache
-from traces.routing import Provenance, RoutingTrace
 
 TOY = [[{0, other}] * 3 for other in (1, 2, 1, 3, 1)]
 TOY_MISSES = [[2, 2, 2]] + [[1, 1, 1]] * 4
 DISCRIMINATING = [[{0, 1}], [{0, 1, 2}], [{0, 1, 2}]]
-
-
-def trace_of(tokens, n_experts, lengths=None, padding=False):
-    ids = np.array(tokens, np.uint8).transpose(1, 2, 0)
-    return RoutingTrace(
-        ids=np.ascontiguousarray(ids),
-        n_experts=n_experts,
-        offsets=np.concatenate([[0], np.cumsum(lengths or [len(tokens)])]),
-        positions=np.arange(len(tokens), dtype=np.int32),
-        moe_layers=tuple(range(ids.shape[0])),
-        phase="decode",
-        provenance=Provenance(model="made up", source="test", kind="synthetic"),
-        variable_k=padding,
-    )
 
 
 def check_toy(result):

@@ -5,23 +5,8 @@ import pytest
 
 import traces.locality as locality
 from scenarios.errors import TraceError
+from tests.toy_traces import trace_of
 from traces.locality import segment_cache, segment_routing, segment_routing_per_layer
-from traces.routing import Provenance, RoutingTrace
-
-
-def trace_of(tokens, n_experts, lengths=None, padding=False):
-    """Trace of tokens[token][layer] = expert ids, all of equal number unless padded with 255."""
-    ids = np.array(tokens, np.uint8).transpose(1, 2, 0)
-    return RoutingTrace(
-        ids=np.ascontiguousarray(ids),
-        n_experts=n_experts,
-        offsets=np.concatenate([[0], np.cumsum(lengths or [len(tokens)])]),
-        positions=np.arange(len(tokens), dtype=np.int32),
-        moe_layers=tuple(range(ids.shape[0])),
-        phase="decode",
-        provenance=Provenance(model="made up", source="test", kind="synthetic"),
-        variable_k=padding,
-    )
 
 
 def test_srp_of_two_windows_counted_by_hand():
