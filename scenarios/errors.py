@@ -21,6 +21,10 @@ class HardwareError(MoesimError):
     """A hardware card lacks a number that was asked of it, or a topology is inconsistent."""
 
 
+class CalibrationError(MoesimError):
+    """Timings cannot fix the constants that were asked of them."""
+
+
 class PlacementError(MoesimError):
     """A placement is malformed or does not belong to this model and cluster."""
 

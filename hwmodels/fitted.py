@@ -1,0 +1,54 @@
+"""Constants of a law that were determined together: one source, one kind, and how far held-out rows were off."""
+
+from __future__ import annotations
+
+from pydantic import Field, model_validator
+
+from scenarios.sources import Source, Spec
+
+
+class Residuals(Spec):
+    """Errors on rows that no constant was fitted on; fractions of the measured time.
+
+    low, high  measured over predicted time: its 10 % and 90 % quantiles, the ends of the stated 80 % band.
+    bias       median of predicted over measured, minus one.
+    """
+
+    n: int = Field(gt=0, description="rows judged")
+    mean_ape: float = Field(ge=0)
+    median_ape: float = Field(ge=0)
+    p90_ape: float = Field(ge=0)
+    bias: float
+    low: float = Field(gt=0)
+    high: float = Field(gt=0)
+
+    @model_validator(mode="after")
+    def _ordered(self) -> Residuals:
+        if self.low > self.high:
+            raise ValueError(f"low {self.low} exceeds high {self.high}")
+        return self
+
+
+class Band(Spec):
+    """An 80 % band that was not measured: measured over predicted time is thought to lie between `low` and `high`."""
+
+    low: float = Field(gt=0, le=1)
+    high: float = Field(ge=1)
+    source: str = Field(min_length=3)
+
+
+class Fitted(Source):
+    """Base of the constants of one law for one data type; a subclass holds the numbers.
+
+    `residuals` is what a calibration measured, `band` what is assumed where nothing was; one of them is needed for
+    predictions to carry an error band.
+    """
+
+    residuals: Residuals | None = None
+    band: Band | None = None
+
+    @property
+    def low_high(self) -> tuple[float, float]:
+        """Ends of the 80 % band of measured over predicted time; (1, 1) where none is stated."""
+        stated = self.residuals or self.band
+        return (stated.low, stated.high) if stated is not None else (1.0, 1.0)
