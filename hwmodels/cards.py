@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
-from hwmodels.constants import KernelConstants
+from hwmodels.kernels import KernelCard
 from scenarios.models import DType
 from scenarios.sources import Sourced, Spec
 from scenarios.units import Bytes, BytesPerS, Dollars, FlopPerS, Hertz, Joules, Seconds, Watts
@@ -34,7 +34,7 @@ class DeviceCard(Spec):
     power_w: Sourced[Watts] | None = None
     price_usd: Sourced[Dollars] | None = None
     pim: PimUnits | None = None
-    kernels: str = Field(default="analytic-assumed", description="name of the card of kernel constants")
+    kernels: str = Field(default="datasheet-only", description="name of the card of kernel constants")
     note: str | None = None
 
 
@@ -85,14 +85,6 @@ class NodeCard(Spec):
     inter_link: str | None = Field(default=None, description="link card of each device's network port")
     host: str | None = None
     host_link: str | None = Field(default=None, description="link card between each device and the host")
-    note: str | None = None
-
-
-class KernelCard(Spec):
-    """Named constants of the analytic kernel laws."""
-
-    name: str
-    constants: KernelConstants
     note: str | None = None
 
 

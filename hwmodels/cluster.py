@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from itertools import pairwise
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -68,10 +69,10 @@ class Hop:
     latency_s: float
 
 
-def build_cluster(spec: ClusterSpec) -> Cluster:
+def build_cluster(spec: ClusterSpec, base: Path = Path()) -> Cluster:
     """The cluster that a scenario describes, from the shipped cards and the scenario's own numbers.
 
-    A bandwidth of the scenario replaces the nominal one of the link card and keeps its efficiency and latency.
+    `base` is the folder that a file of kernel constants is relative to. A bandwidth of the scenario replaces the nominal one of the link card and keeps its efficiency and latency.
     Raises HardwareError for an unknown card, several nodes without a network, or a bandwidth without its link.
     """
     node = find_node(spec.node)
@@ -81,7 +82,7 @@ def build_cluster(spec: ClusterSpec) -> Cluster:
         raise HardwareError(f"{node.name} has no inter_link, so inter_bandwidth has no meaning; use another node card")
     return Cluster(
         name=_cluster_name(spec, node),
-        device=Device(card=device, constants=find_kernels(device.kernels).constants),
+        device=Device(card=device, kernels=find_kernels(spec.kernels or device.kernels, base)),
         n_nodes=spec.nodes,
         devices_per_node=spec.devices_per_node or node.n_devices.value,
         intra=_with_bandwidth(find_link(node.intra_link), spec.intra_bandwidth),

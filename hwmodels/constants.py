@@ -1,25 +1,68 @@
-"""Constants of the analytic kernel laws, each with its source; `hwmodels.gemm`, `attention` and `moe` hold the laws."""
+"""Constants of the kernel laws: one block for each law and data type, as kernel cards hold them."""
 
 from __future__ import annotations
 
+from typing import Literal
+
 from pydantic import Field
 
-from scenarios.sources import Sourced, Spec
+from hwmodels.fitted import Fitted
+from hwmodels.tiles import RuleName
 from scenarios.units import Seconds
 
 
-class KernelConstants(Spec):
-    """Fractions are of the device's datasheet peak (0-1); times are per kernel launch or per wave."""
+class Roofline(Fitted):
+    """Of any kernel: T = fixed_s + max(flop / (compute_frac * peak), bytes / (memory_frac * BW))."""
 
-    gemm_compute_frac: Sourced[float] = Field(description="peak FLOP rate reached by large dense GEMM")
-    memory_frac: Sourced[float] = Field(description="peak memory bandwidth reached by streaming reads")
-    activation_memory_frac: Sourced[float] = Field(description="the same for activations: MoE rows, prefill queries")
-    kernel_s: Sourced[Seconds] = Field(description="fixed time of one kernel inside a CUDA graph")
-    moe_fixed_s: Sourced[Seconds] = Field(description="fixed time of a fused MoE layer: permute, quantise, launches")
-    wave_s: Sourced[Seconds] = Field(description="fixed time of one wave of tiles: prologue and epilogue")
-    tile_frac_16: Sourced[float] = Field(description="peak FLOP rate of one SM on tiles of 16 rows")
-    tile_frac_64: Sourced[float] = Field(description="peak FLOP rate of one SM on tiles of 64 rows")
-    tile_frac_128: Sourced[float] = Field(description="peak FLOP rate of one SM on tiles of 128 rows")
-    attention_compute_frac: Sourced[float] = Field(description="peak FLOP rate reached by prefill attention")
-    attention_fixed_s: Sourced[Seconds] = Field(description="fixed time of one attention kernel")
-    attention_wave_s: Sourced[Seconds] = Field(description="time of one wave of split-KV attention, beside its bytes")
+    law: Literal["roofline"]
+    fixed_s: Seconds = Field(ge=0, description="of one kernel or fused layer")
+    compute_frac: float = Field(gt=0, le=1, description="peak FLOP rate reached")
+    memory_frac: float = Field(gt=0, le=1, description="memory bandwidth reached")
+
+
+class MoeConstants(Fitted):
+    """Of the routed experts, `hwmodels.moe.moe_s`."""
+
+    law: Literal["tiles"]
+    tiles: RuleName = Field(description="which tiles the engine runs")
+    fixed_s: Seconds = Field(ge=0, description="of a layer: launches, sorting, quantisation")
+    expert_s: Seconds = Field(ge=0, description="for each expert slot of the device")
+    row_s: Seconds = Field(ge=0, description="for each routed token")
+    wave_s: Seconds = Field(ge=0, description="prologue and epilogue of a wave of tiles")
+    compute_frac: float = Field(gt=0, description="peak FLOP rate of a multiprocessor that a tile reaches")
+    load_bytes_per_flop: float | None = Field(
+        default=None, gt=0, description="bytes that a multiprocessor loads in the time of one bf16 FLOP; none: no limit"
+    )
+    weight_frac: float = Field(gt=0, le=1, description="memory bandwidth that weights reach")
+    activation_frac: float = Field(gt=0, le=1, description="memory bandwidth that activations reach")
+    ragged_factor: float = Field(default=1.0, ge=1, description="slowdown of the down GEMM where I is no multiple of 16")
+    small_tile_frac: float | None = Field(
+        default=None, gt=0, le=1, description="weight_frac of tiles of 64 x 64, which keep few bytes in flight"
+    )
+
+
+class GemmConstants(Fitted):
+    """Of dense GEMM, `hwmodels.gemm.product_s`."""
+
+    law: Literal["tiles"]
+    fixed_s: Seconds = Field(ge=0, description="of one kernel inside a CUDA graph")
+    split_s: Seconds = Field(ge=0, description="second kernel that sums the parts of a split K")
+    load_bytes_per_flop: float | None = Field(
+        default=None, gt=0, description="bytes that a multiprocessor loads in the time of one bf16 FLOP; none: no limit"
+    )
+    store_values_per_flop: float | None = Field(
+        default=None, gt=0, description="outputs that it stores in that time, twice; none: no limit"
+    )
+    memory_frac: float = Field(gt=0, le=1, description="memory bandwidth reached")
+    compute_frac: float = Field(gt=0, description="peak FLOP rate reached by large products")
+    quantise_frac: float | None = Field(
+        default=None, gt=0, description="memory bandwidth that quantising the input reaches; none: not part of the time"
+    )
+
+
+class StreamConstants(Fitted):
+    """Of kernels that only move bytes: norms, activations, permutations."""
+
+    fixed_s: Seconds = Field(ge=0, description="of one kernel inside a CUDA graph")
+    memory_frac: float = Field(gt=0, le=1, description="memory bandwidth of rows in order")
+    permute_frac: float = Field(gt=0, le=1, description="memory bandwidth of rows gathered by token")

@@ -6,17 +6,17 @@ from dataclasses import dataclass
 from typing import cast
 
 from hwmodels.cards import DeviceCard
-from hwmodels.constants import KernelConstants
+from hwmodels.kernels import Kernels
 from scenarios.errors import HardwareError
-from scenarios.models import DType
+from scenarios.models import BYTES_PER_VALUE, DType
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Device:
-    """Parameters of one device; `hwmodels.gemm`, `attention` and `moe` hold the laws."""
+    """Parameters of one device; `hwmodels.gemm`, `attention`, `mla` and `moe` hold the laws."""
 
     card: DeviceCard
-    constants: KernelConstants
+    kernels: Kernels
 
     @property
     def n_sms(self) -> int:
@@ -27,6 +27,11 @@ class Device:
     def memory_bytes_per_s(self) -> float:
         """Datasheet memory bandwidth [bytes/s]."""
         return self.card.memory_bytes_per_s.value
+
+    @property
+    def sm_bf16_flop_per_s(self) -> float:
+        """Datasheet bf16 peak of one multiprocessor [FLOP/s]: the measure of what it loads and stores, too."""
+        return self.peak_flop_per_s("bf16") / self.n_sms
 
     def multiplies(self, dtype: str) -> bool:
         """Whether the card has a peak for `dtype`."""
@@ -45,6 +50,11 @@ class Device:
                 return peaks[name].value
         have = ", ".join(sorted(peaks))
         raise HardwareError(f"{self.card.name} has no peak for {names[0]} (it has {have}); set another dtype")
+
+
+def computed_bytes(dtype: str) -> float:
+    """Bytes of a value as weights of `dtype` are multiplied: those of bf16 where they are expanded first."""
+    return BYTES_PER_VALUE[MULTIPLIED_AS.get(dtype, dtype)]
 
 
 def _compute_dtypes(dtype: str) -> tuple[DType, ...]:

@@ -10,8 +10,9 @@ from scenarios.sources import Source, Spec
 class Residuals(Spec):
     """Errors on rows that no constant was fitted on; fractions of the measured time.
 
-    low, high  measured over predicted time: its 10 % and 90 % quantiles, the ends of the stated 80 % band.
-    bias       median of predicted over measured, minus one.
+    low, high    measured over predicted time: its 10 % and 90 % quantiles, the ends of the stated 80 % band.
+    bias         median of predicted over measured, minus one.
+    coverage_80  share of rows inside a band that was made without their shape.
     """
 
     n: int = Field(gt=0, description="rows judged")
@@ -21,6 +22,7 @@ class Residuals(Spec):
     bias: float
     low: float = Field(gt=0)
     high: float = Field(gt=0)
+    coverage_80: float = Field(ge=0, le=1)
 
     @model_validator(mode="after")
     def _ordered(self) -> Residuals:
@@ -40,10 +42,11 @@ class Band(Spec):
 class Fitted(Source):
     """Base of the constants of one law for one data type; a subclass holds the numbers.
 
-    `residuals` is what a calibration measured, `band` what is assumed where nothing was; one of them is needed for
+    `fitted_on` names the tables by file and digest of their times. `residuals` is what a calibration measured, `band` what is assumed where nothing was; one of them is needed for
     predictions to carry an error band.
     """
 
+    fitted_on: tuple[str, ...] = ()
     residuals: Residuals | None = None
     band: Band | None = None
 

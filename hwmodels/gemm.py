@@ -1,39 +1,79 @@
-"""Time of dense layers on one device: GEMM, MLP, norm and language model head."""
+"""Time of dense layers on one device: GEMM, MLP, gate, norm, permutation and language model head."""
 
 from __future__ import annotations
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from hwmodels.devices import Device
+from hwmodels.constants import GemmConstants, Roofline
+from hwmodels.devices import Device, computed_bytes
 from scenarios.models import BYTES_PER_VALUE
 
 Times = NDArray[np.float64]
+Sizes = int | NDArray[np.int64]
 
 BF16_BYTES = BYTES_PER_VALUE["bf16"]
+FP32_BYTES = BYTES_PER_VALUE["fp32"]
+
+STEP = 64  # values of K that a tile multiplies in one step
+TILES = tuple((rows, columns) for rows in (64, 128) for columns in (64, 128, 256))
+SPLITS = (1, 2, 4, 8, 16)
 
 
 def gemm_s(m: ArrayLike, n: int, k: int, weight_dtype: str, device: Device, batch: int = 1) -> Times:
     """Time of `batch` products [m, k] x [k, n] in one kernel: float64[...] [s]; m is an int array of any shape.
 
-    T = kernel_s + max(flop / (gemm_compute_frac * peak), bytes / (memory_frac * BW)), flop = 2 * m * n * k * batch,
-    bytes = (k * n * weight bytes + (m * k + m * n) * 2) * batch: inputs and outputs are bf16, quantised on the way.
-    Zero rows leave only the launch: kernel_s.
+    The law is that of `product_s`. Zero rows leave only the launch. Raises HardwareError where the device has no peak
+    or no constants for the data type.
+    """
+    rows, place = np.unique(np.asarray(m), return_inverse=True)  # devices mostly have the same few numbers of rows
+    times = product_s(rows, n, k, weight_dtype, device, device.kernels.gemm(weight_dtype), batch)
+    return times[place].reshape(np.shape(m))
+
+
+def product_s(
+    m: ArrayLike,
+    n: Sizes,
+    k: Sizes,
+    weight_dtype: str,
+    device: Device,
+    constants: GemmConstants | Roofline,
+    batch: int = 1,
+) -> Times:
+    """Time of dense products under given constants: float64[...] [s]; m, n and k broadcast.
+
+    Law `roofline`: fixed_s + max(flop, bytes). Law `tiles`:
+
+    T = fixed_s + min over tiles (BM, BN) and splits s of K of
+            pnorm4(C, bytes / (memory_frac * BW), 2 m n k / (compute_frac * peak)) + quantise
+    C = ceil(ceil(m / BM) ceil(n / BN) s / SMs) * (kk step + 2 BM BN / (store_values_per_flop * sm))
+        + [s > 1] (split_s + 4 s m n / (memory_frac * BW))
+    step = max((BM + BN) w / (load_bytes_per_flop * sm), 2 BM BN / (peak / SMs))     for one value of K
+    kk = K / s up to a multiple of 64, sm the bf16 peak of a multiprocessor, w bytes of a value as multiplied,
+    bytes = k n (weight bytes) + m (k w + 2 n), quantise = m k (2 + w) / (quantise_frac * BW) where the kernel does it.
+
+    Errors on unseen shapes are in docs/calibration.md.
     """
     rows = np.asarray(m, dtype=np.float64)
-    constants = device.constants
-    weight_bytes = batch * n * k * BYTES_PER_VALUE[weight_dtype]
-    flop_per_s = constants.gemm_compute_frac.value * device.peak_flop_per_s(weight_dtype)
-    bandwidth = constants.memory_frac.value * device.memory_bytes_per_s
-    compute_s = rows * (2.0 * batch * n * k / flop_per_s)
-    memory_s = ((rows > 0) * weight_bytes + rows * (batch * (n + k) * BF16_BYTES)) / bandwidth
-    return constants.kernel_s.value + np.maximum(compute_s, memory_s)
+    width = computed_bytes(weight_dtype)
+    bandwidth = constants.memory_frac * device.memory_bytes_per_s
+    weights = (rows > 0) * (BYTES_PER_VALUE[weight_dtype] * np.asarray(k, np.float64) * n)
+    memory_s = batch * (weights + rows * (k * width + n * BF16_BYTES)) / bandwidth
+    peak_s = batch * 2.0 * rows * n * k / (constants.compute_frac * device.peak_flop_per_s(weight_dtype))
+    if isinstance(constants, Roofline):
+        return np.asarray(constants.fixed_s + np.maximum(memory_s, peak_s))
+    tiled_s = _tiled_s(rows, n, k, weight_dtype, device, constants, batch)
+    times = constants.fixed_s + np.sqrt(np.sqrt(_fourth(tiled_s) + _fourth(memory_s) + _fourth(peak_s)))
+    if constants.quantise_frac is not None and weight_dtype != "bf16":
+        times = times + batch * rows * k * (BF16_BYTES + width) / (constants.quantise_frac * device.memory_bytes_per_s)
+    return np.asarray(times)
 
 
 def stream_s(moved_bytes: ArrayLike, device: Device) -> Times:
-    """Time of one kernel that only moves bytes: float64[...] [s]; T = kernel_s + bytes / (memory_frac * BW)."""
-    bandwidth = device.constants.memory_frac.value * device.memory_bytes_per_s
-    return device.constants.kernel_s.value + np.asarray(moved_bytes, dtype=np.float64) / bandwidth
+    """Time of one kernel that only moves bytes: float64[...] [s]; T = fixed_s + bytes / (memory_frac * BW)."""
+    constants = device.kernels.stream()
+    bandwidth = constants.memory_frac * device.memory_bytes_per_s
+    return constants.fixed_s + np.asarray(moved_bytes, dtype=np.float64) / bandwidth
 
 
 def mlp_s(tokens: ArrayLike, hidden: int, intermediate: int, gated: bool, dtype: str, device: Device) -> Times:
@@ -49,9 +89,25 @@ def mlp_s(tokens: ArrayLike, hidden: int, intermediate: int, gated: bool, dtype:
     return up_s + activation_s + gemm_s(tokens, hidden, intermediate, dtype, device)
 
 
+def gate_s(tokens: ArrayLike, hidden: int, n_experts: int, device: Device) -> Times:
+    """Time of the router: a bf16 GEMM to the experts' scores, then top-k over float32 scores: float64[...] [s]."""
+    scores_bytes = np.asarray(tokens, dtype=np.float64) * (n_experts * FP32_BYTES)
+    return gemm_s(tokens, n_experts, hidden, "bf16", device) + stream_s(scores_bytes, device)
+
+
 def norm_s(tokens: ArrayLike, hidden: int, device: Device) -> Times:
     """Time of a norm fused with the residual sum: float64[...] [s]; two rows read, two written per token, bf16."""
     return stream_s(np.asarray(tokens, dtype=np.float64) * (4 * hidden * BF16_BYTES), device)
+
+
+def permute_s(routed_tokens: ArrayLike, hidden: int, device: Device) -> Times:
+    """Time of a separate kernel that reorders bf16 rows, one read and one write each: float64[...] [s].
+
+    For engines that permute around an exchange; `grouped_gemm_moe_s` already holds the permutation of a fused layer.
+    """
+    constants = device.kernels.stream()
+    moved_bytes = np.asarray(routed_tokens, dtype=np.float64) * (2 * hidden * BF16_BYTES)
+    return constants.fixed_s + moved_bytes / (constants.permute_frac * device.memory_bytes_per_s)
 
 
 def head_s(tokens: ArrayLike, hidden: int, vocab: int, tp: int, dtype: str, device: Device) -> Times:
@@ -60,3 +116,33 @@ def head_s(tokens: ArrayLike, hidden: int, vocab: int, tp: int, dtype: str, devi
     `tokens` are the positions that need logits: one per request, in decode and at the end of prefill.
     """
     return gemm_s(tokens, -(-vocab // tp), hidden, dtype, device)
+
+
+def _tiled_s(
+    rows: Times, n: Sizes, k: Sizes, dtype: str, device: Device, constants: GemmConstants, batch: int
+) -> Times:
+    """Computing time of the fastest tile and split."""
+    width, sm_flop_per_s = computed_bytes(dtype), device.peak_flop_per_s(dtype) / device.n_sms
+    best_s = np.full(np.broadcast(rows, n, k).shape, np.inf)
+    for tile_rows, columns in TILES:
+        tiles = batch * np.ceil(rows / tile_rows) * -(-np.asarray(n) // columns)
+        step_s = 2.0 * tile_rows * columns / sm_flop_per_s
+        if constants.load_bytes_per_flop is not None:
+            loaded = (tile_rows + columns) * width
+            step_s = max(step_s, loaded / (constants.load_bytes_per_flop * device.sm_bf16_flop_per_s))
+        store_s = 0.0
+        if constants.store_values_per_flop is not None:
+            store_s = 2.0 * tile_rows * columns / (constants.store_values_per_flop * device.sm_bf16_flop_per_s)
+        for split in SPLITS:
+            depth = -(-np.asarray(k) // (split * STEP)) * STEP
+            times = np.ceil(tiles * split / device.n_sms) * (depth * step_s + store_s)
+            if split > 1:
+                partial_bytes = batch * 4.0 * split * rows * n
+                times = times + partial_bytes / (constants.memory_frac * device.memory_bytes_per_s) + constants.split_s
+            np.minimum(best_s, times, out=best_s)
+    return best_s
+
+
+def _fourth(values: Times) -> Times:
+    squares = values * values
+    return squares * squares

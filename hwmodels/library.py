@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import TypeVar
 
 import scenarios
-from hwmodels.cards import CardSet, DeviceCard, HostCard, KernelCard, LinkCard, NodeCard
+from hwmodels.cards import CardSet, DeviceCard, HostCard, LinkCard, NodeCard
+from hwmodels.kernels import KernelCard, Kernels
 from scenarios.errors import HardwareError
 from scenarios.explain import did_you_mean
 from scenarios.loader import load_spec
@@ -37,9 +38,27 @@ def find_node(name: str) -> NodeCard:
     return _find("node", list_cards().nodes, name)
 
 
-def find_kernels(name: str) -> KernelCard:
-    """The card of kernel constants of this name; raises HardwareError where there is none."""
-    return _find("kernel", list_cards().kernels, name)
+def find_kernels(name_or_path: str, base: Path = Path()) -> Kernels:
+    """The kernel card of this name, or the first of a YAML file (relative to `base`), with the cards it rests on.
+
+    Cards of the file come before shipped ones of the same name. Raises HardwareError where a card is missing or its
+    bases go in a circle, ScenarioError where the file is wrong.
+    """
+    known, name = list_cards().kernels, name_or_path
+    if name.endswith((".yaml", ".yml")):
+        own = load_spec(base / name, CardSet).kernels
+        if not own:
+            raise HardwareError(f"{base / name}: holds no `kernels:` card")
+        known, name = (*own, *known), own[0].name
+    chain: list[KernelCard] = []
+    wanted: str | None = name
+    while wanted is not None:
+        card = _find("kernel", known, wanted)
+        if card in chain:
+            raise HardwareError(f"kernel card {name}: its bases go in a circle at {wanted}")
+        chain.append(card)
+        wanted = card.base
+    return Kernels(cards=tuple(chain))
 
 
 @cache

@@ -1,7 +1,7 @@
-"""Time of an MoE layer's parts on one device: routed experts, gate and permutation.
+"""Time of the routed experts of an MoE layer on one device, from the tokens of every expert.
 
-The law of the routed experts is the tile and wave model: a grouped GEMM is cut into tiles of BM tokens by 128 columns,
-the tiles run in waves over the SMs, and the weights of every expert that has a token stream from memory meanwhile.
+The law is of tiles and waves: a grouped GEMM is cut into tiles of BM tokens by BN columns, the tiles run in waves over
+the multiprocessors, and the weights of every expert that has a token stream from memory meanwhile.
 """
 
 from __future__ import annotations
@@ -11,35 +11,56 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from hwmodels.devices import Device
-from hwmodels.gemm import BF16_BYTES, Times, gemm_s, stream_s
+from hwmodels.constants import MoeConstants, Roofline
+from hwmodels.devices import Device, computed_bytes
+from hwmodels.tiles import FASTEST, TILE_RULES, Tile
 from scenarios.errors import ScenarioError
 from scenarios.models import BYTES_PER_VALUE, ModelCard
 
-TILE_COLUMNS = 128
-FP32_BYTES = BYTES_PER_VALUE["fp32"]
+Times = NDArray[np.float64]
+Sizes = int | NDArray[np.int64]
+
+STEP = 64  # values of K that a tile multiplies in one step
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ExpertShape:
-    """One routed expert as one device holds it; `intermediate_size` is already divided by expert TP."""
+    """One routed expert as one device holds it; `intermediate_size` is already divided by expert TP.
 
-    hidden_size: int
-    intermediate_size: int
+    Sizes are numbers, or arrays where rows of a table differ in shape.
+    """
+
+    hidden_size: Sizes
+    intermediate_size: Sizes
     gated: bool
     weight_dtype: str
-    activation_dtype: str
 
     @property
-    def gemm_sizes(self) -> tuple[tuple[int, int], tuple[int, int]]:
+    def gemm_sizes(self) -> tuple[tuple[Sizes, Sizes], tuple[Sizes, Sizes]]:
         """(N, K) of the two GEMMs: up (with the gate beside it, where gated) and down."""
         up_columns = (2 if self.gated else 1) * self.intermediate_size
         return (up_columns, self.hidden_size), (self.hidden_size, self.intermediate_size)
 
-    @property
-    def weight_bytes(self) -> float:
-        """Bytes of the expert's weights on the device."""
-        return sum(n * k for n, k in self.gemm_sizes) * BYTES_PER_VALUE[self.weight_dtype]
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ExpertWork:
+    """What the law takes of the tokens of a device's experts.
+
+    routed, active  [...]: tokens times choices, and slots with a token.
+    row_tiles       rows of a tile -> [...]: tiles that the tokens of all slots fill, the last of a slot partly.
+    n_slots         expert slots of the device.
+    own_tokens      tokens whose partial results the device sums; call_tokens those that the kernels are called with.
+    touched         [...]: rows that the kernels around the GEMMs move; more than `routed` where an engine passes rows
+                    of remote experts along.
+    """
+
+    routed: NDArray[np.integer]
+    active: NDArray[np.integer]
+    row_tiles: dict[int, NDArray[np.integer]]
+    n_slots: Sizes
+    own_tokens: ArrayLike
+    call_tokens: ArrayLike
+    touched: ArrayLike
 
 
 def expert_shape(model: ModelCard, tp: int = 1) -> ExpertShape:
@@ -55,97 +76,149 @@ def expert_shape(model: ModelCard, tp: int = 1) -> ExpertShape:
         intermediate_size=intermediate // tp,
         gated=model.gated,
         weight_dtype=model.expert_dtype or model.weight_dtype,
-        activation_dtype=model.activation_dtype,
     )
 
 
 def grouped_gemm_moe_s(
-    slot_tokens: ArrayLike, shape: ExpertShape, device: Device, device_tokens: ArrayLike = 0
+    slot_tokens: ArrayLike,
+    shape: ExpertShape,
+    device: Device,
+    own_tokens: ArrayLike = 0,
+    call_tokens: ArrayLike | None = None,
 ) -> Times:
     """Time of the routed experts of one device, permutation, activation and launches included: float64[...] [s].
 
-    slot_tokens    int[..., slot]: tokens that each local expert slot receives.
-    device_tokens  int[...] or one number: tokens whose partial results this device sums and writes; 0 where the
-                   combine is not part of the kernel, as under expert parallelism.
+    slot_tokens  int[..., slot]: tokens that each local expert slot receives.
+    own_tokens   int[...] or one number: tokens whose partial results this device sums and writes; 0 where the combine
+                 is not part of the kernel, as under expert parallelism.
+    call_tokens  int[...]: distinct tokens of the call, by which some engines choose tiles; None: the routed tokens,
+                 as many as if each had one choice here.
 
-    T = moe_fixed_s + min over BM in {16, 64, 128} of sum over both GEMMs of pnorm4(compute, weights) + A / (a * BW),
-    compute = ceil(tiles / SMs) * (2 * BM * 128 * K / (r_BM * peak / SMs) + wave_s),
-    tiles = sum over slots of ceil(tokens / BM) * ceil(N / 128), weights = active * N * K * bytes / (memory_frac * BW),
-    active = slots with a token, A = `activation_bytes`, a = activation_memory_frac, pnorm4(x, y) = (x^4 + y^4)^(1/4).
-    Without any token only moe_fixed_s is left: an engine launches the kernels of an idle device all the same.
-
-    One column width, no L2, no throttling. Mean, median and 90th percentile of the error are 6, 3 and 14 % on the bf16
-    TensorRT-LLM 1.3.0rc20 rows of aiconfigurator 0.12.0 (H200, one rank, balanced) for 27 us, fractions .25/.5/1 of the
-    peak, 1 us per wave, 0.9 and 0.4 of BW: typical constants, not fitted to shapes.
+    The law is that of `moe_s`. Raises HardwareError where the device has no peak or no constants for the weights.
     """
+    constants = device.kernels.moe(shape.weight_dtype)
+    rows = tile_rows(constants) if isinstance(constants, MoeConstants) else ()
+    work = expert_work(slot_tokens, rows, own_tokens, call_tokens)
+    return moe_s(work, shape, device, constants)
+
+
+def expert_work(
+    slot_tokens: ArrayLike, rows: tuple[int, ...], own_tokens: ArrayLike = 0, call_tokens: ArrayLike | None = None
+) -> ExpertWork:
+    """The work of int[..., slot] tokens, in tiles of the given numbers of rows."""
     # Small integer types would overflow where a tile is rounded up; fractions of tokens raise TypeError.
     counts = np.asarray(slot_tokens).astype(np.int64, casting="same_kind", copy=False)
-    weight_s4 = _weights_s4(np.count_nonzero(counts, axis=-1), shape, device)
-    gemms_s = _gemms_s(counts, weight_s4, 16, shape, device)
-    for tile_rows in (64, 128):
-        gemms_s = np.minimum(gemms_s, _gemms_s(counts, weight_s4, tile_rows, shape, device))
-    bandwidth = device.constants.activation_memory_frac.value * device.memory_bytes_per_s
-    activation_s = activation_bytes(counts.sum(axis=-1), shape, device_tokens) / bandwidth
-    return device.constants.moe_fixed_s.value + gemms_s + activation_s
+    routed = counts.sum(axis=-1)
+    return ExpertWork(
+        routed=routed,
+        active=np.count_nonzero(counts, axis=-1),
+        row_tiles={number: ((counts + (number - 1)) >> (number.bit_length() - 1)).sum(axis=-1) for number in rows},
+        n_slots=counts.shape[-1],
+        own_tokens=own_tokens,
+        call_tokens=routed if call_tokens is None else call_tokens,
+        touched=routed,
+    )
 
 
-def activation_bytes(routed_tokens: ArrayLike, shape: ExpertShape, device_tokens: ArrayLike = 0) -> Times:
-    """Bytes of activations that the routed experts read and write: float64[...].
+def tile_rows(constants: MoeConstants) -> tuple[int, ...]:
+    """Rows of all tiles that the rule of these constants may choose; powers of two."""
+    rule = TILE_RULES[constants.tiles]
+    return tuple(sorted({rows for rows, _ in rule.tiles + (FASTEST if rule.tuned else ())}))
 
-    Per routed token 2h values (gather: read and write) and 5I (gate and up written, read, their product written; 3I
-    where not gated); per token of `device_tokens` 2h more (finalise: result read and written).
+
+def moe_s(work: ExpertWork, shape: ExpertShape, device: Device, constants: MoeConstants | Roofline) -> Times:
+    """Time of the routed experts of one device under given constants: float64[...] [s].
+
+    Law `roofline`: the sum of both GEMMs' max(flop, weight bytes) and of the activations' bytes. Law `tiles`:
+
+    T = fixed_s + n_slots * expert_s + touched * row_s + sum over both GEMMs of sqrt(C^2 + W^2) + A / (activation_frac * BW)
+    C = ceil(row tiles * ceil(N / BN) / SMs) * (tile + wave_s)
+    tile = pnorm4(2 BM BN K / (compute_frac * peak / SMs), (rows * a + BN * w) K / (load_bytes_per_flop * peak16 / SMs))
+    W = active * N * K * w / (weight_frac * BW),   A = 2 bytes * (touched (3h + 3I) + h * own tokens), 2I where not gated
+
+    n routed tokens, peak16 the bf16 peak, K up to a multiple of 64, a and w bytes of an activation and a weight as multiplied and stored,
+    rows the mean of tokens in a tile (masked rows are not loaded). A: a permutation reads and writes h, the
+    activation reads 2I and writes I, the final sum reads h for each routed token and writes h for each own one.
+    Without any token the fixed times are left: an engine launches the kernels of an idle device all the same.
+
+    No L2, no throttling. Errors on unseen shapes are in docs/calibration.md.
     """
+    if isinstance(constants, Roofline):
+        return _roofline_s(work, shape, device, constants)
+    rule = TILE_RULES[constants.tiles]
+    if rule.by == "fastest":
+        gemms_s = _fastest_s(rule.tiles, work, shape, device, constants)
+    elif len(rule.tiles) == 1:
+        gemms_s = _gemms_s(rule.tiles[0], work, shape, device, constants)
+    else:
+        chosen = np.broadcast_to(rule.choice(work.call_tokens, work.n_slots), np.shape(work.routed))
+        gemms_s = np.choose(chosen, [_gemms_s(tile, work, shape, device, constants) for tile in rule.tiles])
+    if rule.tuned:
+        tuned = rule.is_tuned(work.n_slots, shape.intermediate_size)
+        if tuned.any():
+            gemms_s = np.where(tuned, _fastest_s(FASTEST, work, shape, device, constants), gemms_s)
+    activation_s = activation_bytes(work.touched, shape, work.own_tokens) / (
+        constants.activation_frac * device.memory_bytes_per_s
+    )
+    fixed_s = constants.fixed_s + constants.expert_s * np.asarray(work.n_slots, np.float64)
+    return fixed_s + constants.row_s * np.asarray(work.touched) + gemms_s + activation_s
+
+
+def activation_bytes(routed_tokens: ArrayLike, shape: ExpertShape, own_tokens: ArrayLike = 0) -> Times:
+    """Bytes of bf16 activations that move outside the GEMMs: float64[...]; see `moe_s`."""
     hidden, intermediate = shape.hidden_size, shape.intermediate_size
-    values = 2 * hidden + (5 if shape.gated else 3) * intermediate
-    routed = np.asarray(routed_tokens, dtype=np.float64)
-    finalised = np.asarray(device_tokens, dtype=np.float64)
-    return BYTES_PER_VALUE[shape.activation_dtype] * (values * routed + 2 * hidden * finalised)
+    values = 3 * hidden + (3 if shape.gated else 2) * intermediate
+    routed, own = np.asarray(routed_tokens, dtype=np.float64), np.asarray(own_tokens, dtype=np.float64)
+    return BYTES_PER_VALUE["bf16"] * (values * routed + hidden * own)
 
 
-def gate_s(tokens: ArrayLike, hidden: int, n_experts: int, device: Device) -> Times:
-    """Time of the router: a bf16 GEMM to the experts' scores, then top-k over float32 scores: float64[...] [s]."""
-    scores_bytes = np.asarray(tokens, dtype=np.float64) * (n_experts * FP32_BYTES)
-    top_k_s = stream_s(scores_bytes, device)
-    return gemm_s(tokens, n_experts, hidden, "bf16", device) + top_k_s
+def _roofline_s(work: ExpertWork, shape: ExpertShape, device: Device, constants: Roofline) -> Times:
+    bandwidth = constants.memory_frac * device.memory_bytes_per_s
+    flop_per_s = constants.compute_frac * device.peak_flop_per_s(shape.weight_dtype)
+    total_s = constants.fixed_s + activation_bytes(work.touched, shape, work.own_tokens) / bandwidth
+    for n, k in shape.gemm_sizes:
+        streamed_s = work.active * (n * k * BYTES_PER_VALUE[shape.weight_dtype] / bandwidth)
+        total_s = total_s + np.maximum(work.routed * (2.0 * n * k / flop_per_s), streamed_s)
+    return np.asarray(total_s)
 
 
-def permute_s(routed_tokens: ArrayLike, hidden: int, device: Device) -> Times:
-    """Time of a separate kernel that reorders bf16 rows, one read and one write each: float64[...] [s].
-
-    For engines that permute around an exchange; `grouped_gemm_moe_s` already holds the permutation of a fused layer.
-    """
-    moved_bytes = np.asarray(routed_tokens, dtype=np.float64) * (2 * hidden * BF16_BYTES)
-    bandwidth = device.constants.activation_memory_frac.value * device.memory_bytes_per_s
-    return device.constants.kernel_s.value + moved_bytes / bandwidth
-
-
-def _weights_s4(active: ArrayLike, shape: ExpertShape, device: Device) -> tuple[Times, ...]:
-    """Fourth power of the time that the active experts' weights of each GEMM take to stream."""
-    bandwidth = device.constants.memory_frac.value * device.memory_bytes_per_s
-    bytes_per_weight = BYTES_PER_VALUE[shape.weight_dtype]
-    active_slots = np.asarray(active, dtype=np.float64)
-    return tuple(_fourth_power(active_slots * (n * k * bytes_per_weight / bandwidth)) for n, k in shape.gemm_sizes)
-
-
-def _gemms_s(
-    counts: NDArray[np.int64], weight_s4: tuple[Times, ...], tile_rows: int, shape: ExpertShape, device: Device
+def _fastest_s(
+    tiles: tuple[Tile, ...], work: ExpertWork, shape: ExpertShape, device: Device, constants: MoeConstants
 ) -> Times:
-    """Time of both grouped GEMMs with tiles of `tile_rows` tokens, the last tile of a slot partly filled."""
-    constants = device.constants
-    frac = {16: constants.tile_frac_16, 64: constants.tile_frac_64, 128: constants.tile_frac_128}[tile_rows].value
-    sm_flop_per_s = frac * device.peak_flop_per_s(shape.weight_dtype) / device.n_sms
-    shift = tile_rows.bit_length() - 1  # division by a power of two
-    row_tiles = ((counts + (tile_rows - 1)) >> shift).sum(axis=-1)
-    total_s = np.zeros(np.shape(row_tiles))
-    for (columns, depth), streamed_s4 in zip(shape.gemm_sizes, weight_s4, strict=True):
-        tile_s = 2 * tile_rows * TILE_COLUMNS * depth / sm_flop_per_s + constants.wave_s.value
-        waves = np.ceil(row_tiles * -(-columns // TILE_COLUMNS) / device.n_sms)
-        # Square roots, unlike powers of 1/4, are exactly rounded: scaled hardware gives exactly scaled times.
-        total_s += np.sqrt(np.sqrt(_fourth_power(waves * tile_s) + streamed_s4))
-    return total_s
+    best_s = _gemms_s(tiles[0], work, shape, device, constants)
+    for tile in tiles[1:]:
+        best_s = np.minimum(best_s, _gemms_s(tile, work, shape, device, constants))
+    return best_s
 
 
-def _fourth_power(values: Times) -> Times:
-    squares = values * values
-    squares *= squares
-    return squares
+def _gemms_s(tile: Tile, work: ExpertWork, shape: ExpertShape, device: Device, constants: MoeConstants) -> Times:
+    """Time of both grouped GEMMs in tiles of one size."""
+    rows, columns = tile
+    row_tiles = work.row_tiles[rows]
+    filled = work.routed / np.maximum(row_tiles, 1)  # mean tokens of a tile
+    weight_bytes = BYTES_PER_VALUE[shape.weight_dtype]
+    weight_frac = constants.small_tile_frac if tile == (64, 64) else None
+    streamed_bytes_per_s = (weight_frac or constants.weight_frac) * device.memory_bytes_per_s
+    total_s: Times | float = 0.0
+    for number, (n, k) in enumerate(shape.gemm_sizes):
+        steps_k = -(-k // STEP) * STEP
+        tile_s = 2.0 * rows * columns * steps_k / (
+            constants.compute_frac * device.peak_flop_per_s(shape.weight_dtype) / device.n_sms
+        )
+        if constants.load_bytes_per_flop is not None:
+            loaded = (filled * computed_bytes(shape.weight_dtype) + columns * weight_bytes) * steps_k
+            tile_s = _pnorm4(tile_s, loaded / (constants.load_bytes_per_flop * device.sm_bf16_flop_per_s))
+        waves = np.ceil(row_tiles * -(-n // columns) / device.n_sms)
+        computed_s = waves * (tile_s + constants.wave_s)
+        streamed_s = work.active * (n * k * weight_bytes / streamed_bytes_per_s)
+        gemm_s = np.sqrt(computed_s * computed_s + streamed_s * streamed_s)
+        if number == 1 and constants.ragged_factor != 1:
+            gemm_s = gemm_s * np.where(np.asarray(k) % 16 == 0, 1.0, constants.ragged_factor)
+        total_s = total_s + gemm_s
+    return np.asarray(total_s)
+
+
+def _pnorm4(x: ArrayLike, y: Times) -> Times:
+    """(x^4 + y^4)^(1/4) by square roots, which are exactly rounded: scaled hardware gives exactly scaled times."""
+    squares, others = np.square(x), np.square(y)
+    return np.sqrt(np.sqrt(squares * squares + others * others))

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
-from hwmodels.calibration.fit import Law, Parameter, Times
+from hwmodels.calibration.fit import Parameter, Rows, Times
 from hwmodels.fitted import Fitted
 
 
@@ -24,7 +24,8 @@ class Problem:
     kinds       str[n]: what is scored apart, e.g. "balanced" and "skewed"; "" where all rows are alike.
     fitting     bool[n]: rows that constants are fitted on; the others only judge.
     law         (constants, places) -> seconds of those places of the n rows.
-    constants   class of the block; `options` are its fields that are not fitted, such as a rule of tiles.
+    constants   class of the block; `options` are its fields that are not fitted, such as a rule of tiles: one mapping
+                for each choice that is tried.
     """
 
     block: str
@@ -34,7 +35,7 @@ class Problem:
     shapes: NDArray[np.int64]
     kinds: NDArray[np.str_]
     fitting: NDArray[np.bool_]
-    law: Law
+    law: Callable[[Fitted, Rows], Times]
     parameters: tuple[Parameter, ...]
     constants: type[Fitted]
-    options: Mapping[str, object] = field(default_factory=dict)
+    options: tuple[Mapping[str, object], ...] = ({},)

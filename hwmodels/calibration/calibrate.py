@@ -1,0 +1,95 @@
+"""A table of timings made into constants with residuals: families of kernels, folds of shapes, the card that results."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hwmodels.calibration.fit import Constants, Rows, Times, fit, fold_of_shapes, held_out_s, residuals_of
+from hwmodels.calibration.gemm import gemm_problems
+from hwmodels.calibration.moe import moe_problems
+from hwmodels.calibration.problem import Problem
+from hwmodels.calibration.rows import Reasons, no_reasons
+from hwmodels.devices import Device
+from hwmodels.fitted import Fitted, Residuals
+from hwmodels.validation.timings import Timings
+
+PROBLEMS: dict[str, Callable[[Timings, Device, Reasons], list[Problem]]] = {
+    "moe": moe_problems,
+    "gemm": gemm_problems,
+}
+"""Family of a table -> its calibration problems."""
+
+ONE_RANK = ("", "balanced", "skewed")
+"""Kinds of rows whose residuals make the band."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Solved:
+    """A problem with its constants, fitted on all fitting rows, and predictions by constants that never saw the shape.
+
+    held_out_s  float64[row of the problem]; fold int64 of the same.
+    """
+
+    problem: Problem
+    constants: Fitted
+    held_out_s: Times
+    fold: NDArray[np.int64]
+
+
+def problems_of(timings: Timings, device: Device) -> tuple[list[Problem], Reasons]:
+    """Calibration problems of a table on a device, and why each row that is in none was left out."""
+    reasons = no_reasons(timings)
+    return PROBLEMS[timings.family](timings, device, reasons), reasons
+
+
+def solve(problem: Problem, source: str, table: str) -> Solved:
+    """Constants of a problem with their held-out residuals.
+
+    Of several options (rules of tiles) the one is taken that fits best; a choice made on all shapes.
+    Raises CalibrationError where rows or shapes are too few.
+    """
+    every = np.flatnonzero(problem.fitting)
+    tried = [(fit(_law(problem, options), problem.measured_s, problem.parameters, every), options)
+             for options in problem.options]
+    (values, _), options = min(tried, key=lambda attempt: attempt[0][1])
+    fold = fold_of_shapes(problem.shapes)
+    held_out = held_out_s(_law(problem, options), problem.measured_s, problem.parameters, fold, problem.fitting)
+    pooled = np.isin(problem.kinds, ONE_RANK)
+    residuals = residuals_of(held_out[pooled], problem.measured_s[pooled], fold[pooled])
+    constants = problem.constants.model_validate(
+        {**options, **{name: _written(name, value) for name, value in values.items()}, "source": source, "kind": "measured",
+         "fitted_on": (table,), "residuals": rounded(residuals)}
+    )
+    return Solved(problem=problem, constants=constants, held_out_s=held_out, fold=fold)
+
+
+def table_name(timings: Timings) -> str:
+    """File name and digest of the times of a table, by which a card names what it was fitted on."""
+    return f"{timings.path.name} {hashlib.sha256(timings.measured_s.tobytes()).hexdigest()[:8]}"
+
+
+def rounded(residuals: Residuals) -> Residuals:
+    """The residuals in four digits, as cards hold them."""
+    numbers = residuals.model_dump()
+    return Residuals.model_validate({name: v if name == "n" else _rounded(v) for name, v in numbers.items()})
+
+
+def _law(problem: Problem, options: Mapping[str, object]) -> Callable[[Constants, Rows], Times]:
+    def law(values: Constants, rows: Rows) -> Times:
+        return problem.law(problem.constants.model_construct(**{**options, **values}), rows)  # type: ignore[arg-type]
+
+    return law
+
+
+def _written(name: str, value: float) -> float | str:
+    """The value as cards hold it: four digits, times with their unit."""
+    return f"{value * 1e6:.4g} us" if name.endswith("_s") else _rounded(value)
+
+
+def _rounded(value: float) -> float:
+    return float(f"{value:.4g}")

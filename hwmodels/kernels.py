@@ -1,0 +1,92 @@
+"""Cards of kernel constants: for each operation and data type, which law predicts its time, with which constants."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Annotated, Literal, get_args
+
+from pydantic import Field
+
+from hwmodels.constants import GemmConstants, MoeConstants, Roofline, StreamConstants
+from hwmodels.fitted import Fitted
+from scenarios.errors import HardwareError
+from scenarios.models import DType
+from scenarios.sources import Spec
+
+ANY = "any"
+DTypeOrAny = DType | Literal["any"]
+"""Key of a block: the data type of weights (of the cache, for attention), or `any` for those not listed."""
+
+MoeLaw = Annotated[MoeConstants | Roofline, Field(discriminator="law")]
+GemmLaw = Annotated[GemmConstants | Roofline, Field(discriminator="law")]
+
+
+class KernelCard(Spec):
+    """Constants of the kernel laws by operation and data type, often of one engine on one device.
+
+    What a card does not hold for a data type is taken from `base`, and from that card's base in turn; `any` counts only
+    where no card of the chain has the data type itself.
+    """
+
+    name: str
+    base: str | None = Field(default=None, description="card that stands in for what this one does not hold")
+    moe: dict[DTypeOrAny, MoeLaw] = {}
+    gemm: dict[DTypeOrAny, GemmLaw] = {}
+    stream: StreamConstants | None = None
+    note: str | None = None
+
+
+BLOCKS = ("moe", "gemm")
+"""Fields of a card that hold constants by data type."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Kernels:
+    """A kernel card with the cards that stand in for it, in order."""
+
+    cards: tuple[KernelCard, ...]
+
+    @property
+    def name(self) -> str:
+        """Name of the first card."""
+        return self.cards[0].name
+
+    def moe(self, dtype: str) -> MoeConstants | Roofline:
+        """Law of routed experts with weights of `dtype`; raises HardwareError where there is none."""
+        return self._find("moe", dtype)  # type: ignore[return-value]
+
+    def gemm(self, dtype: str) -> GemmConstants | Roofline:
+        """Law of dense products with weights of `dtype`; raises HardwareError where there is none."""
+        return self._find("gemm", dtype)  # type: ignore[return-value]
+
+    def stream(self) -> StreamConstants:
+        """Law of kernels that only move bytes; raises HardwareError where there is none."""
+        for card in self.cards:
+            if card.stream is not None:
+                return card.stream
+        raise HardwareError(f"kernel card {self.name} has no constants of stream, and no base that has them")
+
+    def _find(self, block: str, dtype: str) -> Fitted:
+        for key in (dtype, ANY):
+            for card in self.cards:
+                found: Fitted | None = getattr(card, block).get(key)
+                if found is not None:
+                    return found
+        have = sorted({key for card in self.cards for key in getattr(card, block)})
+        remedy = f"it has {', '.join(have)}; add `{ANY}:` or a base that has it" if have else "name a base that has it"
+        raise HardwareError(f"kernel card {self.name} has no constants of {block} for {dtype} ({remedy})")
+
+
+def blocks_of(card: KernelCard) -> Iterator[tuple[str, Fitted]]:
+    """("moe bf16", constants) of every block of a card."""
+    for block in BLOCKS:
+        for dtype, constants in getattr(card, block).items():
+            yield f"{block} {dtype}", constants
+    if card.stream is not None:
+        yield "stream", card.stream
+
+
+def dtype_keys() -> tuple[str, ...]:
+    """Data types that a block may name."""
+    return get_args(DType)
