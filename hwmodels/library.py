@@ -7,12 +7,21 @@ from pathlib import Path
 from typing import TypeVar
 
 import scenarios
-from hwmodels.cards import CardSet, DeviceCard, HostCard, KernelCard, LinkCard, NodeCard
+from hwmodels.cards import (
+    CardSet,
+    CpuKernelCard,
+    DeviceCard,
+    HostCard,
+    KernelCard,
+    LaunchCard,
+    LinkCard,
+    NodeCard,
+)
 from scenarios.errors import HardwareError
 from scenarios.explain import did_you_mean
 from scenarios.loader import load_spec
 
-Card = TypeVar("Card", DeviceCard, LinkCard, HostCard, NodeCard, KernelCard)
+Card = TypeVar("Card", DeviceCard, LinkCard, HostCard, NodeCard, KernelCard, CpuKernelCard, LaunchCard)
 
 LIBRARY = Path(scenarios.__file__).parent / "library" / "hardware"
 
@@ -42,6 +51,16 @@ def find_kernels(name: str) -> KernelCard:
     return _find("kernel", list_cards().kernels, name)
 
 
+def find_cpu_kernels(name: str) -> CpuKernelCard:
+    """The card of CPU constants of this name; raises HardwareError where there is none."""
+    return _find("CPU kernel", list_cards().cpu_kernels, name)
+
+
+def find_launch(name: str) -> LaunchCard:
+    """The card of launch constants of this name; raises HardwareError where there is none."""
+    return _find("launch", list_cards().launches, name)
+
+
 @cache
 def list_cards() -> CardSet:
     """All shipped cards, in the order of files and of cards in a file."""
@@ -64,6 +83,8 @@ def read_cards(folder: Path) -> CardSet:
         hosts=tuple(card for cards in card_sets.values() for card in cards.hosts),
         nodes=tuple(card for cards in card_sets.values() for card in cards.nodes),
         kernels=tuple(card for cards in card_sets.values() for card in cards.kernels),
+        cpu_kernels=tuple(card for cards in card_sets.values() for card in cards.cpu_kernels),
+        launches=tuple(card for cards in card_sets.values() for card in cards.launches),
     )
 
 
