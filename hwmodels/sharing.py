@@ -29,7 +29,8 @@ def fair_shares(demands: ArrayLike, capacity: ArrayLike) -> NDArray[np.float64]:
     if n_users == 0:
         return np.zeros(np.broadcast_shapes(wanted.shape, (*available.shape, 0)))
     ascending = np.sort(wanted, axis=-1)
-    served = np.cumsum(ascending, axis=-1) - ascending
+    served = np.zeros_like(ascending)
+    np.cumsum(ascending[..., :-1], axis=-1, out=served[..., 1:])
     level = ((available[..., np.newaxis] - served) / np.arange(n_users, 0, -1)).max(axis=-1, keepdims=True)
     shares: NDArray[np.float64] = np.minimum(wanted, np.maximum(level, 0.0))
     return shares
