@@ -88,7 +88,8 @@ def find_cpu(name: str, n_threads: int | None = None, local_frac: float = 1.0) -
     """The host of this name with the constants that its card names, on `n_threads` cores (default: all)."""
     card = find_host(name)
     constants = find_cpu_kernels(card.kernels).constants
-    return Host(card=card, constants=constants, n_threads=n_threads or card.cores.value, local_frac=local_frac)
+    threads = card.cores.value if n_threads is None else n_threads
+    return Host(card=card, constants=constants, n_threads=threads, local_frac=local_frac)
 
 
 def expert_s(tokens: ArrayLike, shape: ExpertShape, host: Host, dram_bytes_per_s: float | None = None) -> Times:
