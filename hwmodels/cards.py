@@ -6,6 +6,7 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
+from hwmodels.host_constants import CpuConstants
 from hwmodels.kernels import KernelCard
 from scenarios.models import DType
 from scenarios.sources import Sourced, Spec
@@ -69,10 +70,20 @@ class HostCard(Spec):
     dram_channels: Sourced[int] = Field(description="channels of all sockets")
     dram_bytes_per_s: Sourced[BytesPerS] = Field(description="all sockets")
     dram_bytes: Sourced[Bytes] | None = None
+    numa_nodes: Sourced[int] | None = Field(default=None, description="of all sockets; default: one a socket")
+    remote_bytes_per_s: Sourced[BytesPerS] | None = Field(
+        default=None, description="one NUMA node reading the memory of another"
+    )
     peak_flop_per_s: dict[DType, Sourced[FlopPerS]] = Field(min_length=1, description="all sockets")
     clock_hz: Sourced[Hertz] | None = None
     power_w: Sourced[Watts] | None = None
+    kernels: str = Field(default="cpu-assumed", description="name of the card of CPU constants")
     note: str | None = None
+
+    @property
+    def nodes(self) -> int:
+        """NUMA nodes of all sockets."""
+        return (self.numa_nodes or self.n_sockets).value
 
 
 class NodeCard(Spec):
@@ -88,14 +99,23 @@ class NodeCard(Spec):
     note: str | None = None
 
 
+class CpuKernelCard(Spec):
+    """Named constants of the laws of a host's cores, of one engine."""
+
+    name: str
+    constants: CpuConstants
+    note: str | None = None
+
+
 class CardSet(Spec):
-    """A YAML file of hardware cards: `devices:`, `links:`, `hosts:`, `nodes:` and `kernels:` lists."""
+    """A YAML file of hardware cards, a list of each kind."""
 
     devices: tuple[DeviceCard, ...] = ()
     links: tuple[LinkCard, ...] = ()
     hosts: tuple[HostCard, ...] = ()
     nodes: tuple[NodeCard, ...] = ()
     kernels: tuple[KernelCard, ...] = ()
+    cpu_kernels: tuple[CpuKernelCard, ...] = ()
 
     @model_validator(mode="after")
     def _names_once(self) -> CardSet:

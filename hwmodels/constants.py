@@ -58,11 +58,3 @@ class GemmConstants(Fitted):
     quantise_frac: float | None = Field(
         default=None, gt=0, description="memory bandwidth that quantising the input reaches; none: not part of the time"
     )
-
-
-class StreamConstants(Fitted):
-    """Of kernels that only move bytes: norms, activations, permutations."""
-
-    fixed_s: Seconds = Field(ge=0, description="of one kernel inside a CUDA graph")
-    memory_frac: float = Field(gt=0, le=1, description="memory bandwidth of rows in order")
-    permute_frac: float = Field(gt=0, le=1, description="memory bandwidth of rows gathered by token")

@@ -12,7 +12,7 @@ class Residuals(Spec):
 
     low, high    measured over predicted time: its 10 % and 90 % quantiles, the ends of the stated 80 % band.
     bias         median of predicted over measured, minus one.
-    coverage_80  share of rows inside a band that was made without their shape.
+    coverage_80  share of rows inside a band that was made without their shape; none where that was not tried.
     """
 
     n: int = Field(gt=0, description="rows judged")
@@ -22,7 +22,7 @@ class Residuals(Spec):
     bias: float
     low: float = Field(gt=0)
     high: float = Field(gt=0)
-    coverage_80: float = Field(ge=0, le=1)
+    coverage_80: float | None = Field(default=None, ge=0, le=1)
 
     @model_validator(mode="after")
     def _ordered(self) -> Residuals:

@@ -1,4 +1,4 @@
-"""Time of dense layers on one device: GEMM, MLP, gate, norm, permutation and language model head."""
+"""Time of dense layers on one device: GEMM, MLP, gate, norm and language model head."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ from numpy.typing import ArrayLike, NDArray
 
 from hwmodels.constants import GemmConstants, Roofline
 from hwmodels.devices import Device, computed_bytes
+from hwmodels.launch import activation_bytes, norm_bytes, small_kernels_s, top_k_bytes
 from scenarios.models import BYTES_PER_VALUE
 
 Times = NDArray[np.float64]
 Sizes = int | NDArray[np.int64]
 
 BF16_BYTES = BYTES_PER_VALUE["bf16"]
-FP32_BYTES = BYTES_PER_VALUE["fp32"]
 
 STEP = 64  # values of K that a tile multiplies in one step
 TILES = tuple((rows, columns) for rows in (64, 128) for columns in (64, 128, 256))
@@ -70,44 +70,29 @@ def product_s(
 
 
 def stream_s(moved_bytes: ArrayLike, device: Device) -> Times:
-    """Time of one kernel that only moves bytes: float64[...] [s]; T = fixed_s + bytes / (memory_frac * BW)."""
-    constants = device.kernels.stream()
-    bandwidth = constants.memory_frac * device.memory_bytes_per_s
-    return constants.fixed_s + np.asarray(moved_bytes, dtype=np.float64) / bandwidth
+    """Time of one small kernel on the device: float64[...] [s]; see `hwmodels.launch.small_kernels_s`."""
+    return small_kernels_s(moved_bytes, device.memory_bytes_per_s, device.kernels.launch())
 
 
 def mlp_s(tokens: ArrayLike, hidden: int, intermediate: int, gated: bool, dtype: str, device: Device) -> Times:
     """Time of a dense or shared-expert MLP: float64[...] [s]; `intermediate` is already divided by TP.
 
-    Up GEMM (with the gate beside it, where gated), activation kernel, down GEMM. The activation reads 2I values
-    (I where not gated) and writes I, in bf16.
+    Up GEMM (with the gate beside it, where gated), activation kernel, down GEMM.
     """
-    up_columns = (2 if gated else 1) * intermediate
-    activation_values = np.asarray(tokens, dtype=np.float64) * (up_columns + intermediate)
-    up_s = gemm_s(tokens, up_columns, hidden, dtype, device)
-    activation_s = stream_s(activation_values * BF16_BYTES, device)
+    up_s = gemm_s(tokens, (2 if gated else 1) * intermediate, hidden, dtype, device)
+    activation_s = stream_s(activation_bytes(tokens, intermediate, gated), device)
     return up_s + activation_s + gemm_s(tokens, hidden, intermediate, dtype, device)
 
 
-def gate_s(tokens: ArrayLike, hidden: int, n_experts: int, device: Device) -> Times:
-    """Time of the router: a bf16 GEMM to the experts' scores, then top-k over float32 scores: float64[...] [s]."""
-    scores_bytes = np.asarray(tokens, dtype=np.float64) * (n_experts * FP32_BYTES)
-    return gemm_s(tokens, n_experts, hidden, "bf16", device) + stream_s(scores_bytes, device)
+def gate_s(tokens: ArrayLike, hidden: int, n_experts: int, top_k: int, device: Device) -> Times:
+    """Time of the router: a bf16 GEMM to the experts' scores, then softmax and top-k: float64[...] [s]."""
+    choice_s = stream_s(top_k_bytes(tokens, n_experts, top_k), device)
+    return gemm_s(tokens, n_experts, hidden, "bf16", device) + choice_s
 
 
 def norm_s(tokens: ArrayLike, hidden: int, device: Device) -> Times:
-    """Time of a norm fused with the residual sum: float64[...] [s]; two rows read, two written per token, bf16."""
-    return stream_s(np.asarray(tokens, dtype=np.float64) * (4 * hidden * BF16_BYTES), device)
-
-
-def permute_s(routed_tokens: ArrayLike, hidden: int, device: Device) -> Times:
-    """Time of a separate kernel that reorders bf16 rows, one read and one write each: float64[...] [s].
-
-    For engines that permute around an exchange; `grouped_gemm_moe_s` already holds the permutation of a fused layer.
-    """
-    constants = device.kernels.stream()
-    moved_bytes = np.asarray(routed_tokens, dtype=np.float64) * (2 * hidden * BF16_BYTES)
-    return constants.fixed_s + moved_bytes / (constants.permute_frac * device.memory_bytes_per_s)
+    """Time of a norm fused with the residual sum: float64[...] [s]."""
+    return stream_s(norm_bytes(tokens, hidden), device)
 
 
 def head_s(tokens: ArrayLike, hidden: int, vocab: int, tp: int, dtype: str, device: Device) -> Times:

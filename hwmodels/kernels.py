@@ -8,8 +8,9 @@ from typing import Annotated, Literal, get_args
 
 from pydantic import Field
 
-from hwmodels.constants import GemmConstants, MoeConstants, Roofline, StreamConstants
+from hwmodels.constants import GemmConstants, MoeConstants, Roofline
 from hwmodels.fitted import Fitted
+from hwmodels.launch import LaunchConstants
 from scenarios.errors import HardwareError
 from scenarios.models import DType
 from scenarios.sources import Spec
@@ -33,7 +34,7 @@ class KernelCard(Spec):
     base: str | None = Field(default=None, description="card that stands in for what this one does not hold")
     moe: dict[DTypeOrAny, MoeLaw] = {}
     gemm: dict[DTypeOrAny, GemmLaw] = {}
-    stream: StreamConstants | None = None
+    launch: LaunchConstants | None = None
     note: str | None = None
 
 
@@ -60,12 +61,12 @@ class Kernels:
         """Law of dense products with weights of `dtype`; raises HardwareError where there is none."""
         return self._find("gemm", dtype)  # type: ignore[return-value]
 
-    def stream(self) -> StreamConstants:
-        """Law of kernels that only move bytes; raises HardwareError where there is none."""
+    def launch(self) -> LaunchConstants:
+        """Law of small kernels and launches; raises HardwareError where there is none."""
         for card in self.cards:
-            if card.stream is not None:
-                return card.stream
-        raise HardwareError(f"kernel card {self.name} has no constants of stream, and no base that has them")
+            if card.launch is not None:
+                return card.launch
+        raise HardwareError(f"kernel card {self.name} has no constants of launch, and no base that has them")
 
     def _find(self, block: str, dtype: str) -> Fitted:
         for key in (dtype, ANY):
@@ -83,8 +84,8 @@ def blocks_of(card: KernelCard) -> Iterator[tuple[str, Fitted]]:
     for block in BLOCKS:
         for dtype, constants in getattr(card, block).items():
             yield f"{block} {dtype}", constants
-    if card.stream is not None:
-        yield "stream", card.stream
+    if card.launch is not None:
+        yield "launch", card.launch
 
 
 def dtype_keys() -> tuple[str, ...]:

@@ -7,13 +7,13 @@ from pathlib import Path
 from typing import TypeVar
 
 import scenarios
-from hwmodels.cards import CardSet, DeviceCard, HostCard, LinkCard, NodeCard
+from hwmodels.cards import CardSet, CpuKernelCard, DeviceCard, HostCard, LinkCard, NodeCard
 from hwmodels.kernels import KernelCard, Kernels
 from scenarios.errors import HardwareError
 from scenarios.explain import did_you_mean
 from scenarios.loader import load_spec
 
-Card = TypeVar("Card", DeviceCard, LinkCard, HostCard, NodeCard, KernelCard)
+Card = TypeVar("Card", DeviceCard, LinkCard, HostCard, NodeCard, KernelCard, CpuKernelCard)
 
 LIBRARY = Path(scenarios.__file__).parent / "library" / "hardware"
 
@@ -61,6 +61,11 @@ def find_kernels(name_or_path: str, base: Path = Path()) -> Kernels:
     return Kernels(cards=tuple(chain))
 
 
+def find_cpu_kernels(name: str) -> CpuKernelCard:
+    """The card of CPU constants of this name; raises HardwareError where there is none."""
+    return _find("CPU kernel", list_cards().cpu_kernels, name)
+
+
 @cache
 def list_cards() -> CardSet:
     """All shipped cards, in the order of files and of cards in a file."""
@@ -83,6 +88,7 @@ def read_cards(folder: Path) -> CardSet:
         hosts=tuple(card for cards in card_sets.values() for card in cards.hosts),
         nodes=tuple(card for cards in card_sets.values() for card in cards.nodes),
         kernels=tuple(card for cards in card_sets.values() for card in cards.kernels),
+        cpu_kernels=tuple(card for cards in card_sets.values() for card in cards.cpu_kernels),
     )
 
 

@@ -41,6 +41,11 @@ class ExpertShape:
         up_columns = (2 if self.gated else 1) * self.intermediate_size
         return (up_columns, self.hidden_size), (self.hidden_size, self.intermediate_size)
 
+    @property
+    def weight_bytes(self) -> float:
+        """Bytes of the expert's weights on the device; where sizes are numbers."""
+        return float(sum(n * k for n, k in self.gemm_sizes)) * BYTES_PER_VALUE[self.weight_dtype]
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ExpertWork:

@@ -67,10 +67,10 @@ def _hardware() -> list[Table]:
         latency = f"{link.latency_s.value * 1e6:.1f} us ({link.latency_s.kind})"
         reached = f"{link.efficiency.value:.0%} ({link.efficiency.kind})"
         links.add_row(link.name, f"{link.bytes_per_s.value / 1e9:,.0f} GB/s", reached, latency)
-    hosts = _table("hosts", "name", "cores", "DRAM channels", "DRAM bandwidth")
+    hosts = _table("hosts", "name", "cores", "DRAM channels", "DRAM bandwidth", "kernels")
     for host in cards.hosts:
         bandwidth = f"{host.dram_bytes_per_s.value / 1e9:.0f} GB/s ({host.dram_bytes_per_s.kind})"
-        hosts.add_row(host.name, str(host.cores.value), str(host.dram_channels.value), bandwidth)
+        hosts.add_row(host.name, str(host.cores.value), str(host.dram_channels.value), bandwidth, host.kernels)
     return [devices, nodes, links, hosts]
 
 

@@ -9,9 +9,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hwmodels.attention import attention_decode_s, attention_prefill_s, attention_projections_s, windowed_context
-from hwmodels.gemm import head_s, mlp_s, norm_s
+from hwmodels.gemm import gate_s, head_s, mlp_s, norm_s
 from hwmodels.links import all_gather_s, reduce_scatter_s
-from hwmodels.moe import expert_shape, gate_s, grouped_gemm_moe_s
+from hwmodels.moe import expert_shape, grouped_gemm_moe_s
 from placement.plan import Placement
 from placement.reduction import Reduction
 from scenarios.models import GroupedQueryAttention
@@ -71,7 +71,7 @@ def _layer_prices(setting: Setting) -> dict[str, Duration]:
     norm = norm_s(tokens, model.hidden_size, device)
     prices: dict[str, Duration] = {
         "attention": _attention(setting, None),
-        "gate": norm + gate_s(tokens, model.hidden_size, model.n_experts, device),
+        "gate": norm + gate_s(tokens, model.hidden_size, model.n_experts, model.top_k, device),
         "head": norm + _head(setting, tokens),
     }
     if isinstance(model.attention, GroupedQueryAttention) and model.attention.window_tokens is not None:

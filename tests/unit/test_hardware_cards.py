@@ -8,6 +8,7 @@ from pydantic import BaseModel
 from hwmodels.cards import CardSet, LinkCard
 from hwmodels.devices import Device
 from hwmodels.library import (
+    find_cpu_kernels,
     find_device,
     find_host,
     find_kernels,
@@ -170,6 +171,8 @@ def test_cards_name_only_existing_cards() -> None:
         assert (node.host is None) == (node.host_link is None), node.name
         if node.host is not None:
             find_host(node.host)
+    for host in CARDS.hosts:
+        find_cpu_kernels(host.kernels)
 
 
 def test_every_link_and_host_is_used_or_stands_for_itself() -> None:
@@ -177,6 +180,8 @@ def test_every_link_and_host_is_used_or_stands_for_itself() -> None:
     spare = {card.name for card in CARDS.links} - links
     assert spare == {"pcie-1", "pcie-2"}
     hosts = {node.host for node in CARDS.nodes}
+    spare_kernels = {card.name for card in CARDS.cpu_kernels} - {card.kernels for card in CARDS.hosts}
+    assert spare_kernels == {"epyc-9r14-ggml"}  # the other engine of that host
     spare_hosts = {card.name for card in CARDS.hosts} - hosts
     assert spare_hosts == {"xeon-e5-2650v4", "xeon-6126-2s", "xeon-8480plus-2s", "epyc-9r14-1s"}
 
