@@ -72,7 +72,8 @@ class Hop:
 def build_cluster(spec: ClusterSpec, base: Path = Path()) -> Cluster:
     """The cluster that a scenario describes, from the shipped cards and the scenario's own numbers.
 
-    `base` is the folder that a file of kernel constants is relative to. A bandwidth of the scenario replaces the nominal one of the link card and keeps its efficiency and latency.
+    A bandwidth of the scenario replaces the nominal one of the link card and keeps its efficiency and latency. A file
+    of kernel constants is relative to `base`.
     Raises HardwareError for an unknown card, several nodes without a network, or a bandwidth without its link.
     """
     node = find_node(spec.node)

@@ -35,7 +35,9 @@ class MoeConstants(Fitted):
     )
     weight_frac: float = Field(gt=0, le=1, description="memory bandwidth that weights reach")
     activation_frac: float = Field(gt=0, le=1, description="memory bandwidth that activations reach")
-    ragged_factor: float = Field(default=1.0, ge=1, description="slowdown of the down GEMM where I is no multiple of 16")
+    ragged_factor: float = Field(
+        default=1.0, ge=1, description="slowdown of the down GEMM where I is no multiple of 16"
+    )
     small_tile_frac: float | None = Field(
         default=None, gt=0, le=1, description="weight_frac of tiles of 64 x 64, which keep few bytes in flight"
     )

@@ -42,8 +42,9 @@ class Band(Spec):
 class Fitted(Source):
     """Base of the constants of one law for one data type; a subclass holds the numbers.
 
-    `fitted_on` names the tables by file and digest of their times. `residuals` is what a calibration measured, `band` what is assumed where nothing was; one of them is needed for
-    predictions to carry an error band.
+    fitted_on  tables by file name and digest of their times.
+    residuals  what a calibration measured; band: what is assumed where nothing was measured. One of them is needed for
+               predictions to carry an error band.
     """
 
     fitted_on: tuple[str, ...] = ()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Annotated, Literal, get_args
+from typing import Annotated, Literal
 
 from pydantic import Field
 
@@ -32,8 +32,8 @@ class KernelCard(Spec):
 
     name: str
     base: str | None = Field(default=None, description="card that stands in for what this one does not hold")
-    moe: dict[DTypeOrAny, MoeLaw] = {}
-    gemm: dict[DTypeOrAny, GemmLaw] = {}
+    moe: dict[DTypeOrAny, MoeLaw] = Field(default_factory=dict)
+    gemm: dict[DTypeOrAny, GemmLaw] = Field(default_factory=dict)
     launch: LaunchConstants | None = None
     note: str | None = None
 
@@ -55,11 +55,11 @@ class Kernels:
 
     def moe(self, dtype: str) -> MoeConstants | Roofline:
         """Law of routed experts with weights of `dtype`; raises HardwareError where there is none."""
-        return self._find("moe", dtype)  # type: ignore[return-value]
+        return self.find("moe", dtype)  # type: ignore[return-value]
 
     def gemm(self, dtype: str) -> GemmConstants | Roofline:
         """Law of dense products with weights of `dtype`; raises HardwareError where there is none."""
-        return self._find("gemm", dtype)  # type: ignore[return-value]
+        return self.find("gemm", dtype)  # type: ignore[return-value]
 
     def launch(self) -> LaunchConstants:
         """Law of small kernels and launches; raises HardwareError where there is none."""
@@ -68,7 +68,8 @@ class Kernels:
                 return card.launch
         raise HardwareError(f"kernel card {self.name} has no constants of launch, and no base that has them")
 
-    def _find(self, block: str, dtype: str) -> Fitted:
+    def find(self, block: str, dtype: str) -> Fitted:
+        """Constants of a block for a data type; raises HardwareError where no card of the chain has them."""
         for key in (dtype, ANY):
             for card in self.cards:
                 found: Fitted | None = getattr(card, block).get(key)
@@ -86,8 +87,3 @@ def blocks_of(card: KernelCard) -> Iterator[tuple[str, Fitted]]:
             yield f"{block} {dtype}", constants
     if card.launch is not None:
         yield "launch", card.launch
-
-
-def dtype_keys() -> tuple[str, ...]:
-    """Data types that a block may name."""
-    return get_args(DType)

@@ -54,7 +54,8 @@ class ExpertWork:
     routed, active  [...]: tokens times choices, and slots with a token.
     row_tiles       rows of a tile -> [...]: tiles that the tokens of all slots fill, the last of a slot partly.
     n_slots         expert slots of the device.
-    own_tokens      tokens whose partial results the device sums; call_tokens those that the kernels are called with.
+    own_tokens      tokens whose partial results the device sums.
+    call_tokens     tokens that the kernels are called with.
     touched         [...]: rows that the kernels around the GEMMs move; more than `routed` where an engine passes rows
                     of remote experts along.
     """
@@ -134,16 +135,18 @@ def tile_rows(constants: MoeConstants) -> tuple[int, ...]:
 def moe_s(work: ExpertWork, shape: ExpertShape, device: Device, constants: MoeConstants | Roofline) -> Times:
     """Time of the routed experts of one device under given constants: float64[...] [s].
 
-    Law `roofline`: the sum of both GEMMs' max(flop, weight bytes) and of the activations' bytes. Law `tiles`:
+    Law `roofline`: for both GEMMs the larger of flop and weight bytes, and the bytes of activations. Law `tiles`:
 
-    T = fixed_s + n_slots * expert_s + touched * row_s + sum over both GEMMs of sqrt(C^2 + W^2) + A / (activation_frac * BW)
-    C = ceil(row tiles * ceil(N / BN) / SMs) * (tile + wave_s)
-    tile = pnorm4(2 BM BN K / (compute_frac * peak / SMs), (rows * a + BN * w) K / (load_bytes_per_flop * peak16 / SMs))
-    W = active * N * K * w / (weight_frac * BW),   A = 2 bytes * (touched (3h + 3I) + h * own tokens), 2I where not gated
+        T = fixed_s + n_slots expert_s + touched row_s + sum over GEMMs of sqrt(C^2 + W^2) + A / (activation_frac BW)
+        C = ceil(row tiles ceil(N / BN) / SMs) (tile + wave_s)
+        tile = pnorm4(2 BM BN K / (compute_frac peak / SMs), (rows a + BN w) K / (load_bytes_per_flop sm16))
+        W = active N K w / (weight_frac BW)
+        A = 2 bytes (touched (3 h + 3 I) + h own tokens)        2 I where not gated
 
-    n routed tokens, peak16 the bf16 peak, K up to a multiple of 64, a and w bytes of an activation and a weight as multiplied and stored,
-    rows the mean of tokens in a tile (masked rows are not loaded). A: a permutation reads and writes h, the
-    activation reads 2I and writes I, the final sum reads h for each routed token and writes h for each own one.
+    K is rounded up to a multiple of 64; a and w are bytes of an activation as multiplied and of a weight as stored;
+    rows is the mean of tokens in a tile (masked rows are not loaded); sm16 is the bf16 peak of a multiprocessor.
+    A: a permutation reads and writes h, the activation reads 2 I and writes I, the final sum reads h for each row and
+    writes h for each token.
     Without any token the fixed times are left: an engine launches the kernels of an idle device all the same.
 
     No L2, no throttling. Errors on unseen shapes are in docs/calibration.md.
@@ -207,8 +210,12 @@ def _gemms_s(tile: Tile, work: ExpertWork, shape: ExpertShape, device: Device, c
     total_s: Times | float = 0.0
     for number, (n, k) in enumerate(shape.gemm_sizes):
         steps_k = -(-k // STEP) * STEP
-        tile_s = 2.0 * rows * columns * steps_k / (
-            constants.compute_frac * device.peak_flop_per_s(shape.weight_dtype) / device.n_sms
+        tile_s = (
+            2.0
+            * rows
+            * columns
+            * steps_k
+            / (constants.compute_frac * device.peak_flop_per_s(shape.weight_dtype) / device.n_sms)
         )
         if constants.load_bytes_per_flop is not None:
             loaded = (filled * computed_bytes(shape.weight_dtype) + columns * weight_bytes) * steps_k

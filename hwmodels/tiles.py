@@ -50,9 +50,16 @@ RuleName = Literal["fastest", "vllm-bf16", "vllm-fp8-block", "sglang-bf16", "sgl
 TILE_RULES: dict[RuleName, TileRule] = {
     # TensorRT-LLM and FlashInfer tune when they load a model.
     "fastest": TileRule(by="fastest", tiles=FASTEST),
-    # vLLM 0.24, default configuration of fused_moe where it ships no tuned one.
+    # vLLM 0.24, default configuration of fused_moe; `tuned` are shapes with a file for H200 among its `configs`.
     "vllm-bf16": TileRule(
-        by="tokens", tiles=((16, 64), (32, 64), (32, 128), (64, 128), (128, 128)), up_to=(32, 64, 96, 512)
+        by="tokens",
+        tiles=((16, 64), (32, 64), (32, 128), (64, 128), (128, 128)),
+        up_to=(32, 64, 96, 512),
+        tuned=frozenset(
+            {(8, n) for n in (1792, 2048, 3584, 4096, 7168, 14336)}
+            | {(128, n) for n in (96, 176, 192, 256, 352, 384, 704, 768, 1024)}
+            | {(512, n) for n in (64, 128, 256, 512)}
+        ),
     ),
     "vllm-fp8-block": TileRule(by="tokens", tiles=((16, 128), (64, 128)), up_to=(64,)),
     # SGLang 0.5, default configuration of fused_moe_triton; shapes with a tuned file for H200 among its `configs`.
@@ -61,9 +68,7 @@ TILE_RULES: dict[RuleName, TileRule] = {
         by="tokens_per_expert",
         tiles=((16, 32), (64, 64)),
         up_to=(1,),
-        tuned=frozenset(
-            {(8, 1792), (8, 3584), (8, 7168), (8, 14336), (128, 192), (128, 384), (128, 704), (128, 768)}
-        ),
+        tuned=frozenset({(8, 1792), (8, 3584), (8, 7168), (8, 14336), (128, 192), (128, 384), (128, 704), (128, 768)}),
     ),
     "sglang-fp8-block": TileRule(by="tokens", tiles=((64, 128),)),
 }

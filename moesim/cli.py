@@ -127,21 +127,57 @@ def list_(
 
 
 @app.command()
-def validate(
-    suite: Annotated[str, typer.Argument(metavar="SUITE", help="kernels: kernel laws against a table of timings.")],
-    table: Annotated[Path, typer.Option(metavar="FILE", help="Measured timings: .parquet, .csv or .csv.gz.")],
+def calibrate(
+    tables: Annotated[
+        list[Path], typer.Argument(metavar="TIMINGS...", help="Tables of timings: .parquet, .csv or .csv.gz.")
+    ],
     card: Annotated[str, typer.Option(metavar="CARD", help="Device card; see `moesim list hardware`.")],
+    name: Annotated[str | None, typer.Option(metavar="NAME", help="Name of the kernel card.")] = None,
+    base: Annotated[
+        str | None, typer.Option(metavar="CARD", help="Kernel card for what the tables do not hold.")
+    ] = None,
+    out: Annotated[Path | None, typer.Option("--out", metavar="FILE", help="Write the kernel card to a file.")] = None,
+    json: Json = None,
+    debug: Debug = False,
+) -> None:
+    """Fit the constants of kernel laws to measured timings: a kernel card with its errors on unseen shapes."""
+    from moesim import calibrating
+
+    del debug
+    calibrating.show(tables, card, name, base, out, json)
+
+
+@app.command()
+def validate(
+    suite: Annotated[str, typer.Argument(metavar="SUITE", help="kernels, skew, transfer, links, host or all.")] = "all",
+    tables: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Folder of public tables; default: aiconfigurator-core.")
+    ] = None,
+    table: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="One table of your own: .parquet, .csv or .csv.gz.")
+    ] = None,
+    card: Annotated[str | None, typer.Option(metavar="CARD", help="Device card that the table is of.")] = None,
+    kernels: Annotated[
+        str | None, typer.Option(metavar="CARD", help="Kernel card or its file; default: that of the table's engine.")
+    ] = None,
     limit: Annotated[
         float | None, typer.Option(min=0.0, help="Largest median error, e.g. 0.15; exit 1 where one is larger.")
     ] = None,
     json: Json = None,
+    out: Annotated[Path | None, typer.Option("--out", metavar="DIR", help="Write plots and validation.json.")] = None,
     debug: Debug = False,
 ) -> None:
-    """Judge the model on measurements: errors by kernel family and data type."""
+    """Judge the model on measurements: errors by operation and data type, against stated limits."""
     from moesim import validating
+    from scenarios.errors import ScenarioError
 
     del debug
-    raise typer.Exit(validating.show(suite, table, card, limit, json))
+    _check_targets(json, out)
+    if (table is None) != (card is None):
+        raise ScenarioError("--table and --card belong together: a table of timings and the device it is of")
+    if table is not None and card is not None:
+        raise typer.Exit(validating.show_table(suite, table, card, kernels, limit, json, out))
+    raise typer.Exit(validating.show_suites(suite, tables, json, out))
 
 
 @app.command()

@@ -1,4 +1,4 @@
-"""A table of timings made into constants with residuals: families of kernels, folds of shapes, the card that results."""
+"""A table of timings made into constants with residuals: families of kernels, folds of shapes."""
 
 from __future__ import annotations
 
@@ -32,11 +32,13 @@ ONE_RANK = ("", "balanced", "skewed")
 class Solved:
     """A problem with its constants, fitted on all fitting rows, and predictions by constants that never saw the shape.
 
+    residuals   of held-out rows of one rank, whose quantiles make the band.
     held_out_s  float64[row of the problem]; fold int64 of the same.
     """
 
     problem: Problem
     constants: Fitted
+    residuals: Residuals
     held_out_s: Times
     fold: NDArray[np.int64]
 
@@ -54,21 +56,29 @@ def solve(problem: Problem, source: str, table: str) -> Solved:
     Raises CalibrationError where rows or shapes are too few.
     """
     every = np.flatnonzero(problem.fitting)
-    tried = [(fit(_law(problem, options), problem.measured_s, problem.parameters, every), options)
-             for options in problem.options]
+    tried = [
+        (fit(_law(problem, options), problem.measured_s, problem.parameters, every), options)
+        for options in problem.options
+    ]
     (values, _), options = min(tried, key=lambda attempt: attempt[0][1])
     fold = fold_of_shapes(problem.shapes)
     held_out = held_out_s(_law(problem, options), problem.measured_s, problem.parameters, fold, problem.fitting)
     pooled = np.isin(problem.kinds, ONE_RANK)
     residuals = residuals_of(held_out[pooled], problem.measured_s[pooled], fold[pooled])
     constants = problem.constants.model_validate(
-        {**options, **{name: _written(name, value) for name, value in values.items()}, "source": source, "kind": "measured",
-         "fitted_on": (table,), "residuals": rounded(residuals)}
+        {
+            **options,
+            **{name: _written(name, value) for name, value in values.items()},
+            "source": source,
+            "kind": "measured",
+            "fitted_on": (table,),
+            "residuals": rounded(residuals),
+        }
     )
-    return Solved(problem=problem, constants=constants, held_out_s=held_out, fold=fold)
+    return Solved(problem=problem, constants=constants, residuals=residuals, held_out_s=held_out, fold=fold)
 
 
-def table_name(timings: Timings) -> str:
+def digest(timings: Timings) -> str:
     """File name and digest of the times of a table, by which a card names what it was fitted on."""
     return f"{timings.path.name} {hashlib.sha256(timings.measured_s.tobytes()).hexdigest()[:8]}"
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+from numpy.typing import NDArray
 
 from hwmodels.calibration.fit import Parameter, Rows, Times
 from hwmodels.calibration.problem import Problem
@@ -12,8 +13,10 @@ from hwmodels.devices import Device
 from hwmodels.fitted import Fitted
 from hwmodels.gemm import product_s
 from hwmodels.validation.timings import Timings
+from scenarios.models import BYTES_PER_VALUE
 
 SHAPE = ("n", "k")
+LARGE_CACHE_BYTES = 100e6
 
 PARAMETERS = (
     Parameter(name="fixed_s", start=2.6e-6, low=1e-7, high=1e-4),
@@ -29,11 +32,25 @@ QUANTISE = Parameter(name="quantise_frac", start=0.3, low=0.02, high=3.0)
 def gemm_problems(timings: Timings, device: Device, reasons: Reasons) -> list[Problem]:
     """A problem for each data type of a table of dense GEMM; writes into `reasons` why rows are left out."""
     names, problems = timings.texts("gemm_dtype"), []
+    reasons[_cached(timings, names, device)] = "weights fit into the L2 cache, repeated launches read them from there"
     leave_unknown_dtypes(names, device, reasons)
     for name in np.unique(names[reasons == ""]).tolist():
         rows = np.flatnonzero((names == name) & (reasons == ""))
         problems.append(_problem(timings.rows(rows), rows, DTYPES[name], device))
     return problems
+
+
+def _cached(timings: Timings, names: NDArray[np.str_], device: Device) -> NDArray[np.bool_]:
+    """Whether the weights of a row stay in a cache that is much faster than memory: bool[row].
+
+    So on the RTX PRO 6000, whose rows of less than 128 MB exceed the bandwidth of its memory; the caches of A100 and
+    Hopper are hardly faster than theirs, and their rows show no difference.
+    """
+    l2_bytes = device.card.l2_bytes.value if device.card.l2_bytes is not None else 0.0
+    weights = timings.ints("n") * timings.ints("k")
+    width = np.array([BYTES_PER_VALUE.get(DTYPES.get(name, ""), 2.0) for name in names.tolist()])
+    resident: NDArray[np.bool_] = (weights * width <= l2_bytes) & (l2_bytes >= LARGE_CACHE_BYTES)
+    return resident
 
 
 def _problem(timings: Timings, rows: Rows, dtype: str, device: Device) -> Problem:

@@ -1,78 +1,182 @@
-"""How far predictions are off: absolute percentage errors, their bias, and the rows left out."""
+"""How far predictions are off a table of timings: errors by operation, data type and kind of row."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
+from hwmodels.calibration.calibrate import ONE_RANK, Solved, problems_of, solve
+from hwmodels.calibration.fit import Times
+from hwmodels.calibration.problem import Problem
 from hwmodels.devices import Device
-from hwmodels.library import find_device, find_kernels
-from hwmodels.validation.predict import Predicted, predict
-from hwmodels.validation.timings import Timings, read_timings
+from hwmodels.fitted import Fitted
+from hwmodels.validation.timings import Timings
+from scenarios.errors import CalibrationError
+
+Part = Literal["card", "unseen shapes", "unseen rows", "transfer"]
+"""Constants of the card as it is; constants refitted without the shape (the row) that is judged; of another card."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Score:
-    """Errors of one group of rows; fractions of the measured time. `bias` is the median of predicted/measured - 1."""
+    """Errors of one group of rows, fractions of the measured time.
+
+    name         operation, data type and kind of row, such as "moe bf16 skewed".
+    part         which constants predicted.
+    bias         median of predicted over measured, minus one.
+    coverage_80  share of rows inside the stated 80 % band; none where no band is stated.
+    """
 
     name: str
+    part: Part
     table: str
     card: str
-    kernels: str
+    constants: str
     n: int
     mean_ape: float
     median_ape: float
     p90_ape: float
     bias: float
+    coverage_80: float | None
 
-    def as_json(self, limit: float | None) -> dict[str, object]:
-        """One entry of `suites`; a limit is on the median error. No card states an error band yet."""
-        fields = {name: getattr(self, name) for name in self.__dataclass_fields__}
-        return fields | {"coverage_80": None, "limit": limit, "ok": self.meets(limit)}
 
-    def meets(self, limit: float | None) -> bool:
-        """Whether the median error is within the limit, if there is one."""
-        return limit is None or self.median_ape <= limit
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Predictions:
+    """Measured and predicted times of the rows of one problem, for plots: float64[row] [s]."""
+
+    name: str
+    kinds: NDArray[np.str_]
+    measured_s: Times
+    predicted_s: Times
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Validation:
-    """Scores of one table, and what was left out for which reason."""
+    """Scores of one table; left_out counts the rows that nothing is claimed of, by reason."""
 
-    timings: Timings
-    predicted: Predicted
+    table: str
+    card: str
+    constants: str
     scores: tuple[Score, ...]
+    predictions: tuple[Predictions, ...]
+    left_out: dict[str, int]
 
 
-def validate_table(path: Path, card: str) -> Validation:
-    """The device card's kernel laws against a table of timings, one score a data type and kind of row.
+def validate_table(
+    timings: Timings, device: Device, *, name: str = "", refit: bool = True, part: Part = "card"
+) -> Validation:
+    """The kernel laws of a device against a table of timings.
 
-    Raises HardwareError where the table or the card cannot be read.
+    Every operation, data type and kind of row is scored twice: with the card's constants, and, where `refit`, with
+    constants fitted on the other shapes of the same table, so that no constant has seen the shape that it predicts.
+    `part` names the first kind of score.
     """
-    device_card = find_device(card)
-    device = Device(card=device_card, constants=find_kernels(device_card.kernels).constants)
-    timings = read_timings(path)
-    predicted = predict(timings, device)
-    claimed = np.isfinite(predicted.seconds)
-    names = [str(name) for name in np.unique(predicted.group[claimed])]
-    scores = tuple(_score(timings, predicted, claimed & (predicted.group == name), name, device) for name in names)
-    return Validation(timings=timings, predicted=predicted, scores=scores)
-
-
-def _score(timings: Timings, predicted: Predicted, rows: NDArray[np.bool_], name: str, device: Device) -> Score:
-    ratio = predicted.seconds[rows] / timings.measured_s[rows] - 1
-    error = np.abs(ratio)
-    return Score(
-        name=f"{timings.family} {name}",
-        table=timings.path.name,
+    problems, reasons = problems_of(timings, device)
+    table = name or timings.path.name
+    scores: list[Score] = []
+    predictions: list[Predictions] = []
+    for problem in problems:
+        source = str(timings.source[problem.rows[0]])
+        label = (table, device.card.name, device.kernels.name)
+        constants = device.kernels.find(problem.block, problem.dtype)
+        predicted_s = problem.law(constants, np.arange(len(problem.rows)))
+        scores += _card_scores(problem, predicted_s, constants, label, part)
+        scores += _unseen_scores(problem, label) if refit else []
+        predictions.append(
+            Predictions(
+                name=f"{problem.block} {problem.dtype} ({source})",
+                kinds=problem.kinds,
+                measured_s=problem.measured_s,
+                predicted_s=predicted_s,
+            )
+        )
+    names, counts = np.unique(reasons[reasons != ""], return_counts=True)
+    return Validation(
+        table=table,
         card=device.card.name,
-        kernels=device.card.kernels,
-        n=int(rows.sum()),
+        constants=device.kernels.name,
+        scores=tuple(scores),
+        predictions=tuple(predictions),
+        left_out=dict(zip(names.tolist(), counts.tolist(), strict=True)),
+    )
+
+
+def score(
+    name: str,
+    part: Part,
+    label: tuple[str, str, str],
+    predicted_s: Times,
+    measured_s: Times,
+    inside: NDArray[np.bool_] | None = None,
+) -> Score:
+    """Errors of predictions; label is table, device card and kernel card, `inside` says which rows the band covers."""
+    ratio = predicted_s / measured_s - 1
+    error = np.abs(ratio)
+    table, card, constants = label
+    return Score(
+        name=name,
+        part=part,
+        table=table,
+        card=card,
+        constants=constants,
+        n=len(ratio),
         mean_ape=float(error.mean()),
         median_ape=float(np.median(error)),
         p90_ape=float(np.quantile(error, 0.9)),
         bias=float(np.median(ratio)),
+        coverage_80=None if inside is None else float(inside.mean()),
     )
+
+
+def inside_band(predicted_s: Times, measured_s: Times, constants: Fitted) -> NDArray[np.bool_] | None:
+    """Rows inside the 80 % band that constants state: bool[row]; None where they state none."""
+    if constants.residuals is None and constants.band is None:
+        return None
+    low, high = constants.low_high
+    ratio = measured_s / predicted_s
+    inside: NDArray[np.bool_] = (low <= ratio) & (ratio <= high)
+    return inside
+
+
+def _card_scores(
+    problem: Problem, predicted_s: Times, constants: Fitted, label: tuple[str, str, str], part: Part
+) -> list[Score]:
+    inside = inside_band(predicted_s, problem.measured_s, constants)
+    return [
+        score(name, part, label, predicted_s[rows], problem.measured_s[rows], None if inside is None else inside[rows])
+        for name, rows in _groups(problem)
+    ]
+
+
+def _unseen_scores(problem: Problem, label: tuple[str, str, str]) -> list[Score]:
+    """Scores by constants of other shapes; none where the rows do not suffice to fit any."""
+    try:
+        solved = solve(problem, "refitted", "")
+    except CalibrationError:
+        return []
+    covered = _covered(solved)
+    return [
+        score(name, "unseen shapes", label, solved.held_out_s[rows], problem.measured_s[rows], covered[rows])
+        for name, rows in _groups(problem)
+    ]
+
+
+def _covered(solved: Solved) -> NDArray[np.bool_]:
+    """Whether each row lies inside the band that the other folds' rows of one rank give: bool[row]."""
+    ratio = solved.problem.measured_s / solved.held_out_s
+    pooled = np.isin(solved.problem.kinds, ONE_RANK)
+    covered = np.zeros(len(ratio), dtype=bool)
+    for number in np.unique(solved.fold):
+        inside = solved.fold == number
+        low, high = np.quantile(ratio[~inside & pooled], [0.1, 0.9])
+        covered[inside] = (low <= ratio[inside]) & (ratio[inside] <= high)
+    return covered
+
+
+def _groups(problem: Problem) -> list[tuple[str, NDArray[np.bool_]]]:
+    """("moe bf16 skewed", rows) of every kind of row."""
+    base = f"{problem.block} {problem.dtype}"
+    return [(f"{base} {kind}".rstrip(), problem.kinds == kind) for kind in np.unique(problem.kinds).tolist()]
