@@ -16,6 +16,8 @@ OverlapName = Literal["none", "chunked"]
 LawName = Literal["port", "fifo", "maxmin"]
 DedupName = Literal["none", "device", "node"]
 SplitName = Literal["even", "least-loaded"]
+FittedKernelName = Literal["deepep-normal", "deepep-low-latency", "nvl72-one-sided", "nvl72-two-sided"]
+KernelName = Literal["alpha-beta", "nccl"] | FittedKernelName
 
 
 class ClusterSpec(Spec):

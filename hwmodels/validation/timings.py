@@ -65,12 +65,7 @@ def read_timings(path: Path) -> Timings:
 
     Raises HardwareError where the file is unreadable, lacks columns, or holds a time that is not positive.
     """
-    reader = next((read for suffix, read in _READERS.items() if path.name.endswith(suffix)), None)
-    if reader is None:
-        raise HardwareError(f"{path}: a table of timings is one of {', '.join(_READERS)}")
-    if not path.is_file():
-        raise HardwareError(f"{path}: no such table of timings")
-    columns = reader(path)
+    columns = read_columns(path)
     family = next((name for name, needed in FAMILIES.items() if set(needed) <= columns.keys()), None)
     if family is None or "latency" not in columns:
         known = "; ".join(f"{name}: {', '.join(needed)}" for name, needed in FAMILIES.items())
@@ -85,6 +80,19 @@ def read_timings(path: Path) -> Timings:
     return Timings(
         path=path, family=family, columns=columns, measured_s=measured_ms * 1e-3, source=source.astype(np.str_)
     )
+
+
+def read_columns(path: Path) -> dict[str, Column]:
+    """The columns of a .parquet, .csv or .csv.gz file by name; cells of a CSV file are text.
+
+    Raises HardwareError where the file is missing, unreadable, or of another kind.
+    """
+    reader = next((read for suffix, read in _READERS.items() if path.name.endswith(suffix)), None)
+    if reader is None:
+        raise HardwareError(f"{path}: a table of timings is one of {', '.join(_READERS)}")
+    if not path.is_file():
+        raise HardwareError(f"{path}: no such table of timings")
+    return reader(path)
 
 
 def _read_parquet(path: Path) -> dict[str, Column]:
