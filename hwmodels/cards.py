@@ -6,7 +6,10 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
+from hwmodels.collectives import CollectiveCard
 from hwmodels.constants import KernelConstants
+from hwmodels.copies import CopyCard
+from hwmodels.expert_exchange import ExchangeCard
 from scenarios.models import DType
 from scenarios.sources import Sourced, Spec
 from scenarios.units import Bytes, BytesPerS, Dollars, FlopPerS, Hertz, Joules, Seconds, Watts
@@ -97,13 +100,16 @@ class KernelCard(Spec):
 
 
 class CardSet(Spec):
-    """A YAML file of hardware cards: `devices:`, `links:`, `hosts:`, `nodes:` and `kernels:` lists."""
+    """A YAML file of hardware cards, a list for each kind; the last three hold what was measured on links."""
 
     devices: tuple[DeviceCard, ...] = ()
     links: tuple[LinkCard, ...] = ()
     hosts: tuple[HostCard, ...] = ()
     nodes: tuple[NodeCard, ...] = ()
     kernels: tuple[KernelCard, ...] = ()
+    collectives: tuple[CollectiveCard, ...] = ()
+    exchanges: tuple[ExchangeCard, ...] = ()
+    copies: tuple[CopyCard, ...] = ()
 
     @model_validator(mode="after")
     def _names_once(self) -> CardSet:

@@ -10,7 +10,7 @@ from pydantic import Field
 
 from hwmodels.fitted import Fitted
 from scenarios.errors import HardwareError
-from scenarios.sources import Spec
+from scenarios.sources import Sourced, Spec
 
 Times = NDArray[np.float64]
 Direction = Literal["to-device", "to-host"]
@@ -29,11 +29,12 @@ class CopyLaw(Fitted):
 
 
 class CopyCard(Spec):
-    """Host copies over one kind of link. Both directions at once are assumed not to slow each other."""
+    """Host copies over one kind of link."""
 
     name: str
     link: str
     laws: tuple[CopyLaw, ...] = Field(min_length=1)
+    both_ways_frac: Sourced[float] = Field(description="speed of each direction while the other one is busy too")
     note: str | None = None
 
 
@@ -49,6 +50,15 @@ def block_s(block_bytes: ArrayLike, law: CopyLaw, link_bytes_per_s: float) -> Ti
 def host_copy_s(n_blocks: ArrayLike, block_bytes: ArrayLike, law: CopyLaw, link_bytes_per_s: float) -> Times:
     """Time of `n_blocks` blocks, scattered in memory: float64[...] [s]; none takes no time."""
     return np.asarray(n_blocks, dtype=np.float64) * block_s(block_bytes, law, link_bytes_per_s)
+
+
+def both_ways_s(to_device_s: ArrayLike, to_host_s: ArrayLike, both_ways_frac: float) -> Times:
+    """Time until copies in both directions, begun together, are done: float64[...] [s].
+
+    T = max + min (1 / both_ways_frac - 1): the shorter one slows both while it lasts.
+    """
+    up, down = np.asarray(to_device_s, dtype=np.float64), np.asarray(to_host_s, dtype=np.float64)
+    return np.maximum(up, down) + np.minimum(up, down) * (1 / both_ways_frac - 1)
 
 
 def find_copy_law(

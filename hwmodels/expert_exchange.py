@@ -50,7 +50,7 @@ class Shipment:
 class LowLatencyLaw(Fitted):
     """Constants of `low_latency_s`; a term that a table does not show is zero."""
 
-    law: Literal["low-latency"] = "low-latency"
+    law: Literal["low-latency"]
     latency_s: Positive
     expert_latency_s: NonNegative = Field(default=0.0, description="per expert of the layer")
     choice_latency_s: NonNegative = Field(default=0.0, description="per expert that a token visits")
@@ -66,7 +66,7 @@ class LowLatencyLaw(Fitted):
 class NormalLaw(Fitted):
     """Constants of `normal_s`; a term that a table does not show is zero."""
 
-    law: Literal["normal"] = "normal"
+    law: Literal["normal"]
     latency_s: Positive
     byte_latency_s: NonNegative = Field(default=0.0, description="per byte of a copy")
     start_s: NonNegative = Field(description="fixed time that hides behind the copies")
@@ -83,14 +83,14 @@ class NormalLaw(Fitted):
 class RackLaw(Fitted):
     """Constants of `rack_s`; a term that a table does not show is zero."""
 
-    law: Literal["rack"] = "rack"
+    law: Literal["rack"]
     latency_s: Positive = Field(description="of two devices")
     doubling_latency_s: NonNegative = Field(default=0.0, description="per doubling of the devices")
     start_s: NonNegative = Field(description="fixed time that hides behind the copies")
     token_s: NonNegative = Field(default=0.0, description="per token, beside its copies")
     token_byte_s: NonNegative = Field(default=0.0, description="per byte of a token, beside its copies")
     wire_token_s: NonNegative = Field(default=0.0, description="per token, in turn with its copies")
-    bandwidth_frac: Positive = Field(description="share of the link's bytes_per_s")
+    bandwidth_frac: Positive = Field(default=1.0, description="share of the link's bytes_per_s; a prepare copies nothing")
 
 
 ExchangeLaw = Annotated[LowLatencyLaw | NormalLaw | RackLaw, Field(discriminator="law")]
@@ -104,6 +104,8 @@ class ExchangeCard(Spec):
     kernel: FittedKernelName
     dispatch: ExchangeLaw
     combine: ExchangeLaw
+    prepare: RackLaw | None = Field(default=None, description="exchange of counts before the dispatch")
+    combine_low_precision: RackLaw | None = Field(default=None, description="combine in less than 16 bits a value")
     note: str | None = None
 
 

@@ -8,6 +8,9 @@ from typing import TypeVar
 
 import scenarios
 from hwmodels.cards import CardSet, DeviceCard, HostCard, KernelCard, LinkCard, NodeCard
+from hwmodels.collectives import CollectiveCard
+from hwmodels.copies import CopyCard
+from hwmodels.expert_exchange import ExchangeCard
 from scenarios.errors import HardwareError
 from scenarios.explain import did_you_mean
 from scenarios.loader import load_spec
@@ -42,6 +45,30 @@ def find_kernels(name: str) -> KernelCard:
     return _find("kernel", list_cards().kernels, name)
 
 
+def find_collectives(link: str, library: str = "nccl") -> CollectiveCard | None:
+    """The card of a library's collectives measured on this kind of link, or None where nobody measured."""
+    cards = [card for card in list_cards().collectives if (card.link, card.library) == (link, library)]
+    return cards[0] if cards else None
+
+
+def find_exchange(link: str, kernel: str) -> ExchangeCard:
+    """The card of this dispatch and combine kernel on this kind of link.
+
+    Raises HardwareError where there is none, naming the links that have it.
+    """
+    cards = [card for card in list_cards().exchanges if card.kernel == kernel]
+    for card in cards:
+        if card.link == link:
+            return card
+    have = ", ".join(card.link for card in cards) or "no link"
+    raise HardwareError(f"kernel {kernel} was not measured on link {link}, only on {have}; use kernel alpha-beta")
+
+
+def find_copies(link: str) -> CopyCard | None:
+    """The card of host copies measured on this kind of link, or None where nobody measured."""
+    return next((card for card in list_cards().copies if card.link == link), None)
+
+
 @cache
 def list_cards() -> CardSet:
     """All shipped cards, in the order of files and of cards in a file."""
@@ -64,6 +91,9 @@ def read_cards(folder: Path) -> CardSet:
         hosts=tuple(card for cards in card_sets.values() for card in cards.hosts),
         nodes=tuple(card for cards in card_sets.values() for card in cards.nodes),
         kernels=tuple(card for cards in card_sets.values() for card in cards.kernels),
+        collectives=tuple(card for cards in card_sets.values() for card in cards.collectives),
+        exchanges=tuple(card for cards in card_sets.values() for card in cards.exchanges),
+        copies=tuple(card for cards in card_sets.values() for card in cards.copies),
     )
 
 

@@ -6,7 +6,6 @@ Columns of aiconfigurator-core's nccl and custom_allreduce tables: latency in ms
 from __future__ import annotations
 
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -36,15 +35,13 @@ CUTS = (  # bytes between the protocols that fits start from; the best fit count
 INT8 = "reductions in int8, up to 1.3 times slower: not the path of activations"
 
 
-def nccl_problems(path: Path, columns: dict[str, Column]) -> list[LinkProblem]:
+def nccl_problems(columns: dict[str, Column]) -> list[LinkProblem]:
     """One problem an operation and group size; keys measured twice are averaged."""
-    del path
     return list(_problems(columns, "nccl_dtype", np.full(len(columns["latency"]), "nccl")))
 
 
-def custom_all_reduce_problems(path: Path, columns: dict[str, Column]) -> list[LinkProblem]:
+def custom_all_reduce_problems(columns: dict[str, Column]) -> list[LinkProblem]:
     """One problem a group size and mode (graph or eager) of an engine; large messages are those of NCCL."""
-    del path
     mode = columns["backend" if "backend" in columns else "implementation"].astype(np.str_)
     return list(_problems(columns, "allreduce_dtype", np.char.replace(mode, "_", "-")))
 
@@ -90,11 +87,15 @@ def _problem(
 
     def make(constants: Constants) -> CollectiveLaw:
         numbers = range(1, len(constants) // 2 + 1)
+        latency_s = np.array([constants[f"latency_{number}_s"] for number in numbers])
+        frac = np.array([constants[f"bandwidth_frac_{number}"] for number in numbers])
+        times_s = latency_s[:, None] + sent / (frac[:, None] * link_bytes_per_s)
+        used = sorted(set(times_s.argmin(axis=0).tolist()), key=lambda place: latency_s[place])
         return CollectiveLaw(
             op=op,
             n_devices=n_devices,
-            latencies_s=tuple(constants[f"latency_{number}_s"] for number in numbers),
-            bandwidth_fracs=tuple(constants[f"bandwidth_frac_{number}"] for number in numbers),
+            latencies_s=tuple(latency_s[used].tolist()),
+            bandwidth_fracs=tuple(frac[used].tolist()),
             source="a fit under way",
             kind="measured",
         )

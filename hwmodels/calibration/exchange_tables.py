@@ -7,8 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
-from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -35,7 +34,7 @@ Ints = NDArray[np.int64]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ExchangeTable:
-    """What the rows of a table have in common; arrays over rows. `shapes` are left out together."""
+    """Columns of a table, int64[row]; rows of one number in `shapes` are left out together."""
 
     tokens: Ints
     hidden_size: Ints
@@ -73,9 +72,8 @@ def visited_groups(n_groups: Ints, n_experts: Ints, top_k: Ints) -> Times:
     return n_groups * (1 - missed)
 
 
-def low_latency_problems(path: Path, columns: dict[str, Column]) -> list[LinkProblem]:
+def low_latency_problems(columns: dict[str, Column]) -> list[LinkProblem]:
     """Dispatch (fp8) and combine (bf16) of DeepEP's low-latency kernels; every expert gets a copy of its own."""
-    del path
     table = _deepep_table(columns)
     kernel = "deepep-low-latency"
     problems = []
@@ -92,12 +90,11 @@ def low_latency_problems(path: Path, columns: dict[str, Column]) -> list[LinkPro
     return problems
 
 
-def normal_problems(path: Path, columns: dict[str, Column]) -> list[LinkProblem]:
+def normal_problems(columns: dict[str, Column]) -> list[LinkProblem]:
     """Dispatch (fp8) and combine (bf16) of DeepEP's normal kernels, notify included; a node gets one copy of a token.
 
     Rows of eight nodes are left out: they come from a congested run (18 GB/s where DeepEP's authors state 46 to 51).
     """
-    del path
     table = _deepep_table(columns)
     problems = []
     for link, rows in _by_link(table, str(columns["device"][0])):
@@ -122,9 +119,8 @@ def normal_problems(path: Path, columns: dict[str, Column]) -> list[LinkProblem]
     return problems
 
 
-def moe_a2a_problems(path: Path, columns: dict[str, Column]) -> list[LinkProblem]:
+def moe_a2a_problems(columns: dict[str, Column]) -> list[LinkProblem]:
     """Dispatch and combine (bf16 both) of DeepEP as vLLM calls it, its own work around the kernels included."""
-    del path
     table = _deepep_table(columns, tokens="num_tokens", top_k="topk", sms="sms")
     backend, phase = columns["comm_backend"].astype(np.str_), columns["phase"].astype(np.str_)
     seconds = columns["latency"].astype(np.float64) * 1e-6
@@ -142,12 +138,11 @@ def moe_a2a_problems(path: Path, columns: dict[str, Column]) -> list[LinkProblem
     return problems
 
 
-def rack_problems(path: Path, columns: dict[str, Column]) -> list[LinkProblem]:
+def rack_problems(columns: dict[str, Column]) -> list[LinkProblem]:
     """Prepare, dispatch and combine of TensorRT-LLM's all-to-all on NVL72; a device gets one copy of a token.
 
     Rows are routed in turn, so a token visits min(k, EP) devices. Combines travel in bf16 whatever was dispatched.
     """
-    del path
     tokens, n_devices = columns["num_tokens"].astype(np.int64), columns["moe_ep_size"].astype(np.int64)
     top_k = columns["topk"].astype(np.int64)
     table = ExchangeTable(
@@ -173,7 +168,10 @@ def rack_problems(path: Path, columns: dict[str, Column]) -> list[LinkProblem]:
             shipment = replace(shipment, copy_bytes=part.hidden_size * bytes_per_value[rows])
         card = (link_of_device(str(columns["device"][0])), RACK_KERNELS[name], side)
         seconds = columns["latency"].astype(np.float64)[rows] * 1e-3
-        problems.append(_problem(card, part, shipment, seconds, RackLaw, RACK))
+        if side == "prepare":
+            shipment = replace(shipment, copies=np.zeros(len(seconds)))
+        starts = RACK_PREPARE if side == "prepare" else RACK
+        problems.append(_problem(card, part, shipment, seconds, RackLaw, starts))
     return problems
 
 
@@ -216,7 +214,8 @@ def _problem(
     link_bytes_per_s = find_link(card[0]).bytes_per_s.value
 
     def make(constants: Constants) -> LowLatencyLaw | NormalLaw | RackLaw:
-        return law_class.model_validate({**constants, "source": "a fit under way", "kind": "measured"})
+        name = get_args(law_class.model_fields["law"].annotation)[0]
+        return law_class.model_validate({**constants, "law": name, "source": "a fit under way", "kind": "measured"})
 
     def time_s(law: Any, rows: Rows) -> Times:
         chosen = {f.name: np.asarray(getattr(shipment, f.name))[rows] for f in fields(shipment)}
@@ -229,6 +228,7 @@ def _problem(
         part=card[2],
         measured_s=measured_s,
         shapes=table.shapes,
+        sizes=numbers_of(table.tokens.tolist()),
         starts=(tuple(starts),),
         make=make,
         time_s=time_s,
@@ -309,4 +309,10 @@ RACK = start(
     token_byte_s=(1e-12, 1e-16, 1e-9),
     wire_token_s=(1e-8, 1e-13, 1e-6),
     bandwidth_frac=(0.66, 0.01, 3.0),
+)
+RACK_PREPARE = start(
+    latency_s=(1e-5, 1e-7, 1e-3),
+    doubling_latency_s=(1e-6, 1e-9, 1e-4),
+    start_s=(2e-6, 1e-9, 1e-4),
+    wire_token_s=(1e-8, 1e-13, 1e-6),
 )

@@ -23,7 +23,8 @@ class LinkProblem:
     kind, link, subject  the card: its list, link card, and library, kernel or "" for copies.
     part        the block in the card, e.g. "all-gather 8" or "dispatch".
     measured_s  float64[row]
-    shapes      int64[row]: rows of one size share a number and are left out together.
+    shapes      int64[row]: rows of one shape share a number and are left out together.
+    sizes       int64[row]: another such numbering, by numbers of tokens; None where shapes are sizes.
     starts      sets of parameters to start from; the best fit counts.
     make        constants -> block, whose source the calibration fills in.
     time_s      (block, rows) -> predicted seconds, float64[row].
@@ -41,6 +42,7 @@ class LinkProblem:
     time_s: Callable[[Any, Rows], Times]
     link_bytes_per_s: float
     left_out: Mapping[str, int] = field(default_factory=dict)
+    sizes: NDArray[np.int64] | None = None
 
     @property
     def card(self) -> str:
@@ -56,9 +58,9 @@ class LinkProblem:
         """Predicted seconds of these rows under some constants."""
         return self.time_s(self.make(constants), rows)
 
-    def cross_fit(self) -> CrossFit:
-        """Constants of all rows, and predictions of every row by constants fitted without its size."""
-        return cross_fit(self.law, self.measured_s, self._best_start(), self.shapes)
+    def cross_fit(self, groups: NDArray[np.int64] | None = None) -> CrossFit:
+        """Constants of all rows, and predictions of every row by constants fitted without its group (its shape)."""
+        return cross_fit(self.law, self.measured_s, self._best_start(), self.shapes if groups is None else groups)
 
     def _best_start(self) -> Sequence[Parameter]:
         if len(self.starts) == 1:
