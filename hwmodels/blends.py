@@ -15,7 +15,7 @@ def norm2(first_s: ArrayLike, second_s: ArrayLike) -> Times:
 
 
 def norm4(*parts_s: ArrayLike) -> Times:
-    """Time of parts that overlap almost wholly: float64[...] [s]; T = (x^4 + y^4 + ...)^(1/4), from two square roots."""
+    """Time of parts that overlap almost wholly: float64[...] [s]; T = (x^4 + y^4 + ...)^(1/4), by two roots."""
     total: Times = np.asarray(0.0)
     for part_s in parts_s:
         squared = np.square(np.asarray(part_s, dtype=np.float64))

@@ -68,7 +68,8 @@ def protocol_s(sent: ArrayLike, law: CollectiveLaw, link_bytes_per_s: float) -> 
         latency_s + amount / (frac * link_bytes_per_s)
         for latency_s, frac in zip(law.latencies_s, law.bandwidth_fracs, strict=True)
     ]
-    return np.minimum.reduce(times)
+    fastest: Times = np.minimum.reduce(times)
+    return fastest
 
 
 def collective_s(

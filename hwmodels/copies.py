@@ -61,9 +61,7 @@ def both_ways_s(to_device_s: ArrayLike, to_host_s: ArrayLike, both_ways_frac: fl
     return np.maximum(up, down) + np.minimum(up, down) * (1 / both_ways_frac - 1)
 
 
-def find_copy_law(
-    card: CopyCard, direction: Direction, method: CopyMethod, host_memory: str = "pinned"
-) -> CopyLaw:
+def find_copy_law(card: CopyCard, direction: Direction, method: CopyMethod, host_memory: str = "pinned") -> CopyLaw:
     """The law of this kind of copy. Raises HardwareError where the card has none."""
     for law in card.laws:
         if (law.direction, law.method, law.host_memory) == (direction, method, host_memory):

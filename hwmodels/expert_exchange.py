@@ -90,7 +90,9 @@ class RackLaw(Fitted):
     token_s: NonNegative = Field(default=0.0, description="per token, beside its copies")
     token_byte_s: NonNegative = Field(default=0.0, description="per byte of a token, beside its copies")
     wire_token_s: NonNegative = Field(default=0.0, description="per token, in turn with its copies")
-    bandwidth_frac: Positive = Field(default=1.0, description="share of the link's bytes_per_s; a prepare copies nothing")
+    bandwidth_frac: Positive = Field(
+        default=1.0, description="share of the link's bytes_per_s; a prepare copies nothing"
+    )
 
 
 ExchangeLaw = Annotated[LowLatencyLaw | NormalLaw | RackLaw, Field(discriminator="law")]
@@ -112,8 +114,9 @@ class ExchangeCard(Spec):
 def low_latency_s(load: Shipment, law: LowLatencyLaw, link_bytes_per_s: float) -> Times:
     """Time of DeepEP's low-latency kernels, send and receive together: float64[...] [s].
 
-    T = latencies + |start, max(copies (copy_s + bytes / BW) + tokens bytes token_byte_s, tokens bytes sm_byte_s / SMs)|_2
-    latencies = latency_s + expert_latency_s E + choice_latency_s k + byte_latency_s bytes + doubling_latency_s log2(nodes / 2)
+    T = latency + |start_s, max(copies (copy_s + bytes / BW) + H token_byte_s, H sm_byte_s / SMs)|_2, H = tokens bytes,
+    latency = latency_s + expert_latency_s E + choice_latency_s k + byte_latency_s bytes
+              + doubling_latency_s log2(nodes / 2),
     SMs = E / ceil(E / 132): experts share the SMs of a Hopper GPU evenly.
     """
     tokens, copies = load.tokens, load.copies
@@ -134,7 +137,8 @@ def normal_s(load: Shipment, law: NormalLaw, link_bytes_per_s: float) -> Times:
     """Time of DeepEP's normal kernels on `sms` SMs: float64[...] [s].
 
     T = latency_s + byte_latency_s bytes + |start_s, slow start of t|_2
-    t = (tokens token_sm_s + copies copy_sm_s) / sms + |B / (sm_bytes_per_s sms), B / BW, H token_sm_byte_s / sms, H token_byte_s|_4
+    t = (tokens token_sm_s + copies copy_sm_s) / sms
+        + |B / (sm_bytes_per_s sms), B / BW, H token_sm_byte_s / sms, H token_byte_s|_4
     B = copies bytes, H = tokens bytes; a combine reads and writes a token once beside its copies.
     """
     tokens, copies = load.tokens, load.copies

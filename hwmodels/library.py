@@ -51,17 +51,16 @@ def find_collectives(link: str, library: str = "nccl") -> CollectiveCard | None:
     return cards[0] if cards else None
 
 
-def find_exchange(link: str, kernel: str) -> ExchangeCard:
-    """The card of this dispatch and combine kernel on this kind of link.
+def exchanges_on(*links: str | None) -> tuple[ExchangeCard, ...]:
+    """The cards of dispatch and combine kernels measured on any of these links."""
+    return tuple(card for card in list_cards().exchanges if card.link in links)
 
-    Raises HardwareError where there is none, naming the links that have it.
-    """
-    cards = [card for card in list_cards().exchanges if card.kernel == kernel]
-    for card in cards:
-        if card.link == link:
-            return card
-    have = ", ".join(card.link for card in cards) or "no link"
-    raise HardwareError(f"kernel {kernel} was not measured on link {link}, only on {have}; use kernel alpha-beta")
+
+def links_with(kernel: str) -> tuple[str, ...]:
+    """Names of the links that a kernel was measured on: collectives of a library, or dispatch and combine."""
+    cards = list_cards()
+    collectives = [card.link for card in cards.collectives if card.library == kernel]
+    return tuple(collectives + [card.link for card in cards.exchanges if card.kernel == kernel])
 
 
 def find_copies(link: str) -> CopyCard | None:

@@ -46,9 +46,7 @@ def custom_all_reduce_problems(columns: dict[str, Column]) -> list[LinkProblem]:
     return list(_problems(columns, "allreduce_dtype", np.char.replace(mode, "_", "-")))
 
 
-def _problems(
-    columns: dict[str, Column], dtype_column: str, library: NDArray[np.str_]
-) -> Iterator[LinkProblem]:
+def _problems(columns: dict[str, Column], dtype_column: str, library: NDArray[np.str_]) -> Iterator[LinkProblem]:
     dtype = columns[dtype_column].astype(np.str_)
     op = np.array([OP_NAMES[name] for name in columns["op_name"].astype(np.str_).tolist()])
     n_devices = columns["num_gpus"].astype(np.int64)
@@ -118,9 +116,7 @@ def _problem(
     )
 
 
-def _start(
-    sent: Times, measured_s: Times, cuts: tuple[int, ...], link_bytes_per_s: float
-) -> tuple[Parameter, ...]:
+def _start(sent: Times, measured_s: Times, cuts: tuple[int, ...], link_bytes_per_s: float) -> tuple[Parameter, ...]:
     """Least squares of a latency and a bandwidth on the relative error of each range of sizes between the cuts."""
     parameters: list[Parameter] = []
     place = np.searchsorted(cuts, sent)

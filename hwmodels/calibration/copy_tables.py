@@ -30,7 +30,9 @@ PAGEABLE = CopyLaw(
     band=Band(low=0.5, high=2.0, source="a guess"),
 )
 BOTH_WAYS = Sourced[float](
-    value=0.9, source="requests of one direction share the wire with data of the other; no table, a guess", kind="assumed"
+    value=0.9,
+    source="requests of one direction share the wire with data of the other; no table, a guess",
+    kind="assumed",
 )
 BLURRED = "rate below 6 GB/s, read off a plot to 0.3 GB/s: uncertain by more than 5 %"
 

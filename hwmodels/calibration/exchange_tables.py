@@ -19,6 +19,7 @@ from hwmodels.library import find_link
 from hwmodels.validation.timings import Column
 from scenarios.models import BYTES_PER_ACTIVATION, DType
 
+SIDES: tuple[tuple[str, DType], ...] = (("dispatch", "fp8_block"), ("combine", "bf16"))
 RANKS = 8  # devices of a node in all DeepEP tables
 NETWORK = "ndr-ib"  # what joined the nodes of the multi-node tables
 RACK_DTYPES: dict[str, DType] = {"bfloat16": "bf16", "fp8": "fp8", "nvfp4": "nvfp4"}
@@ -64,7 +65,10 @@ class ExchangeTable:
 
 
 def visited_groups(n_groups: Ints, n_experts: Ints, top_k: Ints) -> Times:
-    """Groups (devices or nodes) that a token of uniform routing visits, float64[row]: G (1 - C(E - E/G, k) / C(E, k))."""
+    """Groups (devices or nodes) that a token of uniform routing visits: float64[row].
+
+    G (1 - C(E - E/G, k) / C(E, k)): a group is missed where all k choices fall among the other experts.
+    """
     missed = np.ones(len(top_k))
     for choice in range(int(top_k.max(initial=0))):
         left = np.maximum(n_experts - n_experts / n_groups - choice, 0) / np.maximum(n_experts - choice, 1)
@@ -82,7 +86,7 @@ def low_latency_problems(columns: dict[str, Column]) -> list[LinkProblem]:
         groups = np.where(link == NETWORK, part.n_nodes, part.n_devices)
         copies = part.tokens * part.top_k * (groups - 1) / groups
         starts = LOW_LATENCY_NETWORK if link == NETWORK else LOW_LATENCY
-        for side, dtype in (("dispatch", "fp8_block"), ("combine", "bf16")):
+        for side, dtype in SIDES:
             seconds = columns[f"{side}_avg_t_us"].astype(np.float64)[rows] * 1e-6
             problems.append(
                 _problem((link, kernel, side), part, part.shipment(copies, dtype), seconds, LowLatencyLaw, starts[side])
@@ -103,8 +107,10 @@ def normal_problems(columns: dict[str, Column]) -> list[LinkProblem]:
         groups = np.where(link == NETWORK, part.n_nodes, part.n_devices)
         copies = part.tokens * visited_groups(groups, part.n_experts, part.top_k) * (groups - 1) / groups
         starts = NORMAL_NETWORK if link == NETWORK else NORMAL
-        for side, dtype in (("dispatch", "fp8_block"), ("combine", "bf16")):
-            times_us = columns[f"{side}_transmit_us"].astype(np.float64) + columns[f"{side}_notify_us"].astype(np.float64)
+        for side, dtype in SIDES:
+            times_us = columns[f"{side}_transmit_us"].astype(np.float64) + columns[f"{side}_notify_us"].astype(
+                np.float64
+            )
             problems.append(
                 _problem(
                     (link, "deepep-normal", side),

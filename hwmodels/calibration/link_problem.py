@@ -70,9 +70,7 @@ class LinkProblem:
         errors = [np.log(self.law(constants, rows) / self.measured_s) for constants in found]
         costs = [float(np.sqrt(1 + np.square(error / 0.1)).sum()) for error in errors]
         best = int(np.argmin(costs))
-        return [
-            Parameter(name=p.name, start=found[best][p.name], low=p.low, high=p.high) for p in self.starts[best]
-        ]
+        return [Parameter(name=p.name, start=found[best][p.name], low=p.low, high=p.high) for p in self.starts[best]]
 
 
 def start(**bounds: tuple[float, float, float]) -> tuple[Parameter, ...]:
