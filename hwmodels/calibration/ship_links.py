@@ -60,6 +60,11 @@ SHIPPED: dict[str, tuple[str, tuple[str, ...]]] = {
     ),
 }
 """Table -> how a card names it, and the links whose cards come from it."""
+CARRIED_OVER = (
+    "kernels/h100_sxm/comm/nccl_2.27.3.parquet",
+    f"{H200}/vllm_0.24.0_moe_a2a.parquet",
+)
+"""Tables of links whose cards come from another one: the cards are judged on them."""
 
 
 def ship_links(tables: Path, folder: Path = LIBRARY) -> tuple[Path, ...]:
