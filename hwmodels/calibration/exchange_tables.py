@@ -227,6 +227,7 @@ def _problem(
         chosen = {f.name: np.asarray(getattr(shipment, f.name))[rows] for f in fields(shipment)}
         return exchange_s(Shipment(**chosen), law, link_bytes_per_s)
 
+    sizes = numbers_of(table.tokens.tolist())
     return LinkProblem(
         kind="exchanges",
         link=card[0],
@@ -234,7 +235,7 @@ def _problem(
         part=card[2],
         measured_s=measured_s,
         shapes=table.shapes,
-        sizes=numbers_of(table.tokens.tolist()),
+        sizes=None if np.array_equal(numbers_of(table.shapes.tolist()), sizes) else sizes,
         starts=(tuple(starts),),
         make=make,
         time_s=time_s,

@@ -110,7 +110,7 @@ def _judged(problem: LinkProblem, *, own: bool) -> Iterator[_Judged]:
     yield _Judged(problem=problem, rows=kind, predicted_s=predicted_s, inside=(ratio >= low) & (ratio <= high))
     if own:
         yield _held_out(problem, problem.shapes, "held out")
-        if problem.sizes is not None and not np.array_equal(problem.sizes, problem.shapes):
+        if problem.sizes is not None:
             yield _held_out(problem, problem.sizes, "held out sizes")
 
 

@@ -1,15 +1,15 @@
 """Exchanges by fitted kernels: their laws at the ports, by hand counts, and what is refused."""
 
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import pytest
 from pydantic import ValidationError
 
 from hwmodels.expert_exchange import ExchangeCard, Shipment, exchange_s
-from hwmodels.library import list_cards
+from hwmodels.library import links_with, list_cards
 from scenarios.errors import HardwareError, ScenarioError
-from scenarios.specs import ExchangeSpec, ScheduleSpec
+from scenarios.specs import KERNEL_DEDUP, ExchangeSpec, FittedKernelName, ScheduleSpec
 from sim.durations import ExchangeTime
 from sim.pricing import price
 from sim.setting import Setting
@@ -108,6 +108,11 @@ def test_experts_beside_chunks_lack_the_sms_of_normal_kernels() -> None:
     assert experts_s(kernel="deepep-normal", sms=20) == pytest.approx(experts_s(dedup="node") * 1.25)
     with pytest.raises(ScenarioError, match="sms 100 leaves none of the 100 SMs of round"):
         experts_s(kernel="deepep-normal", sms=100)
+
+
+def test_every_kernel_was_measured_somewhere() -> None:
+    assert {card.kernel for card in list_cards().exchanges} == set(get_args(FittedKernelName)) == set(KERNEL_DEDUP)
+    assert all(links_with(kernel) for kernel in ("nccl", *get_args(FittedKernelName)))
 
 
 def test_kernels_decide_what_is_sent_once() -> None:
