@@ -58,35 +58,32 @@ def _problems(columns: dict[str, Column], dtype_column: str, library: NDArray[np
         rows = (library == name) & (op == one_op) & (n_devices == n)
         claimed = rows & ~other_path
         left_out = {INT8: int((rows & other_path).sum())}
-        sizes, dtypes, measured_s = _averaged(size[claimed], dtype[claimed], seconds[claimed])
+        sizes, measured_s = _averaged(size[claimed], dtype[claimed], seconds[claimed])
         left_out["keys measured twice and averaged"] = int(claimed.sum()) - len(sizes)
-        yield _problem((link, str(name)), one_op, int(n), (sizes, dtypes, measured_s), left_out)
+        yield _problem((link, str(name)), (one_op, int(n)), sizes, measured_s, left_out)
 
 
-def _averaged(
-    size: NDArray[np.int64], dtype: NDArray[np.str_], seconds: Times
-) -> tuple[NDArray[np.int64], NDArray[np.str_], Times]:
-    """Distinct (size, dtype), and the mean time of each."""
+def _averaged(size: NDArray[np.int64], dtype: NDArray[np.str_], seconds: Times) -> tuple[NDArray[np.int64], Times]:
+    """Size and mean time of each distinct (size, dtype)."""
     keys = sorted(set(zip(size.tolist(), dtype.tolist(), strict=True)))
     means = [float(seconds[(size == one_size) & (dtype == one_dtype)].mean()) for one_size, one_dtype in keys]
-    return np.array([key[0] for key in keys]), np.array([key[1] for key in keys]), np.array(means)
+    return np.array([key[0] for key in keys]), np.array(means)
 
 
 def _problem(
     card: tuple[str, str],
-    op: CollectiveOp,
-    n_devices: int,
-    table: tuple[NDArray[np.int64], NDArray[np.str_], Times],
+    group: tuple[CollectiveOp, int],
+    size: NDArray[np.int64],
+    measured_s: Times,
     left_out: dict[str, int],
 ) -> LinkProblem:
-    size, _, measured_s = table
+    op, n_devices = group
     link_bytes_per_s = find_link(card[0]).bytes_per_s.value
     sent = sent_bytes(op, size, n_devices)
 
     def make(constants: Constants) -> CollectiveLaw:
-        numbers = range(1, len(constants) // 2 + 1)
-        latency_s = np.array([constants[f"latency_{number}_s"] for number in numbers])
-        frac = np.array([constants[f"bandwidth_frac_{number}"] for number in numbers])
+        values = np.array(list(constants.values()))
+        latency_s, frac = values[::2], values[1::2]
         times_s = latency_s[:, None] + sent / (frac[:, None] * link_bytes_per_s)
         used = sorted(set(times_s.argmin(axis=0).tolist()), key=lambda place: latency_s[place])
         return CollectiveLaw(
@@ -117,7 +114,7 @@ def _problem(
 
 
 def _start(sent: Times, measured_s: Times, cuts: tuple[int, ...], link_bytes_per_s: float) -> tuple[Parameter, ...]:
-    """Least squares of a latency and a bandwidth on the relative error of each range of sizes between the cuts."""
+    """Latency and bandwidth in turn, by least squares on the relative error of each range of sizes between the cuts."""
     parameters: list[Parameter] = []
     place = np.searchsorted(cuts, sent)
     for number in range(len(cuts) + 1):

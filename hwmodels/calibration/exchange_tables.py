@@ -5,15 +5,24 @@ All were measured with uniform routing, so the copies that leave a device follow
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, fields, replace
 from typing import Any, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
-from hwmodels.calibration.fit import FOLDS, Constants, Parameter, Rows, Times
-from hwmodels.calibration.link_problem import LinkProblem, link_of_device, numbers_of, start
+from hwmodels.calibration.exchange_starts import (
+    LOW_LATENCY,
+    LOW_LATENCY_NETWORK,
+    NORMAL,
+    NORMAL_NETWORK,
+    RACK,
+    RACK_PREPARE,
+    LawStart,
+)
+from hwmodels.calibration.fit import FOLDS, Constants, Rows, Times
+from hwmodels.calibration.link_problem import LinkProblem, link_of_device, numbers_of
 from hwmodels.expert_exchange import LowLatencyLaw, NormalLaw, RackLaw, Shipment, exchange_s
 from hwmodels.library import find_link
 from hwmodels.validation.timings import Column
@@ -88,9 +97,7 @@ def low_latency_problems(columns: dict[str, Column]) -> list[LinkProblem]:
         starts = LOW_LATENCY_NETWORK if link == NETWORK else LOW_LATENCY
         for side, dtype in SIDES:
             seconds = columns[f"{side}_avg_t_us"].astype(np.float64)[rows] * 1e-6
-            problems.append(
-                _problem((link, kernel, side), part, part.shipment(copies, dtype), seconds, LowLatencyLaw, starts[side])
-            )
+            problems.append(_problem((link, kernel, side), part, part.shipment(copies, dtype), seconds, starts[side]))
     return problems
 
 
@@ -117,7 +124,6 @@ def normal_problems(columns: dict[str, Column]) -> list[LinkProblem]:
                     part,
                     part.shipment(copies, dtype),
                     times_us[rows & ~congested] * 1e-6,
-                    NormalLaw,
                     starts[side],
                     {"eight nodes: a congested run": int(congested.sum())},
                 )
@@ -138,9 +144,9 @@ def moe_a2a_problems(columns: dict[str, Column]) -> list[LinkProblem]:
             ranks, normal = part.n_devices, name == "deepep_ht"
             copies = part.tokens * (visited_groups(ranks, part.n_experts, part.top_k) if normal else part.top_k)
             shipment = part.shipment(copies * (ranks - 1) / ranks, "bf16")
-            law, starts = (NormalLaw, NORMAL) if normal else (LowLatencyLaw, LOW_LATENCY)
+            starts = NORMAL if normal else LOW_LATENCY
             card = (link_of_device(str(columns["device"][0])), kernel, side)
-            problems.append(_problem(card, part, shipment, seconds[rows], law, starts[side]))
+            problems.append(_problem(card, part, shipment, seconds[rows], starts[side]))
     return problems
 
 
@@ -177,7 +183,7 @@ def rack_problems(columns: dict[str, Column]) -> list[LinkProblem]:
         if side == "prepare":
             shipment = replace(shipment, copies=np.zeros(len(seconds)))
         starts = RACK_PREPARE if side == "prepare" else RACK
-        problems.append(_problem(card, part, shipment, seconds, RackLaw, starts))
+        problems.append(_problem(card, part, shipment, seconds, starts))
     return problems
 
 
@@ -213,11 +219,11 @@ def _problem(
     table: ExchangeTable,
     shipment: Shipment,
     measured_s: Times,
-    law_class: type[LowLatencyLaw] | type[NormalLaw] | type[RackLaw],
-    starts: Sequence[Parameter],
+    starts: LawStart,
     left_out: Mapping[str, int] | None = None,
 ) -> LinkProblem:
     link_bytes_per_s = find_link(card[0]).bytes_per_s.value
+    law_class, parameters = starts
 
     def make(constants: Constants) -> LowLatencyLaw | NormalLaw | RackLaw:
         name = get_args(law_class.model_fields["law"].annotation)[0]
@@ -236,90 +242,9 @@ def _problem(
         measured_s=measured_s,
         shapes=table.shapes,
         sizes=None if np.array_equal(numbers_of(table.shapes.tolist()), sizes) else sizes,
-        starts=(tuple(starts),),
+        starts=(parameters,),
         make=make,
         time_s=time_s,
         link_bytes_per_s=link_bytes_per_s,
         left_out={reason: count for reason, count in (left_out or {}).items() if count},
     )
-
-
-LOW_LATENCY = {
-    "dispatch": start(
-        latency_s=(6e-6, 1e-7, 1e-4),
-        expert_latency_s=(1.2e-8, 1e-12, 1e-6),
-        byte_latency_s=(2e-10, 1e-13, 1e-8),
-        start_s=(1e-6, 1e-8, 1e-4),
-        copy_s=(1.5e-9, 1e-12, 1e-7),
-        sm_byte_s=(5e-10, 1e-13, 1e-8),
-        bandwidth_frac=(0.6, 0.05, 2.0),
-    ),
-    "combine": start(
-        latency_s=(4.6e-6, 1e-7, 1e-4),
-        choice_latency_s=(3e-7, 1e-12, 1e-5),
-        byte_latency_s=(2e-10, 1e-13, 1e-8),
-        start_s=(2.5e-6, 1e-8, 1e-4),
-        copy_s=(1e-9, 1e-12, 1e-7),
-        token_byte_s=(4e-12, 1e-15, 1e-10),
-        bandwidth_frac=(0.6, 0.05, 2.0),
-    ),
-}
-LOW_LATENCY_NETWORK = dict.fromkeys(
-    ("dispatch", "combine"),
-    start(
-        latency_s=(2e-5, 1e-6, 1e-3),
-        doubling_latency_s=(2e-6, 1e-9, 1e-4),
-        start_s=(3e-6, 1e-8, 1e-4),
-        bandwidth_frac=(0.9, 0.05, 2.0),
-    ),
-)
-NORMAL = {
-    "dispatch": start(
-        latency_s=(1.5e-5, 1e-6, 1e-3),
-        byte_latency_s=(2e-10, 1e-13, 1e-8),
-        start_s=(1e-5, 1e-7, 1e-3),
-        token_sm_s=(3e-7, 1e-12, 1e-5),
-        copy_sm_s=(5e-8, 1e-12, 1e-5),
-        sm_bytes_per_s=(2.6e10, 1e8, 1e12),
-        bandwidth_frac=(1.2, 0.05, 4.0),
-        warm_up_s=(1.8e-5, 1e-7, 1e-3),
-        warm_up_gain=(1.6, 1e-3, 1e2),
-    ),
-    "combine": start(
-        latency_s=(2.5e-5, 1e-6, 1e-3),
-        byte_latency_s=(1.5e-9, 1e-13, 1e-8),
-        start_s=(1e-6, 1e-8, 1e-3),
-        sm_bytes_per_s=(1.8e10, 1e8, 1e12),
-        bandwidth_frac=(0.7, 0.05, 4.0),
-        token_sm_byte_s=(1.6e-10, 1e-14, 1e-8),
-        token_byte_s=(6.7e-12, 1e-15, 1e-10),
-        warm_up_s=(4e-5, 1e-7, 1e-3),
-        warm_up_gain=(0.25, 1e-3, 1e2),
-    ),
-}
-NORMAL_NETWORK = dict.fromkeys(
-    ("dispatch", "combine"),
-    start(
-        latency_s=(6e-5, 1e-6, 1e-3),
-        start_s=(3e-6, 1e-8, 1e-3),
-        sm_bytes_per_s=(2e9, 1e8, 1e12),
-        bandwidth_frac=(1.0, 0.05, 4.0),
-        warm_up_s=(4e-5, 1e-7, 1e-3),
-        warm_up_gain=(0.7, 1e-3, 1e2),
-    ),
-)
-RACK = start(
-    latency_s=(1e-5, 1e-7, 1e-3),
-    doubling_latency_s=(1e-6, 1e-9, 1e-4),
-    start_s=(2e-6, 1e-9, 1e-4),
-    token_s=(3e-8, 1e-13, 1e-6),
-    token_byte_s=(1e-12, 1e-16, 1e-9),
-    wire_token_s=(1e-8, 1e-13, 1e-6),
-    bandwidth_frac=(0.66, 0.01, 3.0),
-)
-RACK_PREPARE = start(
-    latency_s=(1e-5, 1e-7, 1e-3),
-    doubling_latency_s=(1e-6, 1e-9, 1e-4),
-    start_s=(2e-6, 1e-9, 1e-4),
-    wire_token_s=(1e-8, 1e-13, 1e-6),
-)
