@@ -6,6 +6,9 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
+from hwmodels.collectives import CollectiveCard
+from hwmodels.copies import CopyCard
+from hwmodels.expert_exchange import ExchangeCard
 from hwmodels.host_constants import CpuConstants
 from hwmodels.kernels import KernelCard
 from scenarios.models import DType
@@ -108,7 +111,7 @@ class CpuKernelCard(Spec):
 
 
 class CardSet(Spec):
-    """A YAML file of hardware cards, a list of each kind."""
+    """A YAML file of hardware cards, a list for each kind; the last three hold what was measured on links."""
 
     devices: tuple[DeviceCard, ...] = ()
     links: tuple[LinkCard, ...] = ()
@@ -116,6 +119,9 @@ class CardSet(Spec):
     nodes: tuple[NodeCard, ...] = ()
     kernels: tuple[KernelCard, ...] = ()
     cpu_kernels: tuple[CpuKernelCard, ...] = ()
+    collectives: tuple[CollectiveCard, ...] = ()
+    exchanges: tuple[ExchangeCard, ...] = ()
+    copies: tuple[CopyCard, ...] = ()
 
     @model_validator(mode="after")
     def _names_once(self) -> CardSet:

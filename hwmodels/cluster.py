@@ -11,8 +11,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hwmodels.cards import HostCard, LinkCard, NodeCard
+from hwmodels.collectives import CollectiveCard
 from hwmodels.devices import Device
-from hwmodels.library import find_device, find_host, find_kernels, find_link, find_node
+from hwmodels.expert_exchange import ExchangeCard
+from hwmodels.library import exchanges_on, find_collectives, find_device, find_host, find_kernels, find_link, find_node
 from scenarios.errors import HardwareError
 from scenarios.specs import ClusterSpec
 
@@ -28,6 +30,7 @@ class Cluster:
 
     intra       link of each device to the fabric of its node; inter: its network port, None where there is none.
     host        the host of each node, all sockets together; host_link: link of each device to it. Both or neither.
+    collectives NCCL as measured on `intra`, None where nobody did; exchanges: kernels measured on `intra` or `inter`.
     """
 
     name: str
@@ -38,6 +41,8 @@ class Cluster:
     inter: LinkCard | None
     host: HostCard | None
     host_link: LinkCard | None
+    collectives: CollectiveCard | None = None
+    exchanges: tuple[ExchangeCard, ...] = ()
 
     def __post_init__(self) -> None:
         if self.n_nodes < 1 or self.devices_per_node < 1:
@@ -90,6 +95,8 @@ def build_cluster(spec: ClusterSpec, base: Path = Path()) -> Cluster:
         inter=_with_bandwidth(inter, spec.inter_bandwidth) if inter else None,
         host=find_host(node.host) if node.host else None,
         host_link=find_link(node.host_link) if node.host_link else None,
+        collectives=find_collectives(node.intra_link),
+        exchanges=exchanges_on(node.intra_link, node.inter_link),
     )
 
 

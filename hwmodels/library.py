@@ -8,6 +8,9 @@ from typing import TypeVar
 
 import scenarios
 from hwmodels.cards import CardSet, CpuKernelCard, DeviceCard, HostCard, LinkCard, NodeCard
+from hwmodels.collectives import CollectiveCard
+from hwmodels.copies import CopyCard
+from hwmodels.expert_exchange import ExchangeCard
 from hwmodels.kernels import KernelCard, Kernels
 from scenarios.errors import HardwareError
 from scenarios.explain import did_you_mean
@@ -66,6 +69,29 @@ def find_cpu_kernels(name: str) -> CpuKernelCard:
     return _find("CPU kernel", list_cards().cpu_kernels, name)
 
 
+def find_collectives(link: str, library: str = "nccl") -> CollectiveCard | None:
+    """The card of a library's collectives measured on this kind of link, or None where nobody measured."""
+    cards = [card for card in list_cards().collectives if (card.link, card.library) == (link, library)]
+    return cards[0] if cards else None
+
+
+def exchanges_on(*links: str | None) -> tuple[ExchangeCard, ...]:
+    """The cards of dispatch and combine kernels measured on any of these links."""
+    return tuple(card for card in list_cards().exchanges if card.link in links)
+
+
+def links_with(kernel: str) -> tuple[str, ...]:
+    """Names of the links that a kernel was measured on: collectives of a library, or dispatch and combine."""
+    cards = list_cards()
+    collectives = [card.link for card in cards.collectives if card.library == kernel]
+    return tuple(collectives + [card.link for card in cards.exchanges if card.kernel == kernel])
+
+
+def find_copies(link: str) -> CopyCard | None:
+    """The card of host copies measured on this kind of link, or None where nobody measured."""
+    return next((card for card in list_cards().copies if card.link == link), None)
+
+
 @cache
 def list_cards() -> CardSet:
     """All shipped cards, in the order of files and of cards in a file."""
@@ -89,6 +115,9 @@ def read_cards(folder: Path) -> CardSet:
         nodes=tuple(card for cards in card_sets.values() for card in cards.nodes),
         kernels=tuple(card for cards in card_sets.values() for card in cards.kernels),
         cpu_kernels=tuple(card for cards in card_sets.values() for card in cards.cpu_kernels),
+        collectives=tuple(card for cards in card_sets.values() for card in cards.collectives),
+        exchanges=tuple(card for cards in card_sets.values() for card in cards.exchanges),
+        copies=tuple(card for cards in card_sets.values() for card in cards.copies),
     )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Callable
+from typing import get_args
 
 from rich.console import Console
 from rich.table import Table
@@ -85,6 +86,8 @@ def _scenarios() -> list[Table]:
 
 
 def _policies() -> list[Table]:
+    from hwmodels.library import links_with
+    from scenarios.specs import FittedKernelName
     from sim.laws import LAWS
     from sim.policies import POLICIES
 
@@ -94,7 +97,11 @@ def _policies() -> list[Table]:
     laws = _table("laws of link sharing (schedule.exchange.law)", "name", "what it says")
     for name, law in LAWS.items():
         laws.add_row(name, _first_line(law))
-    return [policies, laws]
+    kernels = _table("kernels of exchanges (schedule.exchange.kernel)", "name", "measured on")
+    kernels.add_row("alpha-beta", "any link, by its latency and bandwidth")
+    for kernel in ("nccl", *get_args(FittedKernelName)):
+        kernels.add_row(kernel, ", ".join(links_with(kernel)))
+    return [policies, laws, kernels]
 
 
 def _solvers() -> list[Table]:

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 
 from pydantic import BaseModel
 
+from hwmodels.fitted import Fitted
 from scenarios.models import ModelCard
 from scenarios.sources import Sourced
 from sim.result import Constant
 from sim.setting import Setting
 
 
-def constants_of(setting: Setting) -> tuple[Constant, ...]:
-    """Constants of the model, device, links and kernel laws of a setting."""
+def constants_of(setting: Setting, kernels: Collection[str] = ()) -> tuple[Constant, ...]:
+    """Constants of the model, device, links and kernel laws of a setting whose exchanges use these `kernels`."""
     cluster = setting.cluster
     cards: list[tuple[str, BaseModel]] = [
         (cluster.device.card.name, cluster.device.card),
@@ -22,6 +23,10 @@ def constants_of(setting: Setting) -> tuple[Constant, ...]:
     ]
     if cluster.inter is not None and cluster.n_nodes > 1:
         cards.append((cluster.inter.name, cluster.inter))
+    if cluster.collectives is not None and (setting.attention_tp > 1 or "nccl" in kernels):
+        cards += [(f"{cluster.collectives.name} {law.op} {law.n_devices}", law) for law in cluster.collectives.laws]
+    links = (cluster.intra.name, cluster.inter.name if cluster.inter is not None and cluster.n_nodes > 1 else None)
+    cards += [(card.name, card) for card in cluster.exchanges if card.kernel in kernels and card.link in links]
     return (*_model_constants(setting.model), *(c for prefix, card in cards for c in _sourced(prefix, card)))
 
 
@@ -35,6 +40,9 @@ def _sourced(prefix: str, card: object) -> Iterator[Constant]:
     if isinstance(card, Sourced):
         value = f"{card.value:g}" if isinstance(card.value, float) else str(card.value)
         yield Constant(name=prefix, value=value, kind=card.kind, source=card.source)
+    elif isinstance(card, Fitted):
+        error = "" if card.residuals is None else f", {card.residuals.mean_ape:.1%} off on rows left out"
+        yield Constant(name=prefix, value=f"law{error}", kind=card.kind, source=card.source)
     elif isinstance(card, BaseModel):
         for name in type(card).model_fields:
             yield from _sourced(f"{prefix} {name}", getattr(card, name))

@@ -64,8 +64,9 @@ def _varies(axes: CompareSpec) -> bool:
 
 def _schedule_name(schedule: ScheduleSpec) -> str:
     name = "sequential" if schedule.overlap == "none" else f"{schedule.overlap} x{schedule.chunks}"
-    law = schedule.exchange.law
-    return name if law == "port" else f"{name} ({law})"
+    law, kernel = schedule.exchange.law, schedule.exchange.kernel
+    special = [word for word in (law, kernel) if word not in ("port", "alpha-beta")]
+    return f"{name} ({', '.join(special)})" if special else name
 
 
 def _parallel_name(parallel: ParallelSpec) -> str:

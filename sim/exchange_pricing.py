@@ -10,9 +10,10 @@ from hwmodels.links import port_s
 from placement.reduction import Reduction
 from placement.traffic import PortTokens
 from scenarios.errors import ScenarioError
-from scenarios.models import BYTES_PER_ACTIVATION, DType
+from scenarios.models import DType
 from scenarios.specs import ExchangeSpec
 from sim.durations import Duration, ExchangeTime, Seconds
+from sim.kernel_pricing import by_chunk, kernel_prices, token_bytes
 from sim.setting import Setting
 
 
@@ -22,6 +23,8 @@ def exchange_prices(setting: Setting, reduction: Reduction, spec: ExchangeSpec) 
     A combine takes the way of its dispatch backwards: partial results of a token are summed before they cross a link
     that the token crossed once. Raises ScenarioError where the law needs messages that the deduplication hides.
     """
+    if spec.kernel != "alpha-beta":
+        return kernel_prices(setting, reduction, spec)
     if spec.law != "port" and spec.dedup == "node" and setting.layout.n_nodes > 1:
         raise ScenarioError(
             f"schedule.exchange: law {spec.law} needs dedup none or device; node forwarding has law port"
@@ -34,17 +37,6 @@ def exchange_prices(setting: Setting, reduction: Reduction, spec: ExchangeSpec) 
         "dispatch": _prices(setting, reduction, reduction.ports, pairs, spec.dispatch_dtype),
         "combine": _prices(setting, reduction, reduction.ports.reversed(), back, spec.combine_dtype),
     }
-
-
-def by_chunk(values: NDArray[np.float64], n_chunks: int) -> NDArray[np.float64]:
-    """[layer, step x chunk, ...] as contiguous [layer, chunk, step, ...]."""
-    steps = values.reshape(values.shape[0], -1, n_chunks, *values.shape[2:])
-    return np.ascontiguousarray(steps.swapaxes(1, 2))
-
-
-def token_bytes(setting: Setting, dtype: DType | None) -> float:
-    """Bytes of one token's hidden state on the wire."""
-    return setting.model.hidden_size * BYTES_PER_ACTIVATION[dtype or setting.model.activation_dtype]
 
 
 def _prices(

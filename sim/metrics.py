@@ -12,7 +12,7 @@ from placement.plan import Placement, rank_loads
 from placement.reduction import Reduction
 from scenarios.specs import ScheduleSpec
 from sim.durations import Duration, ExchangeTime, Seconds
-from sim.exchange_pricing import token_bytes
+from sim.kernel_pricing import token_bytes
 from sim.log import begins_s, busy_s, covered_s
 from sim.memory import DeviceMemory
 from sim.pricing import tokens_by_rank

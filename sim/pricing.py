@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hwmodels.attention import attention_decode_s, attention_prefill_s, attention_projections_s, windowed_context
+from hwmodels.collectives import collective_s
 from hwmodels.gemm import gate_s, head_s, mlp_s, norm_s
 from hwmodels.links import all_gather_s, reduce_scatter_s
 from hwmodels.moe import expert_shape, grouped_gemm_moe_s
@@ -17,7 +18,8 @@ from placement.reduction import Reduction
 from scenarios.models import GroupedQueryAttention
 from scenarios.specs import ExchangeSpec
 from sim.durations import Duration, ExchangeTime, Seconds
-from sim.exchange_pricing import by_chunk, exchange_prices, token_bytes
+from sim.exchange_pricing import exchange_prices
+from sim.kernel_pricing import by_chunk, slowdown_of_experts, token_bytes
 from sim.program import OpList, Work
 from sim.setting import Setting
 
@@ -57,7 +59,10 @@ def price(setting: Setting, placement: Placement, reduction: Reduction, exchange
         windowed = frozenset(range(0, model.n_layers, model.attention.windowed_every))
     return Prices(
         per_layer=_layer_prices(setting),
-        per_chunk={"experts": _experts(setting, placement, reduction), **exchange_prices(setting, reduction, exchange)},
+        per_chunk={
+            "experts": _experts(setting, placement, reduction, exchange),
+            **exchange_prices(setting, reduction, exchange),
+        },
         windowed_layers=windowed,
         moe_row={layer: row for row, layer in enumerate(model.moe_layers)},
     )
@@ -114,10 +119,15 @@ def _head(setting: Setting, tokens: Tokens) -> Seconds:
 
 
 def _collectives(setting: Setting, shape: tuple[int, int]) -> dict[str, Duration]:
-    tp, link = setting.attention_tp, setting.cluster.intra
+    """Gather and scatter around tensor-parallel attention: as measured on the link, or rings where nobody measured."""
+    tp, link, card = setting.attention_tp, setting.cluster.intra, setting.cluster.collectives
     own_bytes = setting.workload.tokens_per_device * token_bytes(setting, None)
-    gather = np.full(shape, all_gather_s(own_bytes, tp, link))
-    scatter = np.full(shape, reduce_scatter_s(own_bytes * tp, tp, link))
+    if card is None:
+        gather_s, scatter_s = all_gather_s(own_bytes, tp, link), reduce_scatter_s(own_bytes * tp, tp, link)
+    else:
+        gather_s = collective_s("all-gather", own_bytes * tp, tp, card, link.bytes_per_s.value)
+        scatter_s = collective_s("reduce-scatter", own_bytes * tp, tp, card, link.bytes_per_s.value)
+    gather, scatter = np.full(shape, gather_s), np.full(shape, scatter_s)
     return {
         "gather": ExchangeTime(send_s=gather, receive_s=gather, group_size=tp),
         "scatter": ExchangeTime(send_s=scatter, receive_s=scatter, group_size=tp),
@@ -138,9 +148,11 @@ def tokens_by_rank(placement: Placement, slot_tokens: Tokens) -> Tokens:
     return grouped.reshape(*slot_tokens.shape[:-1], n_ranks, width)
 
 
-def _experts(setting: Setting, placement: Placement, reduction: Reduction) -> list[list[Duration]]:
+def _experts(
+    setting: Setting, placement: Placement, reduction: Reduction, exchange: ExchangeSpec
+) -> list[list[Duration]]:
     shape = expert_shape(setting.model, setting.layout.tp)
     by_rank = tokens_by_rank(placement, reduction.slot_tokens)
     rank_s = grouped_gemm_moe_s(by_rank, shape, setting.cluster.device, reduction.summed_tokens)
-    experts_s = np.repeat(rank_s, setting.layout.tp, axis=-1)
+    experts_s = np.repeat(rank_s, setting.layout.tp, axis=-1) * slowdown_of_experts(setting, reduction, exchange)
     return [list(chunks) for chunks in by_chunk(experts_s, reduction.n_chunks)]

@@ -68,13 +68,14 @@ def compare(spec: ScenarioSpec, base: Path, version: str, progress: Progress | N
                 progress(results[-1].name, done / (len(plans) * len(workloads)))
         tables.append(_table(spec, setting, results))
     settings = session.settings.values()
+    kernels = {plan.schedule.exchange.kernel for plan in plans}
     return Comparison(
         scenario=spec.name,
         description=spec.description,
         model=session.model.name,
         cluster=", ".join(dict.fromkeys(setting.cluster.name for setting in settings)),
         tables=tuple(tables),
-        constants=tuple(dict.fromkeys(constant for setting in settings for constant in constants_of(setting))),
+        constants=tuple(dict.fromkeys(constant for setting in settings for constant in constants_of(setting, kernels))),
         provenance=provenance(spec, session, version),
         wall_s=time.perf_counter() - started,
     )

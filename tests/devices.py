@@ -6,6 +6,7 @@ from typing import Any
 from hwmodels.cards import DeviceCard, LinkCard
 from hwmodels.constants import KernelConstants
 from hwmodels.devices import Device
+from hwmodels.fitted import Fitted
 from scenarios.sources import Sourced
 
 # Typical of H200 kernels (aiconfigurator-core 0.12.0 tables, Apache-2.0), chosen by hand, not fitted to shapes.
@@ -68,6 +69,20 @@ def half_speed_link(card: LinkCard) -> LinkCard:
     if card.step_latency_s is not None:
         slow["step_latency_s"] = _times(card.step_latency_s, 2.0)
     return card.model_copy(update=slow)
+
+
+def half_speed_law(law: Fitted) -> Fitted:
+    """The fitted law with its own rates halved and its times doubled; shares of a link's bandwidth stay."""
+    slow: dict[str, Any] = {}
+    for name in type(law).model_fields:
+        value = getattr(law, name)
+        if name.endswith("_per_s"):
+            slow[name] = value / 2
+        elif name == "latencies_s":
+            slow[name] = tuple(2 * one for one in value)
+        elif name.endswith("_s"):
+            slow[name] = value * 2
+    return law.model_copy(update=slow)
 
 
 def _times(number: Sourced[float], factor: float) -> Sourced[float]:

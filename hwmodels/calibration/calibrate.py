@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from hwmodels.calibration.fit import Constants, Rows, Times, fit, fold_of_shapes, held_out_s, residuals_of
+from hwmodels.calibration.fit import Constants, Rows, Times, cross_fit, fit, residuals_of
 from hwmodels.calibration.gemm import gemm_problems
 from hwmodels.calibration.moe import moe_problems
 from hwmodels.calibration.problem import Problem
@@ -55,27 +55,23 @@ def solve(problem: Problem, source: str, table: str) -> Solved:
     Of several options (rules of tiles) the one is taken that fits best; a choice made on all shapes.
     Raises CalibrationError where rows or shapes are too few.
     """
-    every = np.flatnonzero(problem.fitting)
-    tried = [
-        (fit(_law(problem, options), problem.measured_s, problem.parameters, every), options)
-        for options in problem.options
-    ]
-    (values, _), options = min(tried, key=lambda attempt: attempt[0][1])
-    fold = fold_of_shapes(problem.shapes)
-    held_out = held_out_s(_law(problem, options), problem.measured_s, problem.parameters, fold, problem.fitting)
+    options = problem.options[0] if len(problem.options) == 1 else _best_options(problem)
+    found = cross_fit(_law(problem, options), problem.measured_s, problem.parameters, problem.shapes, problem.fitting)
     pooled = np.isin(problem.kinds, ONE_RANK)
-    residuals = residuals_of(held_out[pooled], problem.measured_s[pooled], fold[pooled])
+    residuals = residuals_of(found.held_out_s[pooled], problem.measured_s[pooled], found.fold[pooled])
     constants = problem.constants.model_validate(
         {
             **options,
-            **{name: _written(name, value) for name, value in values.items()},
+            **{name: _written(name, value) for name, value in found.constants.items()},
             "source": source,
             "kind": "measured",
             "fitted_on": (table,),
             "residuals": rounded(residuals),
         }
     )
-    return Solved(problem=problem, constants=constants, residuals=residuals, held_out_s=held_out, fold=fold)
+    return Solved(
+        problem=problem, constants=constants, residuals=residuals, held_out_s=found.held_out_s, fold=found.fold
+    )
 
 
 def digest(timings: Timings) -> str:
@@ -87,6 +83,13 @@ def rounded(residuals: Residuals) -> Residuals:
     """The residuals in four digits, as cards hold them."""
     numbers = residuals.model_dump()
     return Residuals.model_validate({name: v if name == "n" else _rounded(v) for name, v in numbers.items()})
+
+
+def _best_options(problem: Problem) -> Mapping[str, object]:
+    """The options under which all fitting rows are met best."""
+    every = np.flatnonzero(problem.fitting)
+    errors = [fit(_law(problem, o), problem.measured_s, problem.parameters, every)[1] for o in problem.options]
+    return problem.options[int(np.argmin(errors))]
 
 
 def _law(problem: Problem, options: Mapping[str, object]) -> Callable[[Constants, Rows], Times]:

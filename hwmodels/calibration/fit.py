@@ -33,6 +33,15 @@ class Parameter:
     high: float
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CrossFit:
+    """Constants fitted on all rows; float64[row] predictions by constants fitted without the row's fold int64[row]."""
+
+    constants: dict[str, float]
+    held_out_s: Times
+    fold: NDArray[np.int64]
+
+
 def fit(law: Law, measured_s: Times, parameters: Sequence[Parameter], rows: Rows) -> tuple[dict[str, float], float]:
     """Constants that minimise the robust squared log error over `rows`, and the error reached.
 
@@ -57,24 +66,26 @@ def fit(law: Law, measured_s: Times, parameters: Sequence[Parameter], rows: Rows
     return dict(zip(names, np.exp(found.x).tolist(), strict=True)), float(found.cost) / len(rows)
 
 
-def held_out_s(
+def cross_fit(
     law: Law,
     measured_s: Times,
     parameters: Sequence[Parameter],
-    fold: NDArray[np.int64],
-    fitting: NDArray[np.bool_],
-) -> Times:
-    """Prediction of every row by constants fitted on the rows of other folds: float64[row] [s].
+    shapes: NDArray[np.int64],
+    fitting: NDArray[np.bool_] | None = None,
+) -> CrossFit:
+    """Constants of all fitting rows, and predictions of every fold of shapes by constants of the others.
 
-    fold     int64[row]: rows of one shape share a fold, see `fold_of_shapes`.
-    fitting  bool[row]: rows that constants may be fitted on; the others only are predicted.
+    shapes   int64[row]: number of the shape of each row; rows of one shape share a fold.
+    fitting  bool[row]: rows that constants may be fitted on, all where None; the others only are predicted.
     """
-    predicted_s = np.empty(len(measured_s))
+    usable = np.full(len(measured_s), True) if fitting is None else fitting
+    constants, _ = fit(law, measured_s, parameters, np.flatnonzero(usable))
+    fold, predicted_s = fold_of_shapes(shapes), np.empty(len(measured_s))
     for number in np.unique(fold):
         inside = np.flatnonzero(fold == number)
-        constants, _ = fit(law, measured_s, parameters, np.flatnonzero(fitting & (fold != number)))
-        predicted_s[inside] = law(constants, inside)
-    return predicted_s
+        others, _ = fit(law, measured_s, parameters, np.flatnonzero(usable & (fold != number)))
+        predicted_s[inside] = law(others, inside)
+    return CrossFit(constants=constants, held_out_s=predicted_s, fold=fold)
 
 
 def fold_of_shapes(shapes: NDArray[np.int64], folds: int = FOLDS) -> NDArray[np.int64]:
@@ -85,11 +96,20 @@ def fold_of_shapes(shapes: NDArray[np.int64], folds: int = FOLDS) -> NDArray[np.
     return place % min(folds, len(distinct))
 
 
-def residuals_of(predicted_s: Times, measured_s: Times, fold: NDArray[np.int64]) -> Residuals:
-    """Errors, 80 % band, and how many rows lie inside the band of the other folds."""
+def band_of(ratios: Times) -> tuple[float, float]:
+    """Ends of the band that holds 80 % of further ratios (measured over predicted) like these.
+
+    The 10 % and 90 % quantiles at ranks p (n + 1) (Weibull), which stay unbiased for the few rows of a small table.
+    """
+    low, high = np.quantile(ratios, [0.1, 0.9], method="weibull").tolist()
+    return low, high
+
+
+def residuals_of(predicted_s: Times, measured_s: Times, fold: NDArray[np.int64] | None = None) -> Residuals:
+    """Errors, 80 % band, and, where folds are given, how many rows lie inside the band of the other folds."""
     ratio = predicted_s / measured_s - 1
     error = np.abs(ratio)
-    low, high = band_of(predicted_s, measured_s)
+    low, high = band_of(measured_s / predicted_s)
     return Residuals(
         n=len(ratio),
         mean_ape=float(error.mean()),
@@ -98,22 +118,20 @@ def residuals_of(predicted_s: Times, measured_s: Times, fold: NDArray[np.int64])
         bias=float(np.median(ratio)),
         low=low,
         high=high,
-        coverage_80=float(_covered(predicted_s, measured_s, fold).mean()),
+        coverage_80=None if fold is None else float(inside_others(measured_s / predicted_s, fold).mean()),
     )
 
 
-def band_of(predicted_s: Times, measured_s: Times) -> tuple[float, float]:
-    """10 % and 90 % quantiles of measured over predicted time."""
-    low, high = np.quantile(measured_s / predicted_s, [0.1, 0.9]).tolist()
-    return low, high
+def inside_others(ratios: Times, fold: NDArray[np.int64], pooled: NDArray[np.bool_] | None = None) -> NDArray[np.bool_]:
+    """Whether each row lies inside the 80 % band that the rows of the other folds give: bool[row].
 
-
-def _covered(predicted_s: Times, measured_s: Times, fold: NDArray[np.int64]) -> NDArray[np.bool_]:
-    covered = np.zeros(len(fold), dtype=bool)
+    ratios  float64[row]: measured over held-out prediction.  pooled  bool[row]: rows that make the band; None: all.
+    """
+    usable = np.full(len(ratios), True) if pooled is None else pooled
+    inside = np.zeros(len(ratios), dtype=bool)
     for number in np.unique(fold):
-        inside = fold == number
-        others = ~inside if not inside.all() else inside
-        low, high = band_of(predicted_s[others], measured_s[others])
-        ratio = measured_s[inside] / predicted_s[inside]
-        covered[inside] = (low <= ratio) & (ratio <= high)
-    return covered
+        here = fold == number
+        others = ratios[~here & usable]
+        low, high = band_of(others if len(others) else ratios)
+        inside[here] = (low <= ratios[here]) & (ratios[here] <= high)
+    return inside

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from hwmodels.calibration.fit import Constants, Parameter, Times, fold_of_shapes, held_out_s
+from hwmodels.calibration.fit import Constants, Parameter, Times, cross_fit
 from hwmodels.launch import LaunchConstants, eager_s, norm_bytes, small_kernels_s
 from hwmodels.library import find_device, find_kernels
 from hwmodels.validation.held_out import HostScore, leave_one_out_s, score
@@ -64,7 +64,7 @@ def validate_small_kernels(data: Path) -> tuple[HostScore, ...]:
     op, moved, measured_s = read_profile(data)
     law = small_law(moved, 1, device.memory_bytes_per_s.value, constants)
     fitted_s = law(_shipped(constants), np.arange(len(op)))
-    left_out_s = held_out_s(law, measured_s, SMALL, op, np.full(len(op), True))
+    left_out_s = cross_fit(law, measured_s, SMALL, op).held_out_s
     few = moved / np.array(list(SMALL_OPS.values()))[op] <= 64
     scores = []
     for how, predicted_s in (("fitted", fitted_s), ("leave one operation out", left_out_s)):
@@ -84,7 +84,7 @@ def validate_gate(data: Path) -> tuple[HostScore, ...]:
     measured_s = columns["latency(ns)"][chosen].astype(np.float64) * 1e-9
     law = small_law(tokens * GATE_BYTES, GATE_KERNELS, device.memory_bytes_per_s.value, constants)
     assumed_s = law(_shipped(constants), np.arange(len(tokens)))
-    left_out_s = held_out_s(law, measured_s, SMALL, fold_of_shapes(tokens), np.full(len(tokens), True))
+    left_out_s = cross_fit(law, measured_s, SMALL, tokens).held_out_s
     table = Path(GATE_TABLE).name
     return (
         score(("eager gate, nothing fitted", table, card), assumed_s, measured_s, constants),

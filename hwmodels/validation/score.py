@@ -8,8 +8,8 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from hwmodels.calibration.calibrate import ONE_RANK, Solved, problems_of, solve
-from hwmodels.calibration.fit import Times
+from hwmodels.calibration.calibrate import ONE_RANK, problems_of, solve
+from hwmodels.calibration.fit import Times, inside_others
 from hwmodels.calibration.problem import Problem
 from hwmodels.devices import Device
 from hwmodels.fitted import Fitted
@@ -157,23 +157,12 @@ def _unseen_scores(problem: Problem, label: tuple[str, str, str]) -> list[Score]
         solved = solve(problem, "refitted", "")
     except CalibrationError:
         return []
-    covered = _covered(solved)
+    pooled = np.isin(problem.kinds, ONE_RANK)
+    covered = inside_others(problem.measured_s / solved.held_out_s, solved.fold, pooled)
     return [
         score(name, "unseen shapes", label, solved.held_out_s[rows], problem.measured_s[rows], covered[rows])
         for name, rows in _groups(problem)
     ]
-
-
-def _covered(solved: Solved) -> NDArray[np.bool_]:
-    """Whether each row lies inside the band that the other folds' rows of one rank give: bool[row]."""
-    ratio = solved.problem.measured_s / solved.held_out_s
-    pooled = np.isin(solved.problem.kinds, ONE_RANK)
-    covered = np.zeros(len(ratio), dtype=bool)
-    for number in np.unique(solved.fold):
-        inside = solved.fold == number
-        low, high = np.quantile(ratio[~inside & pooled], [0.1, 0.9])
-        covered[inside] = (low <= ratio[inside]) & (ratio[inside] <= high)
-    return covered
 
 
 def _groups(problem: Problem) -> list[tuple[str, NDArray[np.bool_]]]:

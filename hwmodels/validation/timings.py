@@ -83,9 +83,9 @@ def read_timings(path: Path) -> Timings:
 
 
 def read_columns(path: Path) -> dict[str, Column]:
-    """The columns of a .parquet, .csv or .csv.gz file, of whatever names; those of CSV files hold words.
+    """The columns of a .parquet, .csv or .csv.gz file by name; cells of a CSV file are text.
 
-    Raises HardwareError where the file is missing or unreadable.
+    Raises HardwareError where the file is missing, unreadable, or of another kind.
     """
     reader = next((read for suffix, read in _READERS.items() if path.name.endswith(suffix)), None)
     if reader is None:

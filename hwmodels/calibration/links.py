@@ -1,0 +1,137 @@
+"""Cards of collectives, expert exchanges and host copies, fitted to tables of timings."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from hwmodels.calibration.collective_tables import custom_all_reduce_problems, nccl_problems
+from hwmodels.calibration.copy_tables import BOTH_WAYS, PAGEABLE, copy_problems
+from hwmodels.calibration.exchange_tables import (
+    low_latency_problems,
+    moe_a2a_problems,
+    normal_problems,
+    rack_problems,
+)
+from hwmodels.calibration.fit import residuals_of
+from hwmodels.calibration.link_problem import LinkProblem
+from hwmodels.cards import CardSet
+from hwmodels.fitted import Fitted
+from hwmodels.validation.timings import Column, read_columns
+from scenarios.errors import HardwareError
+
+Reader = Callable[[dict[str, Column]], list[LinkProblem]]
+
+FAMILIES: dict[str, tuple[set[str], Reader]] = {
+    "nccl": ({"nccl_dtype", "num_gpus", "message_size", "op_name", "latency", "device"}, nccl_problems),
+    "custom all-reduce": (
+        {"allreduce_dtype", "num_gpus", "message_size", "op_name", "latency", "device"},
+        custom_all_reduce_problems,
+    ),
+    "deepep low latency": (
+        {"node_num", "hidden_size", "num_token", "num_topk", "num_experts", "device", "dispatch_avg_t_us",
+         "combine_avg_t_us"},
+        low_latency_problems,
+    ),
+    "deepep normal": (
+        {"node_num", "hidden_size", "num_token", "num_topk", "num_experts", "device", "dispatch_sms",
+         "dispatch_transmit_us", "dispatch_notify_us", "combine_transmit_us", "combine_notify_us"},
+        normal_problems,
+    ),
+    "moe all-to-all": (
+        {"comm_backend", "phase", "node_num", "hidden_size", "num_tokens", "topk", "num_experts", "sms", "latency",
+         "device"},
+        moe_a2a_problems,
+    ),
+    "rack all-to-all": (
+        {"op_name", "kernel_source", "moe_dtype", "num_tokens", "hidden_size", "topk", "num_experts", "moe_ep_size",
+         "latency", "device"},
+        rack_problems,
+    ),
+    "host copies": ({"direction", "method", "block_KB", "GB_per_s_digitised"}, copy_problems),
+}  # fmt: skip
+"""Columns by which a family of tables is known, and what turns them into problems."""
+
+
+def is_link_table(columns: Iterable[str]) -> bool:
+    """Whether a table of these columns is one of communication."""
+    return _family(columns) is not None
+
+
+def link_problems(path: Path) -> list[LinkProblem]:
+    """The fitting problems of a table of communication timings.
+
+    Raises HardwareError where the file is unreadable or its columns fit no family.
+    """
+    columns = read_columns(path)
+    family = _family(columns)
+    if family is None:
+        known = "; ".join(f"{name}: {', '.join(sorted(needed))}" for name, (needed, _) in FAMILIES.items())
+        raise HardwareError(f"{path}: the columns fit no family of communication tables; needed are, of {known}")
+    return FAMILIES[family][1](columns)
+
+
+def calibrate_links(path: Path, source: str | None = None, links: Iterable[str] | None = None) -> CardSet:
+    """Cards fitted to a table, each block with its source and its errors on shapes that nothing was fitted on.
+
+    source  how the blocks name the table; default: its file. links: only cards of these; default: all that it has.
+    Raises HardwareError where the table is unreadable, CalibrationError where it is too small.
+    """
+    problems = [problem for problem in link_problems(path) if links is None or problem.link in set(links)]
+    return cards_of([(problem, _block(problem, source or f"fitted on {path.name}")) for problem in problems])
+
+
+def cards_of(blocks: Iterable[tuple[LinkProblem, Fitted]]) -> CardSet:
+    """Blocks put together into cards."""
+    cards: dict[str, dict[str, dict[str, Any]]] = {"collectives": {}, "exchanges": {}, "copies": {}}
+    for problem, block in blocks:
+        card = cards[problem.kind].setdefault(problem.card, {"name": problem.card, "link": problem.link})
+        if problem.kind == "exchanges":
+            card |= {"kernel": problem.subject, problem.part.replace("-", "_"): _plain(block)}
+            continue
+        if problem.kind == "collectives":
+            card["library"] = problem.subject
+        card.setdefault("laws", []).append(_plain(block))
+    for card in cards["copies"].values():
+        card["laws"].append(_plain(PAGEABLE))
+        card["both_ways_frac"] = BOTH_WAYS.model_dump()
+    return CardSet.model_validate({kind: list(named.values()) for kind, named in cards.items()})
+
+
+def cards_yaml(cards: CardSet) -> str:
+    """The cards as a YAML file of the library."""
+    return yaml.safe_dump(
+        cards.model_dump(mode="json", exclude_defaults=True, exclude_none=True),
+        sort_keys=False,
+        default_flow_style=None,
+        width=120,
+        allow_unicode=True,
+    )
+
+
+def _family(columns: Iterable[str]) -> str | None:
+    have = set(columns)
+    return next((name for name, (needed, _) in FAMILIES.items() if needed <= have), None)
+
+
+def _block(problem: LinkProblem, source: str) -> Fitted:
+    found = problem.cross_fit()
+    residuals = residuals_of(found.held_out_s, problem.measured_s)
+    return problem.make(found.constants).model_copy(update={"source": source, "residuals": residuals})
+
+
+def _plain(block: Fitted) -> dict[str, Any]:
+    """Fields that differ from their defaults, numbers to four digits."""
+    plain: dict[str, Any] = _rounded(block.model_dump(mode="json", exclude_defaults=True, exclude_none=True))
+    return plain
+
+
+def _rounded(value: Any) -> Any:
+    if isinstance(value, float):
+        return float(f"{value:.4g}")
+    if isinstance(value, dict):
+        return {name: _rounded(entry) for name, entry in value.items()}
+    return [_rounded(entry) for entry in value] if isinstance(value, list) else value

@@ -1,0 +1,115 @@
+"""Errors of the laws of links on the public tables, held out; skipped where the tables are absent.
+
+Limits are the measured mean error plus a tenth of it; the goal stands beside each.
+"""
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pydantic import BaseModel
+
+from hwmodels.calibration.links import calibrate_links, cards_yaml, is_link_table, link_problems
+from hwmodels.calibration.ship_links import SHIPPED, ship_links
+from hwmodels.fitted import Fitted
+from hwmodels.library import list_cards, read_cards
+from hwmodels.validation.links import LinkScore, score_link_table, validate_links
+from scenarios.errors import HardwareError
+from tests.shared import shared_file
+
+H200 = "data/kernels/h200_sxm/comm"
+LL_ONE = f"{H200}/sglang_0.5.12_wideep_deepep_ll_perf_1node.parquet"
+LL_MORE = f"{H200}/sglang_0.5.6.post2_wideep_deepep_ll_perf_multinode.parquet"
+NORMAL_ONE = f"{H200}/sglang_0.5.12_wideep_deepep_normal_perf_1node.parquet"
+NORMAL_TWO = f"{H200}/sglang_0.5.6.post2_wideep_deepep_normal_perf_multinode.parquet"
+RACK = "data/kernels/gb200/comm/trtllm_1.3.0rc10_alltoall_NVL72.parquet"
+# table, name, rows, measured mean error, goal; the comment says why a goal is missed
+LIMITS = [
+    (f"{H200}/nccl_2.26.2.parquet", "nccl all", "held out", 0.038, 0.05),
+    ("data/kernels/a100_sxm/comm/nccl_2.27.3.parquet", "nccl all", "held out", 0.044, 0.05),
+    ("data/kernels/b200_sxm/comm/nccl_2.29.2.parquet", "nccl all", "held out", 0.050, 0.05),
+    # times of eight devices fall where messages grow past a switch of algorithms; a minimum of lines cannot follow
+    ("data/kernels/rtx_pro_6000_server/comm/nccl_2.29.2.parquet", "nccl all", "held out", 0.055, 0.05),
+    (LL_ONE, "deepep-low-latency all", "held out sizes", 0.025, 0.03),
+    # left out, the one shape of 8 experts is off by 45 %: only it is bound by the few SMs that prepare its tokens
+    (LL_ONE, "deepep-low-latency all", "held out", 0.049, 0.03),
+    (LL_MORE, "deepep-low-latency all", "held out", 0.026, 0.03),
+    (NORMAL_ONE, "deepep-normal all", "held out", 0.032, 0.07),
+    (NORMAL_TWO, "deepep-normal all", "held out", 0.047, 0.07),
+    (RACK, "nvl72-two-sided all", "held out", 0.034, 0.04),
+    # its combine among four devices is 10 to 20 % faster on few tokens than a latency that grows with log2 n
+    (RACK, "nvl72-one-sided all", "held out", 0.045, 0.04),
+    ("data/offload/pcie_nvlink/h100_pcie_h2d_d2h_vs_block.csv", "all", "held out", 0.024, 0.03),
+]  # fmt: skip
+
+
+def scores_of(table: str) -> tuple[LinkScore, ...]:
+    links = next(links for name, (_, links) in SHIPPED.items() if table.endswith(name))
+    return score_link_table(shared_file(table), links)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("table", "name", "rows", "measured", "goal"), LIMITS)
+def test_held_out_errors_stay_as_measured(table: str, name: str, rows: str, measured: float, goal: float) -> None:
+    score = next(score for score in scores_of(table) if (score.name, score.rows) == (name, rows))
+    assert score.mean_ape <= 1.1 * measured, f"goal {goal}"
+    assert abs(score.bias) <= 0.02
+    assert 0.75 <= score.coverage_80 <= 0.85
+
+
+@pytest.mark.slow
+def test_shipped_cards_are_what_the_tables_give(tmp_path: Path) -> None:
+    written = ship_links(shared_file("data"), tmp_path)
+    assert [path.name for path in written] == ["collectives.yaml", "exchanges.yaml", "copies.yaml"]
+    fitted, shipped = read_cards(tmp_path), list_cards()
+    for kind in ("collectives", "exchanges", "copies"):
+        assert [card.name for card in getattr(fitted, kind)] == [card.name for card in getattr(shipped, kind)]
+        pairs = zip(blocks(getattr(fitted, kind)), blocks(getattr(shipped, kind)), strict=True)
+        for new, old in pairs:
+            assert new.source == old.source
+            assert new.residuals.mean_ape == pytest.approx(old.residuals.mean_ape, rel=0.1)
+
+
+def blocks(cards: Iterable[BaseModel]) -> list[Any]:
+    """The measured blocks of cards, in order."""
+    values = [value for card in cards for _, value in card]
+    every = [entry for value in values for entry in (value if isinstance(value, tuple) else (value,))]
+    return [entry for entry in every if isinstance(entry, Fitted) and entry.residuals is not None]
+
+
+@pytest.mark.slow
+def test_every_table_of_links_is_scored() -> None:
+    tables = {path.name for path in shared_file("data/kernels").glob("*/comm/*.parquet")}
+    scores = validate_links(shared_file("data"))
+    assert tables <= {score.table for score in scores}
+    assert {score.rows for score in scores} == {"fitted", "held out", "held out sizes", "carried over"}
+    assert all(score.mean_ape >= score.median_ape / 2 >= 0 for score in scores)
+
+
+@pytest.mark.slow
+def test_rows_that_are_left_out_are_counted_with_a_reason() -> None:
+    problems = link_problems(shared_file(f"{H200}/nccl_2.26.2.parquet"))
+    reduce = next(problem for problem in problems if problem.part == "all-reduce 8")
+    assert sorted(reduce.left_out.values()) == [21, 42]  # repeats averaged; int8, both runs
+    assert len(reduce.measured_s) == 21
+
+
+@pytest.mark.slow
+def test_a_small_table_of_copies_gives_a_card(tmp_path: Path) -> None:
+    table = tmp_path / "copies.csv"
+    rows = [f"H2D,DMA,{kib},{kib * 1024 / (5e-6 + kib * 1024 / 40e9) / 1e9}" for kib in (64, 256, 1024, 4096, 16384)]
+    table.write_text("\n".join(["direction,method,block_KB,GB_per_s_digitised", *rows]))
+    card = calibrate_links(table, "made up for a test").copies[0]
+    assert card.laws[0].block_latency_s == pytest.approx(5e-6, rel=0.01)
+    assert card.laws[0].bandwidth_frac == pytest.approx(40 / 64, rel=0.01)
+    assert card.laws[0].residuals is not None and card.laws[0].residuals.n == 5
+    assert "made up for a test" in cards_yaml(calibrate_links(table, "made up for a test"))
+
+
+def test_a_foreign_table_is_refused(tmp_path: Path) -> None:
+    table = tmp_path / "other.csv"
+    table.write_text("a,b\n1,2\n")
+    assert not is_link_table(("a", "b"))
+    with pytest.raises(HardwareError, match="fit no family of communication tables"):
+        link_problems(table)
