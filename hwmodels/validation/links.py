@@ -17,7 +17,6 @@ from hwmodels.fitted import Fitted
 from hwmodels.library import list_cards
 from scenarios.errors import HardwareError
 
-Times = NDArray[np.float64]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
