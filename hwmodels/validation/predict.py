@@ -8,13 +8,14 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from hwmodels.attention import attention_decode_s, attention_prefill_s
+from hwmodels.attention import assumed_constants
 from hwmodels.devices import Device
 from hwmodels.gemm import gemm_s
 from hwmodels.moe import ExpertShape, grouped_gemm_moe_s
+from hwmodels.validation.attention_rows import attention_rows
 from hwmodels.validation.counts import expert_counts, is_known
 from hwmodels.validation.timings import Timings
-from scenarios.models import BYTES_PER_VALUE, GroupedQueryAttention
+from scenarios.models import BYTES_PER_VALUE
 
 DTYPES = {
     "bfloat16": "bf16", "float16": "fp16", "half": "fp16", "fp8": "fp8", "fp8_block": "fp8_block", "nvfp4": "nvfp4",
@@ -49,7 +50,7 @@ def predict(timings: Timings, device: Device) -> Predicted:
 
 
 def _groups(timings: Timings) -> NDArray[np.str_]:
-    if timings.family == "attention":
+    if timings.family in ("attention", "mla"):
         decode = timings.ints("isl") == 1
         kind = np.where(decode, "decode", "prefill")
         return np.array([f"{k} {d}" for k, d in zip(kind, timings.texts("kv_cache_dtype"), strict=True)])
@@ -97,21 +98,14 @@ def _gemm(timings: Timings, device: Device, seconds: NDArray[np.float64], reason
 
 
 def _attention(timings: Timings, device: Device, seconds: NDArray[np.float64], reasons: NDArray[np.str_]) -> None:
-    _leave_unknown_dtypes(timings.texts("kv_cache_dtype"), device, reasons)
-    batch, isl, step = timings.ints("batch_size"), timings.ints("isl"), timings.ints("step")
-    window = timings.ints("window_size") if "window_size" in timings.columns else np.zeros_like(isl)
-    reasons[(isl > 1) & (window > 0) & (window < isl)] = "prefill behind a window"
-    columns = ("num_heads", "num_key_value_heads", "head_dim", "kv_cache_dtype")
-    for (heads, kv_heads, head_dim, dtype), rows in _same(timings, columns, reasons == ""):
-        attention = GroupedQueryAttention(
-            n_heads=_int(heads), n_kv_heads=_int(kv_heads) or _int(heads), head_dim=_int(head_dim)
-        )
-        kv_dtype = DTYPES[str(dtype)]
-        decode, prefill = rows[isl[rows] == 1], rows[isl[rows] > 1]
-        context = np.where(window[decode] > 0, np.minimum(step[decode] + 1, window[decode]), step[decode] + 1)
-        seconds[decode] = attention_decode_s(batch[decode], batch[decode] * context, attention, 1, kv_dtype, device)
-        pairs = batch[prefill] * isl[prefill] * (isl[prefill] + 1) // 2
-        seconds[prefill] = attention_prefill_s(batch[prefill] * isl[prefill], pairs, attention, 1, kv_dtype, device)
+    names = timings.texts("kv_cache_dtype")
+    _leave_unknown_dtypes(names, device, reasons)
+    rows, constants = attention_rows(timings), assumed_constants(device)
+    reasons[reasons == ""] = rows.left_out[reasons == ""]
+    for name in np.unique(names[reasons == ""]).tolist():
+        for decode in (False, True):
+            places = np.flatnonzero((reasons == "") & (names == name) & (rows.decode == decode))
+            seconds[places] = rows.seconds(places, DTYPES[name], device, constants.block(rows.latent, decode))
 
 
 def _leave_unknown_dtypes(names: NDArray[np.str_], device: Device, reasons: NDArray[np.str_]) -> None:
@@ -140,5 +134,6 @@ def _int(value: object) -> int:
 PREDICTORS: dict[str, Callable[[Timings, Device, NDArray[np.float64], NDArray[np.str_]], None]] = {
     "moe": _moe,
     "attention": _attention,
+    "mla": _attention,
     "gemm": _gemm,
 }
