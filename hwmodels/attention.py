@@ -162,8 +162,8 @@ def assumed_constants(device: Device) -> AttentionConstants:
         | {
             "fixed_s": f"{known.attention_fixed_s.value!r} s",
             "memory_frac": known.memory_frac.value,
-            "sm_memory_frac": 1.4,
-            "unit_memory_frac": 1.5,
+            "sm_memory_frac": 1e9,  # no bound
+            "unit_memory_frac": 1e9,
             "compute_frac": known.attention_compute_frac.value,
             "softmax_dims": 0,
         }
