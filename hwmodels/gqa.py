@@ -16,10 +16,9 @@ from scenarios.models import BYTES_PER_VALUE
 from scenarios.units import Seconds
 
 # Tiles of FlashAttention-3 on SM90 (Dao-AILab/flash-attention, hopper/tile_size.h and heuristics.h, BSD-3-Clause).
-KV_TILE_TOKENS = 128
-QUERY_TILE_ROWS = 128
-NARROW_DIM, NARROW_TILE_ROWS = 64, 192
-WIDE_DIM, WIDE_TILE_ROWS = 256, 64
+KV_TILE_TOKENS = 128  # in prefill, and in decode with a cache of one byte a value
+QUERY_TILE_ROWS = ((64, 192), (256, 128), (np.inf, 64))  # up to this head_dim
+DECODE_TILE_TOKENS = ((64, 192), (128, 176), (192, 112), (256, 80), (np.inf, 64))  # with a cache of two bytes a value
 SPLIT_SLACK = 1.1  # decode gives each multiprocessor a tenth more tiles than an even share before it splits again
 PREFILL_SPLIT_BELOW = 0.8  # prefill splits contexts where its items fill less than this share of the multiprocessors
 CACHE_WRITE_THREADS = 512  # largest thread block of vLLM's reshape_and_cache kernel, one block a token (Apache-2.0)
@@ -48,7 +47,7 @@ class DecodeConstants(Fitted):
     unit_dim_s: Seconds = Field(ge=0, description="the same, for each 128 values of head_dim")
     memory_frac: float = Field(gt=0, le=1.2, description="datasheet bandwidth reached by reading the cache")
     sm_memory_frac: float = Field(gt=0, description="rate of one multiprocessor alone, over its share of the bandwidth")
-    tile_s: Seconds = Field(ge=0, description="one tile of 128 cached tokens, beside its bytes")
+    tile_s: Seconds = Field(ge=0, description="one tile of cached tokens, beside its bytes")
     split_s: Seconds = Field(ge=0, description="combining the parts of contexts that were split")
     request_s: Seconds = Field(ge=0, description="scheduling of one request")
     mask_s: Seconds = Field(ge=0, description="masking of a unit behind a window, at head_dim 128")
@@ -86,30 +85,32 @@ def gqa_decode_s(
     requests        int[...]
     context_tokens  int[...]: tokens attended to, clipped by the window and summed over the requests.
 
-    Split-KV on S multiprocessors: n = requests * kv heads * ceil(group / rows) units (rows 192 up to head_dim 64, 128
-    up to 256, else 64) of tiles = ceil(mean context / 128), of which a multiprocessor reads
+    Split-KV on S multiprocessors: n = requests * kv heads * ceil(group / rows) units of tiles = ceil(mean context /
+    tokens), of which a multiprocessor reads
 
         run = tiles                                                        where n > S or tiles <= unsplit_tiles
         run = clip(ceil(1.1 * tiles * n / S), ceil(tiles / max_splits), tiles)                         otherwise
 
-        alone = ceil(n / S) * run * (tile_s + 256 * head_dim * kv bytes / (sm_memory_frac * BW / S))
+        alone = ceil(n / S) * run * (tile_s + 2 * tokens * head_dim * kv bytes / (sm_memory_frac * BW / S))
         all   = (cache + query and output bytes) / (memory_frac * BW)
         unit  = unit_s + unit_dim_s * head_dim / 128 + [window] * mask_s * sqrt(128 / head_dim)
         T     = fixed_s + max(n / S, 1) * unit + (alone^4 + all^4)^(1/4) + [run < tiles] * split_s
                 + requests * request_s
 
-    Keys and values of a KV head are read once for all queries of its group. Requests of one call are taken as equally
-    long. No requests leave fixed_s. More context never shortens it, save where splitting begins beyond unsplit_tiles.
-    Errors on held-out head configurations are in docs/calibration.md.
+    rows are 192 up to head_dim 64, 128 up to 256, else 64; tokens 192, 176, 112, 80 up to head_dim 64, 128, 192, 256 of
+    a cache in 16 bits, 128 in 8 bits. Keys and values of a KV head are read once for all queries of its group. Requests
+    of one call are taken as equally long. No requests leave fixed_s. More context never shortens it, save where
+    splitting begins beyond unsplit_tiles. Errors on held-out head configurations are in docs/calibration.md.
     """
     batch, context = np.asarray(requests, np.float64), np.asarray(context_tokens, np.float64)
     heads, kv_heads, dim = _heads(shape)
     sms, bandwidth = device.n_sms, device.memory_bytes_per_s
     mean = context / np.maximum(batch, 1)
     units = batch * kv_heads * np.ceil(heads / kv_heads / _tile_rows(dim))
-    tiles = np.ceil(mean / KV_TILE_TOKENS)
+    tile_tokens = _decode_tile_tokens(dim, BYTES_PER_VALUE[kv_dtype])
+    tiles = np.ceil(mean / tile_tokens)
     run = tiles_per_sm(tiles, units, sms, constants.max_splits, constants.unsplit_tiles)
-    tile_bytes = 2 * KV_TILE_TOKENS * dim * BYTES_PER_VALUE[kv_dtype]
+    tile_bytes = 2 * tile_tokens * dim * BYTES_PER_VALUE[kv_dtype]
     tile_s = constants.tile_s + tile_bytes * sms / (constants.sm_memory_frac * bandwidth)
     moved = context * kv_heads * dim * (2 * BYTES_PER_VALUE[kv_dtype]) + batch * heads * dim * (2 * BF16_BYTES)
     read_s = root4(np.ceil(units / sms) * run * tile_s, moved / (constants.memory_frac * bandwidth))
@@ -202,5 +203,15 @@ def _heads(shape: HeadShape) -> tuple[Times, Times, Times]:
 
 def _tile_rows(head_dim: Times) -> Times:
     """Queries in a tile, with all heads of a group beside each other."""
-    wide = np.where(head_dim > WIDE_DIM, float(WIDE_TILE_ROWS), float(QUERY_TILE_ROWS))
-    return np.where(head_dim <= NARROW_DIM, float(NARROW_TILE_ROWS), wide)
+    return _up_to(QUERY_TILE_ROWS, head_dim)
+
+
+def _decode_tile_tokens(head_dim: Times, kv_bytes: float) -> Times:
+    """Cached tokens in a tile of decode."""
+    return _up_to(DECODE_TILE_TOKENS if kv_bytes >= BF16_BYTES else ((np.inf, KV_TILE_TOKENS),), head_dim)
+
+
+def _up_to(steps: tuple[tuple[float, int], ...], head_dim: Times) -> Times:
+    """Value of the first step that head_dim does not exceed."""
+    limits, values = np.array(steps, np.float64).T
+    return cast(Times, values[np.searchsorted(limits, head_dim)])

@@ -65,6 +65,7 @@ OPTIONS: dict[tuple[str, str], dict[str, object]] = {
     ("triton", "decode"): {"max_splits": 128, "unsplit_tiles": 4},
     ("flash_attention", "mla_decode"): {"unsplit_tiles": 4},
     ("flash_attention", "mla_prefill"): {"form": "absorbed"},
+    ("default", "mla_decode"): {"max_splits": 64, "unsplit_tiles": 2},
     ("default", "mla_prefill"): {"form": "expanded", "unsplit_tiles": UNSPLIT},
 }
 PADS = {"fa3"}  # sources with more launches at head_dim 192

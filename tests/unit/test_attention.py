@@ -33,8 +33,8 @@ MLA = LatentAttention(
 HEADS = HeadShape(n_heads=32, n_kv_heads=4, head_dim=128)
 LATENT = LatentShape(n_heads=128, cache_dim=576, latent_dim=512, key_dim=192, value_dim=128)
 DECODE, PREFILL = ROUND_ATTENTION.decode, ROUND_ATTENTION.prefill
-# Reading of one tile: 0.5 and 2 * 128 * 128 values of 2 bytes at 80 GB/s.
-TILE = 0.5 + 0.8192
+# Reading of one tile: 0.5 and 2 * 176 * 128 values of 2 bytes at 80 GB/s.
+TILE = 0.5 + 1.1264
 
 
 def us(time_s: object) -> object:
@@ -47,9 +47,9 @@ def root4(first: float, second: float) -> float:
 
 class TestDecode:
     def test_long_contexts_are_split_over_idle_sms(self) -> None:
-        # 20 units of 79 tiles: ceil(1.1 * 79 * 20 / 100) = 18 tiles each, one wave, at most 16 parts (5 tiles).
+        # 20 units of 57 tiles: ceil(1.1 * 57 * 20 / 100) = 13 tiles each, one wave, at most 16 parts (4 tiles).
         # 50,000 tokens * 4 * 128 * 2 values of 2 bytes and 5 * 32 * 128 queries and outputs, at 2 TB/s.
-        read = root4(18 * TILE, (102.4e6 + 81_920) / 2e6)
+        read = root4(13 * TILE, (102.4e6 + 81_920) / 2e6)
         assert gqa_decode_s(5, 50_000, HEADS, "bf16", GPU, DECODE) == us(8 + 4 + read + 2 + 0.05)
 
     def test_many_requests_run_in_waves(self) -> None:
@@ -58,8 +58,8 @@ class TestDecode:
         assert gqa_decode_s(120, 12_000, HEADS, "bf16", GPU, DECODE) == us(8 + 4.8 * 4 + read + 1.2)
 
     def test_an_engine_may_not_split_or_not_schedule(self) -> None:
-        whole = DECODE.model_copy(update={"unsplit_tiles": 79, "scheduled_requests": 4})
-        read = root4(79 * TILE, (102.4e6 + 81_920) / 2e6)
+        whole = DECODE.model_copy(update={"unsplit_tiles": 57, "scheduled_requests": 4})
+        read = root4(57 * TILE, (102.4e6 + 81_920) / 2e6)
         assert gqa_decode_s(5, 50_000, HEADS, "bf16", GPU, whole) == us(8 + 4 + read)
 
     def test_parts_are_limited(self) -> None:
@@ -74,6 +74,15 @@ class TestDecode:
         narrow = replace(HEADS, head_dim=32)
         masked = gqa_decode_s(5, 640, replace(narrow, window_tokens=128), "bf16", GPU, DECODE)
         assert masked - gqa_decode_s(5, 640, narrow, "bf16", GPU, DECODE) == us(8)
+
+    def test_tiles_hold_fewer_tokens_of_wide_heads(self) -> None:
+        # 100 units, one tile each up to 192, 176, 112, 80 tokens at head_dim 64, 128, 192, 256; one token more is two.
+        for dim, tokens in ((64, 192), (128, 176), (192, 112), (256, 80)):
+            wide = HeadShape(n_heads=4, n_kv_heads=1, head_dim=dim)
+            read_s = np.diff([gqa_decode_s(100, 100 * n, wide, "bf16", GPU, DECODE) for n in (tokens, tokens + 1)])
+            tile = 0.5 + 4 * tokens * dim / 80e3
+            moved = [(100 * n * 4 * dim + 100 * 4 * dim * 4) / 2e6 for n in (tokens, tokens + 1)]
+            assert read_s == us([root4(2 * tile, moved[1]) - root4(tile, moved[0])])
 
     def test_head_dim_192_has_more_launches(self) -> None:
         none = replace(HEADS, head_dim=192)
