@@ -62,7 +62,7 @@ class PrefillConstants(Fitted):
 
     fixed_s: Seconds = Field(ge=0, description="launches, whatever the work")
     item_s: Seconds = Field(ge=0, description="one tile of queries of one KV head: prologue and epilogue")
-    memory_frac: float = Field(gt=0, description="datasheet bandwidth reached by queries, outputs, keys and values")
+    memory_frac: float = Field(gt=0, description="bandwidth of all operands, over the datasheet's; reads may be hidden")
     compute_frac: float = Field(gt=0, description="bf16 peak reached; above 1 where the kernel multiplies in fp8")
     softmax_dims: float = Field(ge=0, description="values of head_dim whose product takes as long as the softmax")
     split_s: Seconds = Field(ge=0, description="combining the parts of contexts that were split")
