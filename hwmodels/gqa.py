@@ -15,7 +15,8 @@ from hwmodels.gemm import BF16_BYTES, Times
 from scenarios.models import BYTES_PER_VALUE
 from scenarios.units import Seconds
 
-# Tiles of FlashAttention-3 on SM90 (Dao-AILab/flash-attention, hopper/tile_size.h and heuristics.h, BSD-3-Clause).
+# Tiles and splits of FlashAttention-3 on SM90 (Dao-AILab/flash-attention, BSD-3-Clause): hopper/tile_size.h at 07602ad,
+# prefill causal and decode not, heuristics.h at 13d0fd9, and flash_prepare_scheduler.cu.
 KV_TILE_TOKENS = 128  # in prefill, and in decode with a cache of one byte a value
 QUERY_TILE_ROWS = ((64, 192), (256, 128), (np.inf, 64))  # up to this head_dim
 DECODE_TILE_TOKENS = ((64, 192), (128, 176), (192, 112), (256, 80), (np.inf, 64))  # with a cache of two bytes a value

@@ -264,8 +264,8 @@ def test_attention_tables_become_one_problem_a_kernel(tmp_path: Path) -> None:
         assert len(np.unique(problem.shapes)) == 2
         start = {parameter.name: parameter.start for parameter in problem.parameters}
         assert problem.law(start, np.arange(5)).shape == (5,)
-        # what the law itself predicts is fitted without error
-        exact = replace(problem, measured_s=problem.law(start, np.arange(200)))
-        constants, residuals, _ = judged(exact)
-        assert residuals.mean_ape < 1e-3
-        assert isinstance(constants, DecodeConstants)
+    # what the law itself predicts is fitted without error
+    exact = replace(problem, measured_s=problem.law(start, np.arange(200)))
+    constants, residuals, _ = judged(exact)
+    assert residuals.mean_ape < 1e-3
+    assert isinstance(constants, DecodeConstants)
