@@ -2,99 +2,69 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import numpy as np
 from numpy.typing import ArrayLike
 
 from hwmodels.devices import Device
-from hwmodels.gemm import BF16_BYTES, Times, gemm_s
+from hwmodels.gemm import Times, gemm_s
+from hwmodels.gqa import HeadShape, gqa_decode_s, gqa_prefill_s
+from hwmodels.mla import LatentShape, mla_decode_s, mla_prefill_s
 from scenarios.errors import ScenarioError
-from scenarios.models import BYTES_PER_VALUE, Attention, GroupedQueryAttention
-
-KV_TILE_TOKENS = 128
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _HeadShare:
-    """What one of the `tp` devices holds and computes.
-
-    kv_heads             heads of its cache: units of work per request in decode.
-    cache_values         values that decode reads per token of context.
-    decode_flop          per query and token of context, prefill_flop the same in prefill: scores and weighted sum.
-    prefill_query_values values of a query and of its output, prefill_kv_values those of a key and of its value.
-    """
-
-    kv_heads: int
-    cache_values: int
-    decode_flop: int
-    prefill_flop: int
-    prefill_query_values: int
-    prefill_kv_values: int
+from scenarios.models import Attention, GroupedQueryAttention, LatentAttention
 
 
 def attention_decode_s(
-    requests: ArrayLike, context_tokens: ArrayLike, attention: Attention, tp: int, kv_dtype: str, device: Device
+    requests: ArrayLike,
+    context_tokens: ArrayLike,
+    attention: Attention,
+    tp: int,
+    kv_dtype: str,
+    device: Device,
 ) -> Times:
     """Time of one layer's decode attention, one query token per request, on one of `tp` devices: float64[...] [s].
 
     requests        int[...]: requests of the device.
-    context_tokens  int[...]: tokens attended to, summed over the requests (`windowed_context` clips them first).
+    context_tokens  int[...]: tokens attended to, summed over the requests (`windowed_context` clips them first); the
+                    laws take the requests as equally long.
+    attention       of this layer: a window of GQA means that contexts were clipped by it.
 
-    Split-KV: units = requests * local kv heads, tiles = ceil(mean context / 128), splits = clip(floor(SMs / units),
-    1, tiles), waves = ceil(units * splits / SMs); T = attention_fixed_s + waves * attention_wave_s +
-    max(cache bytes / (memory_frac * BW), flop / (attention_compute_frac * peak)).
-    GQA reads the keys and values of the local heads once for all queries of a group. MLA runs absorbed: the latent and
-    the rotary key are read once for all heads, with 2 * heads * (2 * kv_lora_rank + rope) FLOP per context token
-    (DeepSeek-V2, arXiv 2405.04434). The cache of MLA is not split over tp.
-
-    Median error 6 % (FlashAttention-3, head_dim 128, vLLM 0.24.0), 16 % (the same in SGLang 0.5.14) and 13 % (MLA,
-    TensorRT-LLM) on H200 tables of aiconfigurator 0.12.0 with a bf16 cache, for 8.4 us, 3.4 us and 0.9 of BW.
+    GQA: `gqa_decode_s` with the local heads; KV heads round up, each is repeated where devices outnumber them. MLA:
+    `mla_decode_s`, absorbed; its cache is not split over tp.
     """
-    share = _head_share(attention, tp)
-    n_requests = np.asarray(requests, dtype=np.float64)
-    context = np.asarray(context_tokens, dtype=np.float64)
-    constants = device.constants
-    units = n_requests * share.kv_heads
-    tiles = np.ceil(context / np.maximum(n_requests, 1) / KV_TILE_TOKENS)
-    splits = np.maximum(np.minimum(np.floor(device.n_sms / np.maximum(units, 1)), tiles), 1)
-    waves = np.ceil(units * splits / device.n_sms)
-    bandwidth = constants.memory_frac.value * device.memory_bytes_per_s
-    read_s = context * (share.cache_values * BYTES_PER_VALUE[kv_dtype] / bandwidth)
-    compute_s = context * (share.decode_flop / _flop_per_s(device))
-    return constants.attention_fixed_s.value + waves * constants.attention_wave_s.value + np.maximum(read_s, compute_s)
+    if isinstance(attention, GroupedQueryAttention):
+        shape = head_shape(attention, tp)
+        return gqa_decode_s(requests, context_tokens, shape, kv_dtype, device, device.kernels.decode(kv_dtype))
+    constants = device.kernels.mla_decode(kv_dtype)
+    return mla_decode_s(requests, context_tokens, latent_shape(attention, tp), kv_dtype, device, constants)
 
 
 def attention_prefill_s(
-    query_tokens: ArrayLike, attended_pairs: ArrayLike, attention: Attention, tp: int, kv_dtype: str, device: Device
+    query_tokens: ArrayLike,
+    attended_pairs: ArrayLike,
+    attention: Attention,
+    tp: int,
+    kv_dtype: str,
+    device: Device,
 ) -> Times:
     """Time of one layer's prefill attention, or of a chunk of it, on one of `tp` devices: float64[...] [s].
 
     query_tokens    int[...]: tokens of the chunk, over all its requests.
     attended_pairs  int[...]: sum over query tokens of the context each attends to, itself included: s * (s + 1) / 2
                     for a whole prompt of s tokens. Contexts are clipped by `windowed_context` first.
+    attention       as of `attention_decode_s`.
 
-    T = attention_fixed_s + attention_wave_s + flop / (attention_compute_frac * peak) + bytes / (activation_memory_frac
-    * BW). FLOP per pair and head: 4 * head_dim for GQA; 2 * (nope + rope + v) for MLA, which runs expanded (not
-    absorbed). Bytes: queries and outputs in bf16, and keys and values once, of max(queries, pairs / queries +
-    (queries - 1) / 2) tokens: exact for whole prompts and for a chunk of one request, too low for chunks of several
-    requests that have a past. MLA's expanded keys and values are bf16 whatever the cache holds.
-
-    Compute and memory add up; their maximum doubles the error. Median error 8 % (FlashAttention-3, head_dim 128, vLLM
-    0.24.0), 7 % (SGLang 0.5.14), 24 % (head_dim 64) and 23 % (MLA, TensorRT-LLM) on the tables named at
-    `attention_decode_s`, with 0.65 of the peak, 0.4 of BW for activations and the times given there.
+    The laws need prompts: equally long ones are assumed, of min(queries, 2 * pairs / queries - 1) tokens. This is exact
+    for whole prompts of one length and for a chunk of one prompt; chunks of several prompts that have a past count as
+    fewer, longer ones.
     """
-    share = _head_share(attention, tp)
-    queries = np.asarray(query_tokens, dtype=np.float64)
-    pairs = np.asarray(attended_pairs, dtype=np.float64)
-    constants = device.constants
-    kv_tokens = np.maximum(queries, pairs / np.maximum(queries, 1) + (queries - 1) / 2)
-    kv_bytes = BYTES_PER_VALUE[kv_dtype] if isinstance(attention, GroupedQueryAttention) else BF16_BYTES
-    moved = queries * (share.prefill_query_values * BF16_BYTES) + kv_tokens * (share.prefill_kv_values * kv_bytes)
-    compute_s = pairs * (share.prefill_flop / _flop_per_s(device))
-    memory_s = moved / (constants.activation_memory_frac.value * device.memory_bytes_per_s)
-    wave_s = (queries > 0) * constants.attention_wave_s.value
-    return constants.attention_fixed_s.value + wave_s + compute_s + memory_s
+    queries, pairs = np.asarray(query_tokens, np.float64), np.asarray(attended_pairs, np.float64)
+    length = np.maximum(np.minimum(queries, 2 * pairs / np.maximum(queries, 1) - 1), 1)
+    prompts = queries / length
+    if isinstance(attention, GroupedQueryAttention):
+        shape = head_shape(attention, tp)
+        return gqa_prefill_s(prompts, queries, pairs, shape, kv_dtype, device, device.kernels.prefill(kv_dtype))
+    latent = latent_shape(attention, tp)
+    return mla_prefill_s(prompts, queries, pairs, latent, kv_dtype, device, device.kernels.mla_prefill(kv_dtype))
 
 
 def attention_projections_s(
@@ -106,10 +76,9 @@ def attention_projections_s(
     GEMM of the queries where they have a latent, the two batched GEMMs that absorb keys and values, output GEMM. An
     expanded prefill has one up GEMM of keys and values instead, with the same FLOP and weights.
     """
-    share = _head_share(attention, tp)
-    heads = attention.n_heads // tp
+    heads = local_heads(attention, tp)
     if isinstance(attention, GroupedQueryAttention):
-        qkv_columns = (heads + 2 * share.kv_heads) * attention.head_dim
+        qkv_columns = (heads + 2 * -(-attention.n_kv_heads // tp)) * attention.head_dim
         qkv_s = gemm_s(tokens, qkv_columns, hidden, dtype, device)
         return qkv_s + gemm_s(tokens, hidden, heads * attention.head_dim, dtype, device)
     rank, query_rank = attention.kv_lora_rank, attention.q_lora_rank
@@ -129,33 +98,30 @@ def windowed_context(context_tokens: ArrayLike, window_tokens: int | None) -> Ti
     return context if window_tokens is None else np.minimum(context, window_tokens)
 
 
-def _flop_per_s(device: Device) -> float:
-    """FLOP rate that attention reaches; it multiplies in bf16, whatever the cache holds."""
-    return device.constants.attention_compute_frac.value * device.peak_flop_per_s("bf16")
-
-
-def _head_share(attention: Attention, tp: int) -> _HeadShare:
-    """The share of one of `tp` devices; kv heads round up: each is repeated where devices outnumber them."""
+def local_heads(attention: Attention, tp: int) -> int:
+    """Query heads on one of `tp` devices. Raises ScenarioError where they cannot be shared evenly."""
     if tp < 1 or attention.n_heads % tp:
         raise ScenarioError(f"attention tp {tp} does not divide {attention.n_heads} heads; choose a divisor")
-    heads = attention.n_heads // tp
-    if isinstance(attention, GroupedQueryAttention):
-        kv_heads, dim = -(-attention.n_kv_heads // tp), attention.head_dim
-        return _HeadShare(
-            kv_heads=kv_heads,
-            cache_values=2 * kv_heads * dim,
-            decode_flop=4 * heads * dim,
-            prefill_flop=4 * heads * dim,
-            prefill_query_values=2 * heads * dim,
-            prefill_kv_values=2 * kv_heads * dim,
-        )
-    rank, rope, value_dim = attention.kv_lora_rank, attention.qk_rope_head_dim, attention.v_head_dim
-    query_dim = attention.qk_nope_head_dim + rope
-    return _HeadShare(
-        kv_heads=1,
-        cache_values=rank + rope,
-        decode_flop=2 * heads * (2 * rank + rope),
-        prefill_flop=2 * heads * (query_dim + value_dim),
-        prefill_query_values=heads * (query_dim + value_dim),
-        prefill_kv_values=heads * (query_dim + value_dim),
+    return attention.n_heads // tp
+
+
+def head_shape(attention: GroupedQueryAttention, tp: int) -> HeadShape:
+    """Heads of a layer on one of `tp` devices; KV heads round up."""
+    window = np.inf if attention.window_tokens is None else attention.window_tokens
+    return HeadShape(
+        n_heads=local_heads(attention, tp),
+        n_kv_heads=-(-attention.n_kv_heads // tp),
+        head_dim=attention.head_dim,
+        window_tokens=window,
+    )
+
+
+def latent_shape(attention: LatentAttention, tp: int) -> LatentShape:
+    """Heads of an MLA layer on one of `tp` devices, and the widths that they share."""
+    return LatentShape(
+        n_heads=local_heads(attention, tp),
+        cache_dim=attention.kv_lora_rank + attention.qk_rope_head_dim,
+        latent_dim=attention.kv_lora_rank,
+        key_dim=attention.qk_nope_head_dim + attention.qk_rope_head_dim,
+        value_dim=attention.v_head_dim,
     )

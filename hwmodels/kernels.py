@@ -8,7 +8,15 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from hwmodels.constants import GemmConstants, MoeConstants, Roofline
+from hwmodels.constants import (
+    DecodeConstants,
+    GemmConstants,
+    MlaDecodeConstants,
+    MlaPrefillConstants,
+    MoeConstants,
+    PrefillConstants,
+    Roofline,
+)
 from hwmodels.fitted import Fitted
 from hwmodels.launch import LaunchConstants
 from scenarios.errors import HardwareError
@@ -21,6 +29,10 @@ DTypeOrAny = DType | Literal["any"]
 
 MoeLaw = Annotated[MoeConstants | Roofline, Field(discriminator="law")]
 GemmLaw = Annotated[GemmConstants | Roofline, Field(discriminator="law")]
+PrefillLaw = Annotated[PrefillConstants | Roofline, Field(discriminator="law")]
+DecodeLaw = Annotated[DecodeConstants | Roofline, Field(discriminator="law")]
+MlaPrefillLaw = Annotated[MlaPrefillConstants | Roofline, Field(discriminator="law")]
+MlaDecodeLaw = Annotated[MlaDecodeConstants | Roofline, Field(discriminator="law")]
 
 
 class KernelCard(Spec):
@@ -34,11 +46,15 @@ class KernelCard(Spec):
     base: str | None = Field(default=None, description="card that stands in for what this one does not hold")
     moe: dict[DTypeOrAny, MoeLaw] = Field(default_factory=dict)
     gemm: dict[DTypeOrAny, GemmLaw] = Field(default_factory=dict)
+    prefill: dict[DTypeOrAny, PrefillLaw] = Field(default_factory=dict)
+    decode: dict[DTypeOrAny, DecodeLaw] = Field(default_factory=dict)
+    mla_prefill: dict[DTypeOrAny, MlaPrefillLaw] = Field(default_factory=dict)
+    mla_decode: dict[DTypeOrAny, MlaDecodeLaw] = Field(default_factory=dict)
     launch: LaunchConstants | None = None
     note: str | None = None
 
 
-BLOCKS = ("moe", "gemm")
+BLOCKS = ("moe", "gemm", "prefill", "decode", "mla_prefill", "mla_decode")
 """Fields of a card that hold constants by data type."""
 
 
@@ -60,6 +76,22 @@ class Kernels:
     def gemm(self, dtype: str) -> GemmConstants | Roofline:
         """Law of dense products with weights of `dtype`; raises HardwareError where there is none."""
         return self.find("gemm", dtype)  # type: ignore[return-value]
+
+    def prefill(self, dtype: str) -> PrefillConstants | Roofline:
+        """Law of prefill with a cache of `dtype`; raises HardwareError where there is none."""
+        return self.find("prefill", dtype)  # type: ignore[return-value]
+
+    def decode(self, dtype: str) -> DecodeConstants | Roofline:
+        """Law of decode with a cache of `dtype`; raises HardwareError where there is none."""
+        return self.find("decode", dtype)  # type: ignore[return-value]
+
+    def mla_prefill(self, dtype: str) -> MlaPrefillConstants | Roofline:
+        """Law of prefill with MLA and a cache of `dtype`; raises HardwareError where there is none."""
+        return self.find("mla_prefill", dtype)  # type: ignore[return-value]
+
+    def mla_decode(self, dtype: str) -> MlaDecodeConstants | Roofline:
+        """Law of decode with MLA and a cache of `dtype`; raises HardwareError where there is none."""
+        return self.find("mla_decode", dtype)  # type: ignore[return-value]
 
     def launch(self) -> LaunchConstants:
         """Law of small kernels and launches; raises HardwareError where there is none."""

@@ -169,7 +169,7 @@ def moe_s(work: ExpertWork, shape: ExpertShape, device: Device, constants: MoeCo
         constants.activation_frac * device.memory_bytes_per_s
     )
     fixed_s = constants.fixed_s + constants.expert_s * np.asarray(work.n_slots, np.float64)
-    return fixed_s + constants.row_s * np.asarray(work.touched) + gemms_s + activation_s
+    return np.asarray(fixed_s + constants.row_s * np.asarray(work.touched) + gemms_s + activation_s)
 
 
 def activation_bytes(routed_tokens: ArrayLike, shape: ExpertShape, own_tokens: ArrayLike = 0) -> Times:

@@ -75,7 +75,7 @@ def _residuals_table(calibration: Calibration) -> Table:
 def _write_json(calibration: Calibration, json: str | None) -> None:
     if json is None:
         return
-    content = {"card": calibration.card.model_dump(mode="json", exclude_defaults=True)}
+    content: dict[str, object] = {"card": calibration.card.model_dump(mode="json", exclude_defaults=True)}
     content["residuals"] = [_as_json(solved) for solved in calibration.solved]
     content["left_out"] = calibration.left_out
     text = encoder.dumps(content, indent=2) + "\n"

@@ -102,10 +102,13 @@ def _attention(setting: Setting, window_tokens: int | None) -> Seconds:
     attended = np.repeat(grouped, tp, axis=-1)
     tokens = np.full(attended.shape, setting.workload.tokens_per_device * tp)
     law: Callable[..., Seconds] = attention_decode_s if setting.workload.phase == "decode" else attention_prefill_s
+    attention = model.attention
+    if isinstance(attention, GroupedQueryAttention):
+        attention = attention.model_copy(update={"window_tokens": window_tokens})
     return (
         norm_s(tokens, model.hidden_size, device)
-        + attention_projections_s(tokens, model.attention, model.hidden_size, tp, model.weight_dtype, device)
-        + law(tokens, attended, model.attention, tp, model.kv_dtype, device)
+        + attention_projections_s(tokens, attention, model.hidden_size, tp, model.weight_dtype, device)
+        + law(tokens, attended, attention, tp, model.kv_dtype, device)
     )
 
 

@@ -1,13 +1,18 @@
 """Devices and links for tests of formulas: an H200, a GPU with round numbers, and the same made slower."""
 
 from dataclasses import replace
-from typing import Any
+from typing import Any, TypeVar
 
+from hwmodels.attention import AttentionConstants
 from hwmodels.cards import DeviceCard, LinkCard
 from hwmodels.constants import KernelConstants
 from hwmodels.devices import Device
 from hwmodels.fitted import Fitted
+from hwmodels.gqa import DecodeConstants, PrefillConstants
+from hwmodels.mla import MlaDecodeConstants, MlaPrefillConstants
 from scenarios.sources import Sourced
+
+Block = TypeVar("Block", bound=Fitted)
 
 # Typical of H200 kernels (aiconfigurator-core 0.12.0 tables, Apache-2.0), chosen by hand, not fitted to shapes.
 TYPICAL: dict[str, Any] = {
@@ -38,6 +43,69 @@ ROUND: dict[str, Any] = {
     "attention_fixed_s": "8 us",
     "attention_wave_s": "3 us",
 }
+
+ORIGIN: dict[str, Any] = {"source": "test", "kind": "assumed"}
+# Beside `round_gpu`: one multiprocessor alone reads 80 GB/s; 5 TFLOP/s and 10 GB/s of queries on each in prefill.
+ROUND_ATTENTION = AttentionConstants(
+    decode=DecodeConstants(
+        **ORIGIN,
+        fixed_s="8 us",
+        unit_s="3 us",
+        unit_dim_s="1 us",
+        memory_frac=0.5,
+        sm_memory_frac=2,
+        tile_s="0.5 us",
+        split_s="2 us",
+        request_s="10 ns",
+        mask_s="4 us",
+        pad_s="5 us",
+        max_splits=16,
+    ),
+    prefill=PrefillConstants(
+        **ORIGIN,
+        fixed_s="8 us",
+        item_s="3 us",
+        memory_frac=0.25,
+        compute_frac=0.5,
+        softmax_dims=32,
+        split_s="2 us",
+        token_s="1 ns",
+        mask_s="4 us",
+        pad_s="5 us",
+    ),
+    mla_decode=MlaDecodeConstants(
+        **ORIGIN,
+        fixed_s="8 us",
+        unit_s="3 us",
+        unit_memory_frac=1,
+        memory_frac=0.5,
+        sm_memory_frac=2,
+        compute_frac=0.5,
+        split_s="2 us",
+        request_s="10 ns",
+    ),
+    mla_prefill=MlaPrefillConstants(
+        **ORIGIN,
+        fixed_s="8 us",
+        item_s="3 us",
+        memory_frac=0.25,
+        compute_frac=0.5,
+        softmax_dims=32,
+        split_s="2 us",
+        token_s="1 ns",
+        mask_s="0 s",
+    ),
+)
+
+
+def half_speed_attention(constants: AttentionConstants) -> AttentionConstants:
+    """The constants with all times doubled; rates are shares of the device's."""
+    return AttentionConstants(
+        decode=_doubled(constants.decode),
+        prefill=_doubled(constants.prefill),
+        mla_decode=_doubled(constants.mla_decode),
+        mla_prefill=_doubled(constants.mla_prefill),
+    )
 
 
 def h200(**constants: Any) -> Device:
@@ -87,6 +155,10 @@ def half_speed_law(law: Fitted) -> Fitted:
 
 def _times(number: Sourced[float], factor: float) -> Sourced[float]:
     return number.model_copy(update={"value": number.value * factor})
+
+
+def _doubled(constants: Block) -> Block:
+    return constants.model_copy(update={name: 2 * value for name, value in constants if name.endswith("_s")})
 
 
 def _assumed(numbers: dict[str, Any]) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from hwmodels.calibration.attention import attention_problems
 from hwmodels.calibration.fit import Constants, Rows, Times, cross_fit, fit, residuals_of
 from hwmodels.calibration.gemm import gemm_problems
 from hwmodels.calibration.moe import moe_problems
@@ -21,10 +22,12 @@ from hwmodels.validation.timings import Timings
 PROBLEMS: dict[str, Callable[[Timings, Device, Reasons], list[Problem]]] = {
     "moe": moe_problems,
     "gemm": gemm_problems,
+    "attention": attention_problems,
+    "mla": attention_problems,
 }
 """Family of a table -> its calibration problems."""
 
-ONE_RANK = ("", "balanced", "skewed")
+ONE_RANK = ("", "balanced", "skewed", "windowed")
 """Kinds of rows whose residuals make the band."""
 
 
@@ -59,16 +62,10 @@ def solve(problem: Problem, source: str, table: str) -> Solved:
     found = cross_fit(_law(problem, options), problem.measured_s, problem.parameters, problem.shapes, problem.fitting)
     pooled = np.isin(problem.kinds, ONE_RANK)
     residuals = residuals_of(found.held_out_s[pooled], problem.measured_s[pooled], found.fold[pooled])
-    constants = problem.constants.model_validate(
-        {
-            **options,
-            **{name: _written(name, value) for name, value in found.constants.items()},
-            "source": source,
-            "kind": "measured",
-            "fitted_on": (table,),
-            "residuals": rounded(residuals),
-        }
-    )
+    numbers = {name: v for name, v in {**options, **found.constants}.items() if isinstance(v, float)}
+    origin = {"source": source, "kind": "measured", "fitted_on": (table,), "residuals": rounded(residuals)}
+    written = {name: _written(name, value) for name, value in numbers.items()}
+    constants = problem.constants.model_validate({**options, **written, **origin})
     return Solved(
         problem=problem, constants=constants, residuals=residuals, held_out_s=found.held_out_s, fold=found.fold
     )

@@ -78,7 +78,7 @@ def is_mistuned(timings: Timings) -> NDArray[np.bool_]:
         ratio = np.full(times.shape, np.nan)
         np.divide(times, whole[..., None], out=ratio, where=np.isfinite(times))
         measured = np.isfinite(ratio).any(axis=2)
-        ratio[~measured[:, :, None, :].repeat(ratio.shape[2], axis=2)] = 1.0  # shares that nobody measured
+        ratio[~np.broadcast_to(measured[:, :, None, :], ratio.shape)] = 1.0  # shares that nobody measured
         mistuned[rows] = (np.nanmedian(ratio, axis=2) > MISTUNED)[place[0], place[1], place[3]]
     return mistuned
 

@@ -61,7 +61,7 @@ def _layer(model: str) -> _Layer:
         power_law = np.round(468 * np.arange(1, 129) ** -0.8).astype(np.int64)  # 468 tokens down to 10
         tokens = np.full(128, 32) if balanced else power_law
     expert = ExpertShape(
-        hidden_size=hidden, intermediate_size=inner, gated=True, weight_dtype="fp16", activation_dtype="fp32"
+        hidden_size=hidden, intermediate_size=inner, gated=True, weight_dtype="fp16"
     )
     return _Layer(
         dense=((q, hidden), (kv, hidden), (kv, hidden), (hidden, q), (len(tokens), hidden)),
@@ -123,7 +123,7 @@ def validate_threads(data: Path) -> tuple[HostScore, ...]:
 # DeepSeek-V3: 58 MoE layers of 256 experts, 7168 x 2048 (arXiv 2412.19437).
 DEEPSEEK_V3_LAYERS = 58
 DEEPSEEK_V3_EXPERT = ExpertShape(
-    hidden_size=7168, intermediate_size=2048, gated=True, weight_dtype="int4", activation_dtype="bf16"
+    hidden_size=7168, intermediate_size=2048, gated=True, weight_dtype="int4"
 )
 DECODE_HOST = "xeon-6454s-2s"
 DECODE_CONFIGS = {  # experts of a token, sockets

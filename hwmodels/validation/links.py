@@ -18,7 +18,6 @@ from hwmodels.library import list_cards
 from scenarios.errors import HardwareError
 
 
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LinkScore:
     """Errors of one law, or of several together, on rows of a table; fractions of the measured time.

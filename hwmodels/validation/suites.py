@@ -43,6 +43,7 @@ def _transfers() -> Iterator[Transfer]:
         ("h200-trtllm", "h100-trtllm"),
         ("h200-vllm", "h100-vllm"),
         ("h200-vllm", "a100-vllm"),
+        ("h200-vllm", "b200-vllm"),
         ("h200-trtllm", "rtx-pro-6000-vllm"),
     )
     for constants, judged in pairs:

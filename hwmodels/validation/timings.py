@@ -20,6 +20,7 @@ FAMILIES: dict[str, tuple[str, ...]] = {
     "moe": ("moe_dtype", "num_tokens", "hidden_size", "inter_size", "topk", "num_experts", "moe_tp_size", "moe_ep_size",
             "distribution"),
     "attention": ("batch_size", "isl", "step", "num_heads", "num_key_value_heads", "head_dim", "kv_cache_dtype"),
+    "mla": ("mla_dtype", "kv_cache_dtype", "num_heads", "batch_size", "isl", "step"),
     "gemm": ("gemm_dtype", "m", "n", "k"),
 }  # fmt: skip
 """Columns by which a family of kernels is known; `latency` [ms] and `kernel_source` come on top."""

@@ -1,5 +1,6 @@
 """What must hold of the kernel and link laws for any shape: exact time scaling, monotony, no order among slots."""
 
+from dataclasses import replace
 from itertools import pairwise
 
 import numpy as np
@@ -9,11 +10,17 @@ from hypothesis import strategies as st
 from hwmodels import attention, gemm, links, moe
 from hwmodels.devices import Device
 from scenarios.models import GroupedQueryAttention, LatentAttention
-from tests.devices import h200, half_speed, half_speed_link, link
+from tests.devices import ROUND_ATTENTION, h200, half_speed, half_speed_attention, half_speed_link, link
 
 FIXED = settings(derandomize=True, deadline=None, max_examples=60)
 FAST = h200()
 SLOW = half_speed(FAST)
+WHOLE = {"unsplit_tiles": 1_000_000}
+UNSPLIT = replace(
+    ROUND_ATTENTION,
+    prefill=ROUND_ATTENTION.prefill.model_copy(update=WHOLE),
+    mla_prefill=ROUND_ATTENTION.mla_prefill.model_copy(update=WHOLE),
+)
 DTYPES = ("bf16", "fp8", "fp8_block", "int4", "mxfp4")
 
 sizes = st.integers(1, 20_000)
@@ -77,14 +84,15 @@ def test_halving_all_speeds_doubles_dense_layers(m, n, k, dtype, gated):
 @FIXED
 @given(tokens, tokens, attentions, tps, dtypes)
 def test_halving_all_speeds_doubles_attention(requests, context, spec, tp, dtype):
-    def times(device: Device) -> list[float]:
+    def times(device: Device, constants: attention.AttentionConstants) -> list[float]:
         return [
-            float(attention.attention_decode_s(requests, context, spec, tp, dtype, device)),
-            float(attention.attention_prefill_s(requests, context, spec, tp, dtype, device)),
+            float(attention.attention_decode_s(requests, context, spec, tp, dtype, device, constants)),
+            float(attention.attention_prefill_s(requests, context, spec, tp, dtype, device, constants)),
             float(attention.attention_projections_s(requests, spec, 4096, tp, dtype, device)),
         ]
 
-    assert times(SLOW) == [2 * time_s for time_s in times(FAST)]
+    slow_s, fast_s = times(SLOW, half_speed_attention(ROUND_ATTENTION)), times(FAST, ROUND_ATTENTION)
+    assert slow_s == [2 * time_s for time_s in fast_s]
 
 
 @FIXED
@@ -151,22 +159,26 @@ def test_more_rows_never_make_dense_layers_faster(rows, n, k, dtype):
 
 @FIXED
 @given(st.integers(1, 4096), st.lists(st.integers(0, 10**7), min_size=2, max_size=6), attentions, tps, dtypes)
-def test_more_context_never_makes_attention_faster(requests, contexts, spec, tp, dtype):
-    ordered = sorted(contexts)
-    decode = attention.attention_decode_s(requests, ordered, spec, tp, dtype, FAST)
-    prefill = attention.attention_prefill_s(requests, ordered, spec, tp, dtype, FAST)
-    assert (np.diff(decode) >= 0).all()
-    assert (np.diff(prefill) >= 0).all()
+def test_more_context_never_makes_decode_faster(requests, contexts, spec, tp, dtype):
+    times = attention.attention_decode_s(requests, sorted(contexts), spec, tp, dtype, FAST, ROUND_ATTENTION)
+    assert (np.diff(times) >= 0).all()
 
 
 @FIXED
 @given(st.lists(st.integers(1, 20_000), min_size=2, max_size=6), attentions, tps)
-def test_more_requests_or_longer_prompts_are_never_faster(numbers, spec, tp):
+def test_more_requests_are_never_faster_but_for_the_combining_that_ends(numbers, spec, tp):
     ordered = np.array(sorted(numbers))
-    decode = attention.attention_decode_s(ordered, ordered * 1000, spec, tp, "bf16", FAST)
-    prefill = attention.attention_prefill_s(ordered, ordered * (ordered + 1) // 2, spec, tp, "bf16", FAST)
-    assert (np.diff(decode) >= 0).all()
-    assert (np.diff(prefill) >= 0).all()
+    times = attention.attention_decode_s(ordered, ordered * 1000, spec, tp, "bf16", FAST, ROUND_ATTENTION)
+    assert (np.diff(times) >= -ROUND_ATTENTION.decode.split_s).all()
+
+
+@FIXED
+@given(st.integers(1, 64), st.lists(st.integers(1, 20_000), min_size=2, max_size=6), attentions, tps)
+def test_longer_prompts_are_never_faster_but_for_splitting(requests, lengths, spec, tp):
+    ordered = np.array(sorted(lengths))
+    pairs = requests * ordered * (ordered + 1) // 2
+    times = attention.attention_prefill_s(requests * ordered, pairs, spec, tp, "bf16", FAST, UNSPLIT)
+    assert (np.diff(times) >= -1e-12).all()
 
 
 @FIXED

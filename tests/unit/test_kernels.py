@@ -5,21 +5,14 @@ import functools
 import numpy as np
 import pytest
 
-from hwmodels.attention import (
-    attention_decode_s,
-    attention_prefill_s,
-    attention_projections_s,
-    windowed_context,
-)
 from hwmodels.gemm import gemm_s, head_s, mlp_s, norm_s, stream_s
 from hwmodels.moe import ExpertShape, activation_bytes, expert_shape, gate_s, grouped_gemm_moe_s, permute_s
 from scenarios.errors import HardwareError, ScenarioError
-from scenarios.models import GroupedQueryAttention, LatentAttention, ModelCard
+from scenarios.models import LatentAttention, ModelCard
 from tests.devices import h200, round_gpu
 from tests.shared import shared_file
 
 GPU = round_gpu()
-GQA = GroupedQueryAttention(n_heads=32, n_kv_heads=4, head_dim=128)
 # DeepSeek-V3, arXiv 2412.19437, section 4.2.
 MLA = LatentAttention(
     kind="mla",
@@ -172,79 +165,6 @@ class TestDense:
     def test_gate_is_router_gemm_and_top_k(self):
         # GEMM 1e5 + 2.1e5 bytes, top-k 2e4 bytes, both at 2 TB/s, two kernels.
         assert gate_s(100, 1000, 50, GPU) == us(4.165)
-
-
-class TestAttention:
-    def test_gqa_decode_splits_long_contexts_over_idle_sms(self):
-        # tp 2: 20 units, 5 splits, one wave. 10,000 tokens * 2 * 2 * 128 values * 2 bytes at 2 TB/s.
-        assert attention_decode_s(10, 10_000, GQA, 2, "bf16", GPU) == us(8 + 3 + 5.12)
-
-    def test_gqa_decode_runs_many_requests_in_waves(self):
-        # tp 2: 240 units on 100 SMs; 120 tokens * 1024 bytes.
-        assert attention_decode_s(120, 120, GQA, 2, "bf16", GPU) == us(8 + 9 + 0.06144)
-
-    def test_decode_cannot_split_below_one_tile(self):
-        # One request of 101 tiles on a device with 4 local kv heads: 25 splits; of one tile: no split; one wave each.
-        times = attention_decode_s([1, 1], [101 * 128, 100], GQA, 1, "bf16", GPU)
-        assert times == us([8 + 3 + 101 * 128 * 2048 / 2e6, 8 + 3 + 100 * 2048 / 2e6])
-
-    def test_kv_heads_are_repeated_where_devices_outnumber_them(self):
-        assert attention_decode_s(10, 10_000, GQA, 8, "bf16", GPU) == attention_decode_s(
-            10, 10_000, GQA, 4, "bf16", GPU
-        )
-
-    def test_mla_decode_reads_the_latent_once_for_all_heads(self):
-        # 1e4 tokens * 576 values: 5.76 in bf16; fp8 halves it, then 2 * 128 * 1088 * 1e4 FLOP at 500 TFLOP/s decide.
-        assert attention_decode_s(10, 10_000, MLA, 1, "bf16", GPU) == us(8 + 3 + 5.76)
-        assert attention_decode_s(10, 10_000, MLA, 1, "fp8", GPU) == us(8 + 3 + 5.57056)
-        assert attention_decode_s(10, 10_000, MLA, 8, "bf16", GPU) == us(8 + 3 + 5.76)
-
-    def test_gqa_prefill_of_a_prompt(self):
-        # 500,500 pairs * 4 * 32 * 128 FLOP; 1000 * (2 * 32 + 2 * 4) * 128 * 2 bytes at 1 TB/s.
-        assert attention_prefill_s(1000, 500_500, GQA, 1, "bf16", GPU) == us(8 + 3 + 16.400384 + 18.432)
-
-    def test_prefill_chunk_reads_the_cache_of_its_past(self):
-        # Tokens 500..999 of the prompt: 375,250 pairs, and keys and values of all 1000 tokens.
-        assert attention_prefill_s(500, 375_250, GQA, 1, "bf16", GPU) == us(8 + 3 + 12.296192 + 8.192 + 2.048)
-
-    def test_prefill_of_two_prompts_reads_twice_the_bytes(self):
-        one_s, two_s = attention_prefill_s([1000, 2000], [500_500, 1_001_000], GQA, 1, "bf16", GPU) - 11e-6
-        assert two_s == pytest.approx(2 * one_s)
-
-    def test_mla_prefill_runs_expanded(self):
-        # 2 * 128 * (128 + 64 + 128) FLOP per pair; queries, outputs, keys and values of 128 heads in bf16.
-        expected = us(8 + 3 + 82.00192 + 163.84)
-        assert attention_prefill_s(1000, 500_500, MLA, 1, "fp8", GPU) == expected
-
-    def test_nothing_to_attend_leaves_the_launch(self):
-        for attention in (GQA, MLA):
-            assert attention_decode_s(0, 0, attention, 1, "bf16", GPU) == us(8)
-            assert attention_prefill_s(0, 0, attention, 1, "bf16", GPU) == us(8)
-
-    def test_gqa_projections(self):
-        # QKV: 5120 x 1000 weights and 6120 values; output: 1000 x 4096 and 5096 values; 2 bytes at 2 TB/s.
-        assert attention_projections_s(1, GQA, 1000, 1, "bf16", GPU) == us(2 + 5.12612 + 2 + 4.101096)
-
-    @pytest.mark.parametrize(
-        ("attention", "kernels"), [(GQA, 2), (MLA, 5), (MLA.model_copy(update={"q_lora_rank": None}), 4)]
-    )
-    def test_projections_stream_the_weights_of_the_card(self, attention, kernels):
-        streamed_s = attention_projections_s(1, attention, 7168, 1, "bf16", GPU) - kernels * 2e-6
-        assert streamed_s * 2e12 == pytest.approx(2 * attention.parameters(7168), rel=0.01)
-
-    def test_mla_down_projection_is_not_split(self):
-        half_s = attention_projections_s(1, MLA, 7168, 2, "bf16", GPU) - 5 * 2e-6
-        whole_s = attention_projections_s(1, MLA, 7168, 1, "bf16", GPU) - 5 * 2e-6
-        down_s = 7168 * (1536 + 576) * 2 / 2e12
-        assert half_s == pytest.approx(down_s + (whole_s - down_s) / 2, rel=0.01)
-
-    def test_tp_must_divide_the_heads(self):
-        with pytest.raises(ScenarioError, match="tp 3 does not divide 32 heads"):
-            attention_decode_s(1, 1, GQA, 3, "bf16", GPU)
-
-    def test_window_clips_contexts(self):
-        assert windowed_context([100, 128, 5000], 128).tolist() == [100, 128, 128]
-        assert windowed_context([100, 5000], None).tolist() == [100, 5000]
 
 
 def model_card(**fields: object) -> ModelCard:

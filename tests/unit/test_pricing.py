@@ -4,7 +4,12 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from hwmodels.attention import attention_decode_s, attention_prefill_s, attention_projections_s
+from hwmodels.attention import (
+    assumed_constants,
+    attention_decode_s,
+    attention_prefill_s,
+    attention_projections_s,
+)
 from hwmodels.gemm import mlp_s, norm_s
 from hwmodels.moe import expert_shape, grouped_gemm_moe_s
 from placement.plan import Placement
@@ -76,7 +81,8 @@ def test_a_decode_layer_on_an_ideal_card_moves_its_bytes() -> None:
     qkv = H * 128 * 2 + 4 * (H + 128) * 2  # 4 query and 2 + 2 key and value heads of 16
     output = H * 64 * 2 + 4 * (64 + H) * 2
     cache = setting.batches.contexts.sum(axis=-1) * 2 * 2 * 16 * 2
-    attention_s = (norm + qkv + output + cache) / BYTES_PER_S
+    queries = 4 * 2 * 4 * 16 * 2  # and outputs
+    attention_s = (norm + qkv + output + cache + queries) / BYTES_PER_S
     np.testing.assert_allclose(seconds(prices.of(Work("attention", 1))), attention_s, rtol=1e-12)
     gate = norm + (H * 8 * 2 + 4 * (H + 8) * 2) + 4 * 8 * 4
     np.testing.assert_allclose(seconds(prices.of(Work("gate", 1))), gate / BYTES_PER_S, rtol=1e-12)
@@ -101,7 +107,7 @@ def test_prefill_attends_to_every_earlier_token() -> None:
     pairs = setting.batches.contexts.sum(axis=-1)
     model, device = setting.model, setting.cluster.device
     want = norm_s(8, H, device) + attention_projections_s(8, model.attention, H, 1, "bf16", device)
-    want = want + attention_prefill_s(8, pairs, model.attention, 1, "bf16", device)
+    want = want + attention_prefill_s(8, pairs, model.attention, 1, "bf16", device, assumed_constants(device))
     np.testing.assert_array_equal(got, want)
 
 
@@ -125,7 +131,8 @@ def test_a_group_of_attention_tp_works_on_all_its_tokens(tp: int) -> None:
     contexts = setting.batches.contexts.sum(axis=-1).reshape(3, -1, tp).sum(axis=-1)
     model, device = setting.model, setting.cluster.device
     want = norm_s(4 * tp, H, device) + attention_projections_s(4 * tp, model.attention, H, tp, "bf16", device)
-    want = want + attention_decode_s(4 * tp, contexts, model.attention, tp, "bf16", device)
+    constants = assumed_constants(device)
+    want = want + attention_decode_s(4 * tp, contexts, model.attention, tp, "bf16", device, constants)
     np.testing.assert_array_equal(seconds(prices.of(Work("attention", 0))), np.repeat(want, tp, axis=-1))
     # ring steps of 4 tokens of 128 bytes each
     step_s = 5e-6 + 4 * TOKEN_BYTES / INTRA

@@ -2,12 +2,16 @@
 
 import csv
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from hwmodels.attention import assumed_constants, attention_decode_s, attention_prefill_s, head_shape
+from hwmodels.calibration.attention import attention_problems, judged
 from hwmodels.devices import Device
+from hwmodels.gqa import DecodeConstants, gqa_prefill_s
 from hwmodels.library import find_device, find_kernels
 from hwmodels.moe import ExpertShape, grouped_gemm_moe_s
 from hwmodels.validation.counts import balanced_counts, expert_counts, level_out, power_law_counts
@@ -15,6 +19,7 @@ from hwmodels.validation.predict import predict
 from hwmodels.validation.score import validate_table
 from hwmodels.validation.timings import read_timings
 from scenarios.errors import HardwareError
+from scenarios.models import GroupedQueryAttention, LatentAttention
 from tests.shared import shared_file
 
 MOE = {
@@ -167,3 +172,100 @@ def test_laws_against_measured_kernels(table: str, card: str, name: str, median:
     assert score.n > 1000
     assert score.median_ape < median
     assert score.p90_ape < p90
+
+
+ATTENTION = {
+    "batch_size": 2,
+    "isl": 1,
+    "step": 999,
+    "num_heads": 32,
+    "num_key_value_heads": 8,
+    "head_dim": 128,
+    "window_size": 0,
+    "kv_cache_dtype": "bfloat16",
+    "kernel_source": "toy",
+    "latency": 0.05,
+}
+MLA = {name: ATTENTION[name] for name in ("batch_size", "isl", "step", "num_heads", "kv_cache_dtype", "latency")}
+MLA |= {"mla_dtype": "bfloat16", "kernel_source": "toy"}
+
+
+def test_attention_rows_are_predicted_by_the_laws_of_layers(tmp_path: Path) -> None:
+    window = {"window_size": 128}
+    rows = [
+        ATTENTION,
+        ATTENTION | window,
+        ATTENTION | {"step": 0, "isl": 1000},
+        ATTENTION | {"step": 0, "isl": 1000} | window,
+        ATTENTION | {"step": 100} | window,
+    ]
+    predicted = predict(read_timings(write_csv(tmp_path / "attention.csv", rows)), h200())
+    constants = assumed_constants(h200())
+    plain = GroupedQueryAttention(n_heads=32, n_kv_heads=8, head_dim=128)
+    narrow = plain.model_copy(update={"window_tokens": 128})
+    clipped = 128 * 129 // 2 + 872 * 128
+    expected = [
+        attention_decode_s(2, 2000, plain, 1, "bf16", h200(), constants),
+        attention_decode_s(2, 256, narrow, 1, "bf16", h200(), constants),
+        attention_prefill_s(2000, 2 * 500_500, plain, 1, "bf16", h200(), constants),
+        gqa_prefill_s(2, 2000, 2 * clipped, head_shape(narrow, 1), "bf16", h200(), constants.prefill),
+        attention_decode_s(2, 202, narrow, 1, "bf16", h200(), constants),
+    ]
+    assert predicted.seconds == pytest.approx(np.array(expected))
+    assert set(predicted.group.tolist()) == {"decode bfloat16", "prefill bfloat16"}
+
+
+def test_mla_rows_are_predicted_and_whole_modules_left_out(tmp_path: Path) -> None:
+    attention = LatentAttention(
+        kind="mla", n_heads=32, kv_lora_rank=512, qk_nope_head_dim=128, qk_rope_head_dim=64, v_head_dim=128
+    )
+    table = write_csv(tmp_path / "mla.csv", [MLA, MLA | {"kv_cache_dtype": "fp8"}])
+    constants = assumed_constants(h200())
+    expected = [attention_decode_s(2, 2000, attention, 1, dtype, h200(), constants) for dtype in ("bf16", "fp8")]
+    assert predict(read_timings(table), h200()).seconds == pytest.approx(np.array(expected))
+    module = write_csv(tmp_path / "module.csv", [MLA | {"gemm_type": "bfloat16"}])
+    assert predict(read_timings(module), h200()).left_out == {"whole module with its projections": 1}
+
+
+def test_attention_rows_of_another_kind_are_left_out(tmp_path: Path) -> None:
+    prompt = {"step": 0, "isl": 16_384}
+    rows = [
+        ATTENTION | {"step": 0},
+        ATTENTION | {"isl": 100},
+        ATTENTION | prompt | {"window_size": 8192, "kernel_source": "fa3"},
+        ATTENTION | prompt | {"window_size": 8192},
+    ]
+    predicted = predict(read_timings(write_csv(tmp_path / "attention.csv", rows)), h200())
+    assert np.isfinite(predicted.seconds).tolist() == [False, False, False, True]
+    assert sorted(predicted.left_out) == [
+        "attention within chunks, not behind a sliding window",
+        "chunk of a prompt that has a past",
+        "prefill of one token",
+    ]
+
+
+def test_attention_tables_become_one_problem_a_kernel(tmp_path: Path) -> None:
+    rows = [
+        ATTENTION | {"step": step, "num_heads": heads, "window_size": window, "kernel_source": source}
+        for step in range(1, 51)
+        for heads in (8, 32)
+        for window in (0, 16)
+        for source in ("fa3", "toy")
+    ]
+    rows += [ATTENTION | {"step": 0, "isl": 100}] * 10
+    timings = read_timings(write_csv(tmp_path / "attention.csv", rows))
+    problems = attention_problems(timings, h200())
+    assert [(p.block, p.dtype, len(p.rows), set(p.kinds.tolist())) for p in problems] == [
+        ("decode", "bf16", 200, {"full", "windowed"})
+    ] * 2
+    assert [set(timings.source[p.rows].tolist()) for p in problems] == [{"fa3"}, {"toy"}]
+    assert [p.options.get("max_splits") for p in problems] == [128, None]
+    for problem in problems:
+        assert len(np.unique(problem.shapes)) == 2
+        start = {parameter.name: parameter.start for parameter in problem.parameters}
+        assert problem.law(start, np.arange(5)).shape == (5,)
+    # what the law itself predicts is fitted without error
+    exact = replace(problem, measured_s=problem.law(start, np.arange(200)))
+    constants, residuals, _ = judged(exact)
+    assert residuals.mean_ape < 1e-3
+    assert isinstance(constants, DecodeConstants)

@@ -1,0 +1,195 @@
+"""Time of the attention kernels of MHA, GQA and MQA, prefill and decode; expanded MLA prefill runs the same kernel."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import cast
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from hwmodels.constants import DecodeConstants, PrefillConstants, Roofline
+from hwmodels.devices import Device
+from hwmodels.gemm import BF16_BYTES, Times
+from scenarios.models import BYTES_PER_VALUE
+
+# Tiles and splits of FlashAttention-3 on SM90 (Dao-AILab/flash-attention, BSD-3-Clause): hopper/tile_size.h at 07602ad,
+# prefill causal and decode not, heuristics.h at 13d0fd9, and flash_prepare_scheduler.cu.
+KV_TILE_TOKENS = 128  # in prefill, and in decode with a cache of one byte a value
+QUERY_TILE_ROWS = ((64, 192), (256, 128), (np.inf, 64))  # up to this head_dim
+DECODE_TILE_TOKENS = ((64, 192), (128, 176), (192, 112), (256, 80), (np.inf, 64))  # with a cache of two bytes a value
+SPLIT_SLACK = 1.1  # decode gives each multiprocessor a tenth more tiles than an even share before it splits again
+PREFILL_SPLIT_BELOW = 0.8  # prefill splits contexts where its items fill less than this share of the multiprocessors
+CACHE_WRITE_THREADS = 512  # largest thread block of vLLM's reshape_and_cache kernel, one block a token (Apache-2.0)
+PADDED_DIM = 192
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HeadShape:
+    """What one device holds of the heads of a layer; every field is a number or an array over rows.
+
+    head_dim       values of a query and key; with values of another width, the mean of both.
+    window_tokens  sliding window where it clips contexts; infinite where it does not.
+    """
+
+    n_heads: ArrayLike
+    n_kv_heads: ArrayLike
+    head_dim: ArrayLike
+    window_tokens: ArrayLike = np.inf
+
+
+def gqa_decode_s(
+    requests: ArrayLike,
+    context_tokens: ArrayLike,
+    shape: HeadShape,
+    kv_dtype: str,
+    device: Device,
+    constants: DecodeConstants | Roofline,
+) -> Times:
+    """Time of decode attention, one query token per request: float64[...] [s]; of law `split-kv`, or `roofline`.
+
+    requests        int[...]
+    context_tokens  int[...]: tokens attended to, clipped by the window and summed over the requests.
+
+    Split-KV on S multiprocessors: n = requests * kv heads * ceil(group / rows) units of tiles = ceil(mean context /
+    tokens), of which a multiprocessor reads
+
+        run = tiles                                                        where n > S or tiles <= unsplit_tiles
+        run = clip(ceil(1.1 * tiles * n / S), ceil(tiles / max_splits), tiles)                         otherwise
+
+        alone = ceil(n / S) * run * (tile_s + 2 * tokens * head_dim * kv bytes / (sm_memory_frac * BW / S))
+        all   = (cache + query and output bytes) / (memory_frac * BW)
+        unit  = unit_s + unit_dim_s * head_dim / 128 + [window] * mask_s * sqrt(128 / head_dim)
+        T     = fixed_s + max(n / S, 1) * unit + (alone^4 + all^4)^(1/4) + [run < tiles] * split_s
+                + requests * request_s
+
+    rows are 192 up to head_dim 64, 128 up to 256, else 64; tokens 192, 176, 112, 80 up to head_dim 64, 128, 192, 256 of
+    a cache in 16 bits, 128 in 8 bits. Keys and values of a KV head are read once for all queries of its group. Requests
+    of one call are taken as equally long. No requests leave fixed_s. More context never shortens it, save where
+    splitting begins beyond unsplit_tiles. Errors on held-out head configurations are in docs/calibration.md.
+    """
+    batch, context = np.asarray(requests, np.float64), np.asarray(context_tokens, np.float64)
+    heads, kv_heads, dim = _heads(shape)
+    if isinstance(constants, Roofline):
+        moved = context * kv_heads * dim * (2 * BYTES_PER_VALUE[kv_dtype]) + batch * heads * dim * (2 * BF16_BYTES)
+        return roofline_s(4 * context * heads * dim, moved, device, constants)
+    sms, bandwidth = device.n_sms, device.memory_bytes_per_s
+    mean = context / np.maximum(batch, 1)
+    units = batch * kv_heads * np.ceil(heads / kv_heads / _tile_rows(dim))
+    tile_tokens = _decode_tile_tokens(dim, BYTES_PER_VALUE[kv_dtype])
+    tiles = np.ceil(mean / tile_tokens)
+    run = tiles_per_sm(tiles, units, sms, constants.max_splits, constants.unsplit_tiles)
+    tile_bytes = 2 * tile_tokens * dim * BYTES_PER_VALUE[kv_dtype]
+    tile_s = constants.tile_s + tile_bytes * sms / (constants.sm_memory_frac * bandwidth)
+    moved = context * kv_heads * dim * (2 * BYTES_PER_VALUE[kv_dtype]) + batch * heads * dim * (2 * BF16_BYTES)
+    read_s = root4(np.ceil(units / sms) * run * tile_s, moved / (constants.memory_frac * bandwidth))
+    masked = mean >= np.asarray(shape.window_tokens, np.float64)
+    unit_s = constants.unit_s + constants.unit_dim_s * (dim / 128) + masked * constants.mask_s * np.sqrt(128 / dim)
+    limit = constants.scheduled_requests or np.inf
+    per_request_s = np.where(batch <= limit, batch, 0) * constants.request_s
+    busy_s = np.maximum(units / sms, 1) * unit_s + read_s + (run < tiles) * constants.split_s + per_request_s
+    return cast(Times, constants.fixed_s + (dim == PADDED_DIM) * constants.pad_s + (batch > 0) * busy_s)
+
+
+def gqa_prefill_s(
+    requests: ArrayLike,
+    query_tokens: ArrayLike,
+    attended_pairs: ArrayLike,
+    shape: HeadShape,
+    kv_dtype: str,
+    device: Device,
+    constants: PrefillConstants | Roofline,
+) -> Times:
+    """Time of causal attention of prompts or of chunks of them, and of writing them to the cache: float64[...] [s].
+
+    requests        float[...]: prompts, taken as equally long.
+    query_tokens    int[...]: their tokens together.
+    attended_pairs  int[...]: sum over query tokens of the context each attends to, itself included and clipped by the
+                    window: s * (s + 1) / 2 for a whole prompt of s tokens.
+
+    An item is a tile of `rows` queries (as in decode), the g heads of a group packed, so that it spans rows / g of
+    the s tokens of a prompt. n items share S multiprocessors; the longest one bounds. With the longest context W,
+    tiles = W / 128, and the mean context m:
+
+        n     = requests * kv heads * ceil(s * g / rows)
+        blocks = kv heads * queries * (m + (rows / g - 1) / 2) / (128 * rows / g) + n / 2
+        tile  = 4 * rows * 128 * (head_dim + softmax_dims) / (compute_frac * peak / S)
+        io    = min(rows, s * g) * head_dim * 4 / (memory_frac * BW / S)
+        total = ceil(n / S) * (item_s + io + [window] * mask_s) + blocks * tile / S
+        run   = tiles, or clip(tiles * n / S, 1, tiles) where n < 0.8 * S and tiles > unsplit_tiles
+        one   = io + [window] * mask_s + (run + 1/2) * tile + [run < tiles] * split_s
+        T     = fixed_s + (total^4 + one^4)^(1/4) + new tokens * token_s * min(kv heads * head_dim, 512) / 512
+                + (keys and values: read in bf16, written and, of past tokens, read as cached) / (memory_frac * BW)
+
+    No tokens leave fixed_s. Errors on held-out head configurations are in docs/calibration.md.
+    """
+    batch, queries = np.asarray(requests, np.float64), np.asarray(query_tokens, np.float64)
+    heads, kv_heads, dim = _heads(shape)
+    if isinstance(constants, Roofline):
+        moved = queries * (2 * BF16_BYTES) * (heads + kv_heads) * dim
+        return roofline_s(4 * np.asarray(attended_pairs, np.float64) * heads * dim, moved, device, constants)
+    window = np.asarray(shape.window_tokens, np.float64)
+    sms, share = device.n_sms, device.memory_bytes_per_s * constants.memory_frac / device.n_sms
+    rows = _tile_rows(dim)
+    length = queries / np.maximum(batch, 1e-9)
+    mean = np.asarray(attended_pairs, np.float64) / np.maximum(queries, 1)
+    group = heads / kv_heads
+    packed = np.ceil(length * group / rows)
+    items = batch * kv_heads * packed
+    span = rows / group
+    blocks = kv_heads * queries * (mean + (span - 1) / 2) / (KV_TILE_TOKENS * span) + items / 2
+    tile_flop = 4 * KV_TILE_TOKENS * rows * (dim + constants.softmax_dims)
+    tile_s = tile_flop * sms / (constants.compute_frac * device.peak_flop_per_s("bf16"))
+    masked_s = (mean + (length - 1) / 2 > window) * constants.mask_s
+    io_s = np.minimum(rows, length * group) * dim * (2 * BF16_BYTES) / share + masked_s
+    total_s = np.ceil(items / sms) * (constants.item_s + io_s) + blocks * tile_s / sms
+    tiles = np.minimum(mean + (length - 1) / 2, window) / KV_TILE_TOKENS
+    split = (items < PREFILL_SPLIT_BELOW * sms) & (np.ceil(tiles) > constants.unsplit_tiles)
+    run = np.where(split, np.minimum(np.maximum(tiles * items / sms, 1), tiles), tiles)
+    longest_s = io_s + (run + 0.5) * tile_s + (run < tiles) * constants.split_s
+    past = np.maximum(mean - (length + 1) / 2, 0) * batch
+    kv_bytes = BYTES_PER_VALUE[kv_dtype]
+    moved = (queries * (BF16_BYTES + kv_bytes) + past * kv_bytes) * (2 * kv_heads * dim)
+    threads = np.minimum(kv_heads * dim, CACHE_WRITE_THREADS) / CACHE_WRITE_THREADS
+    busy_s = root4(total_s, longest_s) + moved / (share * sms) + queries * threads * constants.token_s
+    return cast(Times, constants.fixed_s + (dim == PADDED_DIM) * constants.pad_s + (queries > 0) * busy_s)
+
+
+def tiles_per_sm(tiles: Times, units: Times, n_sms: int, max_splits: int, unsplit_tiles: int) -> NDArray[np.float64]:
+    """How many of the tiles of a context one multiprocessor reads: split-KV, `run` of `gqa_decode_s`."""
+    even = np.ceil(SPLIT_SLACK * tiles * units / n_sms)
+    run = np.minimum(np.maximum(even, np.ceil(tiles / max_splits)), tiles)
+    return np.where((units > n_sms) | (tiles <= unsplit_tiles), tiles, run)
+
+
+def roofline_s(flop: Times, moved_bytes: Times, device: Device, constants: Roofline) -> Times:
+    """fixed_s + max(flop, bytes) in bf16: float64[...] [s]."""
+    compute_s = flop / (constants.compute_frac * device.peak_flop_per_s("bf16"))
+    return constants.fixed_s + np.maximum(compute_s, moved_bytes / (constants.memory_frac * device.memory_bytes_per_s))
+
+
+def root4(first: Times, second: Times) -> Times:
+    """(first^4 + second^4)^(1/4) by square roots, so that doubling both doubles it exactly."""
+    return cast(Times, np.sqrt(np.sqrt(first**4 + second**4)))
+
+
+def _heads(shape: HeadShape) -> tuple[Times, Times, Times]:
+    fields = (shape.n_heads, shape.n_kv_heads, shape.head_dim)
+    heads, kv_heads, dim = (np.asarray(field, np.float64) for field in fields)
+    return heads, kv_heads, dim
+
+
+def _tile_rows(head_dim: Times) -> Times:
+    """Queries in a tile, with all heads of a group beside each other."""
+    return _up_to(QUERY_TILE_ROWS, head_dim)
+
+
+def _decode_tile_tokens(head_dim: Times, kv_bytes: float) -> Times:
+    """Cached tokens in a tile of decode."""
+    return _up_to(DECODE_TILE_TOKENS if kv_bytes >= BF16_BYTES else ((np.inf, KV_TILE_TOKENS),), head_dim)
+
+
+def _up_to(steps: tuple[tuple[float, int], ...], head_dim: Times) -> Times:
+    """Value of the first step that head_dim does not exceed."""
+    limits, values = np.array(steps, np.float64).T
+    return cast(Times, values[np.searchsorted(limits, head_dim)])
