@@ -9,6 +9,7 @@ from pydantic import BaseModel
 from hwmodels.fitted import Fitted
 from scenarios.models import ModelCard
 from scenarios.sources import Sourced
+from sim.laws_used import used_laws
 from sim.result import Constant
 from sim.setting import Setting
 
@@ -18,7 +19,7 @@ def constants_of(setting: Setting, kernels: Collection[str] = ()) -> tuple[Const
     cluster = setting.cluster
     cards: list[tuple[str, BaseModel]] = [
         (cluster.device.card.name, cluster.device.card),
-        (f"{cluster.device.card.name} kernels", cluster.device.constants),
+        *((f"{cluster.device.kernels.name} {name}", law) for name, law in used_laws(setting).items()),
         (cluster.intra.name, cluster.intra),
     ]
     if cluster.inter is not None and cluster.n_nodes > 1:

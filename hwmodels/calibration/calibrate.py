@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -50,6 +50,17 @@ def problems_of(timings: Timings, device: Device) -> tuple[list[Problem], Reason
     """Calibration problems of a table on a device, and why each row that is in none was left out."""
     reasons = no_reasons(timings)
     return PROBLEMS[timings.family](timings, device, reasons), reasons
+
+
+def main_kernels(problems: Sequence[Problem], timings: Timings, reasons: Reasons) -> list[Problem]:
+    """Of several kernels for one operation and data type, the one with most rows; writes into `reasons`."""
+    main: dict[tuple[str, str], Problem] = {}
+    for problem in sorted(problems, key=lambda problem: -int(problem.fitting.sum())):
+        kept = main.setdefault((problem.block, problem.dtype), problem)
+        if kept is not problem:
+            source = timings.source[problem.rows[0]]
+            reasons[problem.rows] = f"{problem.block} {problem.dtype}: another kernel has more rows than {source}"
+    return [problem for problem in problems if main[problem.block, problem.dtype] is problem]
 
 
 def solve(problem: Problem, source: str, table: str) -> Solved:

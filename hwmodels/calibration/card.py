@@ -9,7 +9,7 @@ from typing import get_args
 import numpy as np
 import yaml
 
-from hwmodels.calibration.calibrate import Solved, digest, problems_of, solve
+from hwmodels.calibration.calibrate import Solved, digest, main_kernels, problems_of, solve
 from hwmodels.devices import Device
 from hwmodels.fitted import Fitted
 from hwmodels.kernels import BLOCKS, KernelCard
@@ -41,8 +41,8 @@ def calibrate(
 ) -> Calibration:
     """Constants and residuals of all tables (by their names) on a device, as a card that rests on the card `base`.
 
-    Of several kernels for one data type the one with most rows is taken; constants that are off by more than
-    `LARGEST_MEDIAN` in the median are left out. `origin` says where the tables come from.
+    Of several kernels for one data type the one with most rows is taken, and of several tables the last; constants that
+    are off by more than `LARGEST_MEDIAN` in the median are left out. `origin` says where the tables come from.
     Raises CalibrationError where no table gives constants.
     """
     best: dict[tuple[str, str], Solved] = {}
@@ -50,14 +50,8 @@ def calibrate(
     unsolved: list[str] = []
     for table, timings in tables.items():
         problems, reasons = problems_of(timings, device)
-        for reason, count in zip(*np.unique(reasons[reasons != ""], return_counts=True), strict=True):
-            left_out[str(reason)] = left_out.get(str(reason), 0) + int(count)
-        for problem in problems:
+        for problem in main_kernels(problems, timings, reasons):
             what = f"{problem.block} {problem.dtype} ({timings.source[problem.rows[0]]})"
-            key = (problem.block, problem.dtype)
-            if key in best and problem.fitting.sum() <= best[key].problem.fitting.sum():
-                unsolved.append(f"{what}: another kernel has more rows")
-                continue
             try:
                 solved = solve(problem, f"fitted on {table}" + (f" of {origin}" if origin else ""), digest(timings))
             except CalibrationError as error:
@@ -66,7 +60,9 @@ def calibrate(
             if solved.residuals.median_ape > LARGEST_MEDIAN:
                 unsolved.append(f"{what}: the law is off by {solved.residuals.median_ape:.0%} in the median")
                 continue
-            best[key] = solved
+            best[problem.block, problem.dtype] = solved
+        for reason, count in zip(*np.unique(reasons[reasons != ""], return_counts=True), strict=True):
+            left_out[str(reason)] = left_out.get(str(reason), 0) + int(count)
     if not best:
         raise CalibrationError(f"no constants came of these tables: {'; '.join(unsolved) or 'no row is claimed'}")
     ordered = sorted(best, key=lambda key: (BLOCKS.index(key[0]), DTYPES.index(key[1])))

@@ -60,9 +60,7 @@ def _layer(model: str) -> _Layer:
         hidden, inner, q, kv = 3072, 1536, 4096, 512
         power_law = np.round(468 * np.arange(1, 129) ** -0.8).astype(np.int64)  # 468 tokens down to 10
         tokens = np.full(128, 32) if balanced else power_law
-    expert = ExpertShape(
-        hidden_size=hidden, intermediate_size=inner, gated=True, weight_dtype="fp16"
-    )
+    expert = ExpertShape(hidden_size=hidden, intermediate_size=inner, gated=True, weight_dtype="fp16")
     return _Layer(
         dense=((q, hidden), (kv, hidden), (kv, hidden), (hidden, q), (len(tokens), hidden)),
         expert=expert,
@@ -122,9 +120,7 @@ def validate_threads(data: Path) -> tuple[HostScore, ...]:
 
 # DeepSeek-V3: 58 MoE layers of 256 experts, 7168 x 2048 (arXiv 2412.19437).
 DEEPSEEK_V3_LAYERS = 58
-DEEPSEEK_V3_EXPERT = ExpertShape(
-    hidden_size=7168, intermediate_size=2048, gated=True, weight_dtype="int4"
-)
+DEEPSEEK_V3_EXPERT = ExpertShape(hidden_size=7168, intermediate_size=2048, gated=True, weight_dtype="int4")
 DECODE_HOST = "xeon-6454s-2s"
 DECODE_CONFIGS = {  # experts of a token, sockets
     "DSV3 q4km, 6 experts V0.2.1": (6, 2),

@@ -8,7 +8,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from hwmodels.calibration.calibrate import ONE_RANK, problems_of, solve
+from hwmodels.calibration.calibrate import ONE_RANK, main_kernels, problems_of, solve
 from hwmodels.calibration.fit import Times, inside_others
 from hwmodels.calibration.problem import Problem
 from hwmodels.devices import Device
@@ -66,15 +66,24 @@ class Validation:
 
 
 def validate_table(
-    timings: Timings, device: Device, *, name: str = "", refit: bool = True, part: Part = "card"
+    timings: Timings,
+    device: Device,
+    *,
+    name: str = "",
+    refit: bool = True,
+    part: Part = "card",
+    main_only: bool = False,
 ) -> Validation:
     """The kernel laws of a device against a table of timings.
 
     Every operation, data type and kind of row is scored twice: with the card's constants, and, where `refit`, with
     constants fitted on the other shapes of the same table, so that no constant has seen the shape that it predicts.
-    `part` names the first kind of score.
+    `part` names the first kind of score. With `main_only`, only the kernel with most rows of a data type
+    is judged, as kernel cards hold it.
     """
     problems, reasons = problems_of(timings, device)
+    if main_only:
+        problems = main_kernels(problems, timings, reasons)
     table = name or timings.path.name
     scores: list[Score] = []
     predictions: list[Predictions] = []

@@ -69,7 +69,7 @@ def transfer(folder: Path, progress: Progress) -> list[Judged]:
         progress(case.table.name, number / len(every))
         device = Device(card=find_device(case.device), kernels=find_kernels(case.constants))
         timings = read_timings(case.table.path(folder))
-        found = validate_table(timings, device, name=case.table.name, refit=False, part="transfer")
+        found = validate_table(timings, device, name=case.table.name, refit=False, part="transfer", main_only=True)
         rows += [_judged("transfer", score) for score in found.scores if _is_transferable(score)]
     return rows
 
@@ -94,7 +94,7 @@ def _on_own_tables(folder: Path, progress: Progress, suite: str) -> Iterator[Jud
 def _unseen(shipped: ShippedCard, table: Table, folder: Path) -> list[Score]:
     device = Device(card=find_device(shipped.device), kernels=find_kernels(shipped.name))
     part: Part = "unseen shapes"
-    found = validate_table(read_timings(table.path(folder)), device, name=table.name)
+    found = validate_table(read_timings(table.path(folder)), device, name=table.name, main_only=True)
     return [score for score in found.scores if score.part == part]
 
 
