@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from hwmodels.calibration.fit import fit, residuals_of
-from hwmodels.library import find_cpu_kernels, find_device, find_launch
+from hwmodels.library import find_cpu_kernels, find_device, find_kernels
 from hwmodels.validation import host as validation
 from hwmodels.validation import launch as launches
 from hwmodels.validation.held_out import HostScore, leave_one_out_s
@@ -42,7 +42,7 @@ def test_cpu_cards_hold_the_fit_that_they_cite(card: str, column: str) -> None:
     rows = validation.read_thread_rows(data_with(validation.THREADS_TABLE), column)
     constants = find_cpu_kernels(card).constants
     law = validation.thread_law(rows, constants)
-    fitted = fit(law, rows.measured_s, validation.PARAMETERS)
+    fitted, _ = fit(law, rows.measured_s, validation.PARAMETERS, np.arange(len(rows.measured_s)))
     assert constants.vector.model_dump() == pytest.approx(fitted, rel=0.01)
     residuals = residuals_of(leave_one_out_s(law, rows.measured_s, validation.PARAMETERS), rows.measured_s)
     assert constants.residuals is not None
@@ -62,7 +62,7 @@ def test_no_published_decode_rate_exceeds_the_bound_of_its_experts() -> None:
 @pytest.mark.slow
 def test_small_kernels() -> None:
     scores = by_name(launches.validate_small_kernels(data_with(launches.PROFILE_TABLE)))
-    card = "launch-rtx-pro-6000"
+    card = "rtx-pro-6000-vllm"
     assert scores["small kernels, leave one operation out", card].n == 608
     assert scores["small kernels, leave one operation out", card].mean_ape <= 0.37
     assert scores["small kernels up to 64 tokens, leave one operation out", card].mean_ape <= 0.09
@@ -72,8 +72,8 @@ def test_small_kernels() -> None:
 @pytest.mark.slow
 def test_a_gate_in_eager_mode_is_a_chain_of_small_kernels() -> None:
     scores = by_name(launches.validate_gate(data_with(launches.GATE_TABLE)))
-    assert scores["eager gate, nothing fitted", "launch-assumed"].mean_ape <= 0.25
-    assert scores["eager gate, held-out lengths", "launch-assumed"].mean_ape <= 0.021
+    assert scores["eager gate, nothing fitted", "datasheet-only"].mean_ape <= 0.25
+    assert scores["eager gate, held-out lengths", "datasheet-only"].mean_ape <= 0.021
 
 
 @pytest.mark.slow
@@ -90,11 +90,11 @@ def test_launch_cards_hold_the_fit_that_they_cite() -> None:
     for card, (table, engine) in launches.EAGER_TABLES.items():
         device_s, measured_s = launches.read_eager(data / table, engine)
         assert (device_s < 0.5 * measured_s).all()
-        assert np.exp(np.log(measured_s).mean()) == pytest.approx(find_launch(card).constants.eager_kernel_s, rel=0.01)
-    constants = find_launch("launch-rtx-pro-6000").constants
+        assert np.exp(np.log(measured_s).mean()) == pytest.approx(find_kernels(card).launch().eager_kernel_s, rel=0.01)
+    constants = find_kernels("rtx-pro-6000-vllm").launch()
     _, moved, measured_s = launches.read_profile(data)
     law = launches.small_law(moved, 1, find_device("rtx-pro-6000").memory_bytes_per_s.value, constants)
-    fitted = fit(law, measured_s, launches.SMALL)
+    fitted, _ = fit(law, measured_s, launches.SMALL, np.arange(len(measured_s)))
     assert {name: getattr(constants, name) for name in fitted} == pytest.approx(fitted, rel=0.01)
 
 
