@@ -62,8 +62,8 @@ class TestRoutedExperts:
         assert grouped_gemm_moe_s([1] * 64, shape(), FREE) == us(20 + 32 + 0.64 + gemms + moved)
 
     def test_one_tile_more_than_there_are_multiprocessors_is_another_wave(self) -> None:
-        # Tiles of 64 x 128 alone. 640 tokens of an expert without gate: 10 rows of tiles; 10 columns of 1280 values fill
-        # 100 multiprocessors, 11 of 1344 do not fit. The down GEMM has 80 tiles of K 1280 or 1344 = 21 * 64.
+        # Tiles of 64 x 128 alone. 640 tokens of an expert without gate: 10 rows of tiles; 10 columns of 1280 fill 100
+        # multiprocessors, 11 of 1344 do not fit. The down GEMM has 80 tiles of K 1280 or 1344 = 21 * 64.
         gpu = round_gpu(moe={"load_bytes_per_flop": None, "tiles": "sglang-fp8-block"})
         for inter, waves in ((1280, 1), (1344, 2)):
             up, down = waves * (3.3554432 + 1), 1 + 2 * 64 * 128 * inter / 5e6
@@ -213,8 +213,10 @@ class TestTileRules:
 
     @pytest.mark.parametrize(
         ("tokens", "tile"),
-        [(1, (16, 64)), (32, (16, 64)), (33, (32, 64)), (64, (32, 64)), (65, (32, 128)), (96, (32, 128))]
-        + [(97, (64, 128)), (512, (64, 128)), (513, (128, 128)), (4096, (128, 128))],
+        [
+            *((1, (16, 64)), (32, (16, 64)), (33, (32, 64)), (64, (32, 64)), (65, (32, 128)), (96, (32, 128))),
+            *((97, (64, 128)), (512, (64, 128)), (513, (128, 128)), (4096, (128, 128))),
+        ],
     )
     def test_vllm_chooses_by_the_tokens_of_the_call(self, tokens: int, tile: tuple[int, int]) -> None:
         gpu = round_gpu(moe={"load_bytes_per_flop": None, "tiles": "vllm-bf16"})

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from hwmodels.validation.predict import predict
 
 from hwmodels.attention import assumed_constants, attention_decode_s, attention_prefill_s, head_shape
 from hwmodels.calibration.attention import attention_problems, judged
@@ -15,7 +16,6 @@ from hwmodels.gqa import DecodeConstants, gqa_prefill_s
 from hwmodels.library import find_device, find_kernels
 from hwmodels.moe import ExpertShape, grouped_gemm_moe_s
 from hwmodels.validation.counts import balanced_counts, expert_counts, level_out, power_law_counts
-from hwmodels.validation.predict import predict
 from hwmodels.validation.score import validate_table
 from hwmodels.validation.timings import read_timings
 from scenarios.errors import HardwareError
