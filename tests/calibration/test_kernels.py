@@ -114,7 +114,7 @@ def test_shipped_cards_hold_the_fit_of_the_table(table: str, dtype: str) -> None
     every = np.arange(len(found.problem.rows))
     shipped_s, fitted_s = found.problem.law(law, every), found.problem.law(found.constants, every)
     assert np.median(np.abs(shipped_s / fitted_s - 1)) < 0.02
-    # Cards are fitted on the tables of the package itself, which hold a third to a half more rows.
+    # Cards are fitted on the tables of the package itself, which hold up to twice as many rows.
     assert law.residuals.n > found.residuals.n
     assert law.residuals.mean_ape == pytest.approx(found.residuals.mean_ape, rel=0.15)
 
