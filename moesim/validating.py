@@ -5,10 +5,11 @@ from __future__ import annotations
 import json as encoder
 from collections.abc import Sequence
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 
 from rich.console import Console
-from rich.progress import Progress
+from rich.progress import Progress, TaskID
 from rich.table import Table
 
 from hwmodels.calibration.shipped import kernel_card_for
@@ -60,17 +61,18 @@ def show_suites(suite: str, tables: Path | None, json: str | None, out: Path | N
     with Progress(console=Console(stderr=True), transient=True) as bar:
         for name in SUITES if suite == "all" else [suite]:
             task = bar.add_task(name, total=1.0)
-            rows = SUITES[name](
-                folder, lambda what, share, task=task: bar.update(task, description=what, completed=share)
-            )
+            judged += SUITES[name](folder, partial(_advance, bar, task))
             bar.remove_task(task)
-            judged += rows
     if json != "-":
         for name in dict.fromkeys(row.suite for row in judged):
             Console().print(_suite_table(name, [row for row in judged if row.suite == name]))
         _print_causes(judged)
     _write(judged, [], json, out)
     return 0 if all(row.verdict.ok for row in judged) else LIMIT_MISSED
+
+
+def _advance(bar: Progress, task: TaskID, what: str, share: float) -> None:
+    bar.update(task, description=what, completed=share)
 
 
 def _held_to(score: Score, limits: Limits | None) -> Verdict:
