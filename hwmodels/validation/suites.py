@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 
 from hwmodels.calibration.shipped import SHIPPED, ShippedCard
 from hwmodels.devices import Device
 from hwmodels.library import find_device, find_kernels
 from hwmodels.validation.goals import Verdict, verdict
-from hwmodels.validation.score import Part, Score, validate_table
+from hwmodels.validation.score import Score, validate_table
 from hwmodels.validation.tables import Table
 from hwmodels.validation.timings import read_timings
 
@@ -63,7 +64,7 @@ def skew(folder: Path, progress: Progress) -> list[Judged]:
 
 def transfer(folder: Path, progress: Progress) -> list[Judged]:
     """Constants of the H200 on other devices, of which only the data sheet is used."""
-    every = list(_transfers())
+    every = [case for case in _transfers() if case.table.find(folder) is not None]
     rows: list[Judged] = []
     for number, case in enumerate(every):
         progress(case.table.name, number / len(every))
@@ -72,6 +73,11 @@ def transfer(folder: Path, progress: Progress) -> list[Judged]:
         found = validate_table(timings, device, name=case.table.name, refit=False, part="transfer", main_only=True)
         rows += [_judged("transfer", score) for score in found.scores if _is_transferable(score)]
     return rows
+
+
+def missing_tables(folder: Path) -> list[str]:
+    """Tables of the shipped cards that `folder` does not hold, and that the suites therefore leave out."""
+    return [table.name for shipped in SHIPPED for table in shipped.tables if table.find(folder) is None]
 
 
 SUITES: dict[str, Callable[[Path, Progress], list[Judged]]] = {
@@ -83,7 +89,10 @@ SUITES: dict[str, Callable[[Path, Progress], list[Judged]]] = {
 
 def _on_own_tables(folder: Path, progress: Progress, suite: str) -> Iterator[Judged]:
     pairs = [
-        (shipped, table) for shipped in SHIPPED for table in shipped.tables if suite == "kernels" or _has_skew(table)
+        (shipped, table)
+        for shipped in SHIPPED
+        for table in shipped.tables
+        if table.find(folder) is not None and (suite == "kernels" or _has_skew(table))
     ]
     for number, (shipped, table) in enumerate(pairs):
         progress(f"{shipped.name}: {table.name}", number / len(pairs))
@@ -91,11 +100,12 @@ def _on_own_tables(folder: Path, progress: Progress, suite: str) -> Iterator[Jud
             yield _judged(suite, score)
 
 
-def _unseen(shipped: ShippedCard, table: Table, folder: Path) -> list[Score]:
+@lru_cache(maxsize=256)
+def _unseen(shipped: ShippedCard, table: Table, folder: Path) -> tuple[Score, ...]:
+    """Scores on shapes left out; kept, because two suites share them."""
     device = Device(card=find_device(shipped.device), kernels=find_kernels(shipped.name))
-    part: Part = "unseen shapes"
     found = validate_table(read_timings(table.path(folder)), device, name=table.name, main_only=True)
-    return [score for score in found.scores if score.part == part]
+    return tuple(score for score in found.scores if score.part == "unseen shapes")
 
 
 def _judged(suite: str, score: Score) -> Judged:
