@@ -15,9 +15,9 @@ from hwmodels.calibration.shipped import kernel_card_for
 from hwmodels.devices import Device
 from hwmodels.library import find_device, find_kernels
 from hwmodels.validation.accepted import Limits
-from hwmodels.validation.goals import Verdict, exceeded, stated
+from hwmodels.validation.goals import Judged, Verdict, exceeded, stated
 from hwmodels.validation.score import Score, Validation, validate_table
-from hwmodels.validation.suites import SUITES, Judged, missing_tables
+from hwmodels.validation.suites import SUITES, missing_tables
 from hwmodels.validation.tables import tables_folder
 from hwmodels.validation.timings import read_timings
 from scenarios.errors import ScenarioError
@@ -175,10 +175,10 @@ def _errors(score: Score, first: str, second: str, judged: Score, verdict: str) 
 
 
 def _line(*cells: str) -> str:
-    """Seven cells in columns of 79 characters together."""
-    widths = (31, 7, 15, 14, 6, 5)
-    numbers = "".join(f"{cell:>{width}}" for cell, width in zip(cells[1:6], widths[1:], strict=True))
-    return f"{cells[0]:<{widths[0]}}{numbers}  {cells[6]}".rstrip()
+    """Seven cells; of 79 characters together where the first has up to 31."""
+    widths = (7, 15, 14, 6, 5)
+    numbers = "".join(f"{cell:>{width}}" for cell, width in zip(cells[1:6], widths, strict=True))
+    return f"{cells[0]:<31}{numbers}  {cells[6]}".rstrip()
 
 
 def _three(score: Score) -> str:

@@ -78,5 +78,17 @@ ACCEPTED = (
              limits=Limits(median_ape=0.25), cause=QUANTISED_GEMM),
     Accepted(suite="transfer", table="(a100|b200|rtx).*", name=".*",
              limits=Limits(median_ape=0.57), cause=OTHER_KERNEL),
+    Accepted(suite="links", table="rtx_pro_6000_server nccl", name="nccl all", limits=Limits(mean_ape=0.064),
+             cause="times of 8 GPUs fall as messages grow past a size, which no minimum of rising lines follows"),
+    Accepted(suite="links", table="b200_sxm nccl", name="nccl all", limits=Limits(mean_ape=0.057),
+             cause="all-gather of 8 GPUs has more steps between 64 KB and 4 MB than three protocols"),
+    Accepted(suite="links", table="a100_sxm nccl", name="nccl all", limits=Limits(mean_ape=0.057),
+             cause="all-gather and all-to-all have more steps than three protocols, most with 4 GPUs"),
+    Accepted(suite="links", table="deepep ll", name="deepep-low-latency all( by size)?", limits=Limits(mean_ape=0.051),
+             cause="the form of the law was chosen on ten of the sixteen shapes; the others are about twice as far off"),
+    Accepted(suite="links", table="gb200 trtllm alltoall", name="nvl72-two-sided all", limits=Limits(mean_ape=0.049),
+             cause="the form of the law was chosen on EP 2 to 32 without 16; EP 16 and 64 are further off"),
+    Accepted(suite="links", table="gb200 trtllm alltoall", name="nvl72-one-sided all", limits=Limits(mean_ape=0.050),
+             cause="a combine among four GPUs of few tokens is 10 to 20 % faster than the law allows"),
 )  # fmt: skip
 """The first that matches counts."""
