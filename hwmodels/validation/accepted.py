@@ -85,9 +85,9 @@ ACCEPTED = (
     Accepted(suite="links", table="a100_sxm nccl", name="nccl all", limits=Limits(mean_ape=0.057),
              cause="all-gather and all-to-all have more steps than three protocols, most with 4 GPUs"),
     Accepted(suite="links", table="deepep ll", name="deepep-low-latency all( by size)?", limits=Limits(mean_ape=0.051),
-             cause="the form of the law was chosen on ten of the sixteen shapes; the others are about twice as far off"),
+             cause="the law was shaped on ten of these sixteen shapes; the others are about twice as far off"),
     Accepted(suite="links", table="gb200 trtllm alltoall", name="nvl72-two-sided all", limits=Limits(mean_ape=0.049),
-             cause="the form of the law was chosen on EP 2 to 32 without 16; EP 16 and 64 are further off"),
+             cause="the law was shaped on EP 2 to 32 without 16; EP 16 and 64 are further off"),
     Accepted(suite="links", table="gb200 trtllm alltoall", name="nvl72-one-sided all", limits=Limits(mean_ape=0.050),
              cause="a combine among four GPUs of few tokens is 10 to 20 % faster than the law allows"),
 )  # fmt: skip

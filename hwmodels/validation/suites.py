@@ -11,6 +11,7 @@ from hwmodels.calibration.shipped import SHIPPED, ShippedCard
 from hwmodels.devices import Device
 from hwmodels.library import find_device, find_kernels
 from hwmodels.validation.goals import Judged, Progress, judged
+from hwmodels.validation.host import host
 from hwmodels.validation.links import links
 from hwmodels.validation.score import Score, validate_table
 from hwmodels.validation.tables import Table
@@ -74,6 +75,7 @@ SUITES: dict[str, Callable[[Path, Progress], list[Judged]]] = {
     "skew": skew,
     "transfer": transfer,
     "links": links,
+    "host": host,
 }
 
 
