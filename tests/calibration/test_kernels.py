@@ -88,7 +88,7 @@ def transferred(table: str, kernels: str) -> dict[str, Score]:
 def test_unseen_shapes(table: str, dtype: str, kind: str, mean: float, median: float, p90: float) -> None:
     found = solved(table, dtype)
     rows = found.problem.kinds == kind
-    judged = score("", "unseen shapes", ("", "", ""), found.held_out_s[rows], found.problem.measured_s[rows])
+    judged = score("", "unseen shapes", ("", "", "", ""), found.held_out_s[rows], found.problem.measured_s[rows])
     assert judged.n > 900
     assert 100 * judged.mean_ape < 1.1 * mean
     assert 100 * judged.median_ape < 1.1 * median

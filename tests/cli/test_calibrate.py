@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -126,7 +127,8 @@ class TestValidateTable:
     def test_constants_of_the_card_and_of_other_shapes(self, moesim: Command, exact: str) -> None:
         done = moesim("validate", "kernels", "--table", exact, "--card", "h200-sxm").succeeded()
         assert f"{exact} on h200-sxm, constants h200-vllm" in done.out
-        assert "the card" in done.out and "other shapes" in done.out
+        assert "card" in done.out and "unseen shapes" in done.out
+        assert "gemm bf16" in done.out and " 39 " in done.out
 
     @pytest.mark.slow
     def test_kernels_of_a_file_of_an_engine_or_named(self, moesim: Command, folder: Path, exact: str) -> None:
@@ -150,11 +152,21 @@ class TestValidateTable:
         arguments = ("validate", "kernels", "--table", noisy, "--card", "h200-sxm")
         missed = moesim(*arguments, "--limit", "0.02")
         assert (missed.code, missed.err) == (1, "")
-        assert "2% missed" in missed.out
+        assert "limit 2%" in missed.out and " missed" in missed.out
         met = moesim(*arguments, "--limit", "0.9").succeeded()
-        assert "90% ok" in met.out and "missed" not in met.out
+        assert " ok" in met.out and "missed" not in met.out
         rows = json.loads(moesim(*arguments, "--limit", "0.02", "--json", "-").out)["suites"]
         assert {(row["limit"], row["ok"]) for row in rows} == {(0.02, False)}
+
+    @pytest.mark.slow
+    def test_a_line_is_ok_where_both_of_its_medians_are(self, moesim: Command, noisy: str) -> None:
+        moesim("calibrate", noisy, "--card", "h200-sxm", "--name", "own", "--out", "own.yaml").succeeded()
+        arguments = ("validate", "kernels", "--table", noisy, "--card", "h200-sxm", "--kernels", "own.yaml")
+        card, unseen = (row["median_ape"] for row in json.loads(moesim(*arguments, "--json", "-").out)["suites"])
+        assert card < unseen  # fitted on these very rows
+        done = moesim(*arguments, "--limit", str((card + unseen) / 2))
+        assert (done.code, done.err) == (1, "")
+        assert " missed" in done.out
 
     @pytest.mark.slow
     def test_plots_and_results_are_written(self, moesim: Command, exact: str) -> None:
@@ -174,8 +186,8 @@ class TestValidateTable:
             (["kernels", "--table", "gemm.csv", "--card", "h200-sxm", "--out", "tiny.yaml"], "tiny.yaml"),
             (["kernel"], "there is no suite 'kernel' (did you mean 'kernels'?)"),
             (["kernels", "--tables", "absent"], "absent: no such folder of tables"),
-            (["skew", "--tables", "."], ".: holds no table h200_sxm moe trtllm"),
-            (["transfer", "--tables", "."], ".: holds no table h100_sxm moe trtllm"),
+            (["skew", "--tables", "."], ".: holds no table of the suite skew"),
+            (["transfer", "--tables", "."], ".: holds no table of the suite transfer"),
         ],
     )
     def test_bad_input(self, moesim: Command, exact: str, arguments: list[str], text: str) -> None:
@@ -185,3 +197,46 @@ class TestValidateTable:
     def test_without_tables_the_remedy_is_told(self, moesim: Command, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr("hwmodels.validation.tables.PACKAGE", "no_such_package")
         moesim("validate", "kernels").refused(2, "pip install 'moesim[tables]', or name a folder with --tables")
+
+
+class TestValidateSuite:
+    """On a folder with one made table of dense products of vLLM on an H200, in place of the public ones."""
+
+    @pytest.fixture
+    def tables(self, folder: Path) -> Callable[[float], str]:
+        """A folder of tables whose times scatter by a deviation of logs."""
+        parquet, arrow = pytest.importorskip("pyarrow.parquet"), pytest.importorskip("pyarrow")
+
+        def make(deviation: float) -> str:
+            table = with_times(timings(FEW), DEVICE)
+            times = table.measured_s * np.random.default_rng(0).lognormal(0, deviation, len(table))
+            columns = {name: column for name, column in table.columns.items() if name != "latency"}
+            path = folder / "tables" / "h200_sxm" / "gemm" / "vllm_0.24.0.parquet"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            parquet.write_table(arrow.table({**columns, "latency": times * 1e3}), path)
+            return "tables"
+
+        return make
+
+    @pytest.mark.slow
+    def test_goals_reached(self, moesim: Command, tables: Callable[[float], str]) -> None:
+        done = moesim("validate", "kernels", "--tables", tables(0.01), "--json", "found.json", "--out", "plots")
+        assert done.code == 0
+        assert "h200_sxm gemm vllm 0.24.0" in done.out and " ok" in done.out
+        assert "left out, not in tables: h200_sxm moe trtllm" in done.out
+        assert {"found.json", "plots/validation.json", "plots/errors-kernels.png"} <= done.files
+        (row,) = json.loads((Path("found.json")).read_text())["suites"]
+        assert (row["suite"], row["name"], row["part"], row["n"]) == ("kernels", "gemm bf16", "unseen shapes", 39)
+        assert (row["goal"], row["limits"], row["ok"]) == ({"mean_ape": 0.08}, {"mean_ape": 0.08}, True)
+        assert 0 < row["mean_ape"] < 0.08
+
+    @pytest.mark.slow
+    def test_a_goal_missed_without_a_cause_ends_with_1(self, moesim: Command, tables: Callable[[float], str]) -> None:
+        done = moesim("validate", "kernels", "--tables", tables(0.2))
+        assert done.code == 1
+        assert " missed" in done.out
+
+    def test_a_folder_without_a_table_of_the_suite(self, moesim: Command, tables: Callable[[float], str]) -> None:
+        moesim("validate", "transfer", "--tables", tables(0.0)).refused(
+            2, "tables: holds no table of the suite transfer"
+        )

@@ -15,9 +15,10 @@ from hwmodels.fitted import Residuals
 from hwmodels.gemm import gemm_s
 from hwmodels.gqa import gqa_prefill_s
 from hwmodels.moe import ExpertShape, grouped_gemm_moe_s
+from hwmodels.validation.accepted import ACCEPTED, Limits
 from hwmodels.validation.counts import balanced_counts, expert_counts, is_known, level_out, power_law_counts
-from hwmodels.validation.goals import Limits
-from hwmodels.validation.score import score, validate_table
+from hwmodels.validation.goals import GOALS, exceeded, stated, verdict
+from hwmodels.validation.score import Part, Score, score, validate_table
 from hwmodels.validation.timings import Timings, read_timings
 from scenarios.errors import HardwareError
 from scenarios.models import GroupedQueryAttention, LatentAttention
@@ -200,15 +201,51 @@ def test_of_several_kernels_the_one_with_most_rows_stands_for_a_data_type(tmp_pa
 def test_scores_by_hand() -> None:
     measured_s = np.array([10.0, 10.0, 10.0])
     inside = np.array([True, True, False])
-    found = score("moe", "card", ("table", "card", "kernels"), measured_s * [1.0, 1.1, 0.8], measured_s, inside)
+    found = score(
+        "moe", "card", ("kernel", "table", "card", "kernels"), measured_s * [1.0, 1.1, 0.8], measured_s, inside
+    )
     assert found.n == 3
     assert found.mean_ape == pytest.approx(0.1)
     assert found.median_ape == pytest.approx(0.1)
     assert found.p90_ape == pytest.approx(0.18)  # at rank 1.8 of 0, 0.1, 0.2
     assert found.bias == pytest.approx(0.0, abs=1e-12)
     assert found.coverage_80 == pytest.approx(2 / 3)
-    assert Limits(mean_ape=0.09, median_ape=0.11, p90_ape=0.17).exceeded(found) == ("mean_ape", "p90_ape")
-    assert Limits(median_ape=0.11).exceeded(found) == ()
+    assert exceeded(Limits(mean_ape=0.09, median_ape=0.11, p90_ape=0.17), found) == ("mean_ape", "p90_ape")
+    assert exceeded(Limits(median_ape=0.11), found) == ()
+
+
+def scored(name: str, table: str, error: float, part: Part = "unseen shapes") -> Score:
+    """A score whose errors are all alike."""
+    measured_s = np.ones(10)
+    return score(name, part, ("kernel", table, "card", "kernels"), measured_s * (1 + error), measured_s)
+
+
+def test_a_goal_is_reached_or_an_error_accepted_for_a_stated_cause() -> None:
+    # The goal of bf16 experts is 6 % in the mean and 2.5 % in the median; of vLLM on H200 7.3 and 4.4 % are accepted.
+    reached = verdict("kernels", scored("moe bf16 balanced", "h200_sxm moe vllm 0.24.0", 0.02))
+    assert (reached.reached, reached.ok, reached.cause) == (True, True, "")
+    accepted = verdict("kernels", scored("moe bf16 balanced", "h200_sxm moe vllm 0.24.0", 0.04))
+    assert (accepted.reached, accepted.ok) == (False, True)
+    assert accepted.limit is not None and accepted.limit.median_ape == 0.044
+    assert "tile sizes that the engine ships" in accepted.cause
+    missed = verdict("kernels", scored("moe bf16 balanced", "h200_sxm moe vllm 0.24.0", 0.05))
+    assert (missed.reached, missed.ok) == (False, False)
+    elsewhere = verdict("kernels", scored("moe bf16 balanced", "h200_sxm moe trtllm 1.3.0rc20", 0.03))
+    assert (elsewhere.reached, elsewhere.ok, elsewhere.limit) == (False, False, elsewhere.goal)
+    nothing = verdict("kernels", scored("moe int4 balanced", "h200_sxm moe vllm 0.24.0", 9.0))
+    assert (nothing.goal, nothing.ok) == (None, True)
+    carried_over = verdict("links", scored("nccl all", "h100_sxm nccl nccl 2.27.3", 9.0, "transfer"))
+    assert (carried_over.goal, carried_over.ok) == (None, True)
+
+
+def test_what_is_accepted_is_a_goal_that_is_missed() -> None:
+    suites = {goal.suite for goal in GOALS}
+    for accepted in ACCEPTED:
+        assert accepted.suite in suites
+        assert len(accepted.cause) > 20
+        goals = [goal.limits for goal in GOALS if goal.suite == accepted.suite]
+        looser = [stated(goal) for goal in goals if stated(goal).keys() <= stated(accepted.limits).keys()]
+        assert any(stated(accepted.limits)[name] > limit for goal in looser for name, limit in goal.items()), accepted
 
 
 def test_tables_are_scored_by_kind_of_row_and_against_the_band(tmp_path: Path) -> None:
@@ -223,7 +260,7 @@ def test_tables_are_scored_by_kind_of_row_and_against_the_band(tmp_path: Path) -
     for residuals, coverage in ((errors, 0.75), (None, None)):
         found = validate_table(timings, h200(moe={"residuals": residuals}), refit=False)
         assert [score.name for score in found.scores] == [
-            "moe bf16 EP 2 to 32",
+            "moe bf16 EP 2-32 balanced",
             "moe bf16 EP above 32",
             "moe bf16 balanced",
             "moe bf16 skewed",
@@ -345,8 +382,8 @@ def test_attention_tables_become_one_problem_a_kernel(tmp_path: Path) -> None:
     problems = attention_problems(timings, h200(), no_reasons(timings))
     assert [(p.block, p.dtype, len(p.rows), set(p.kinds.tolist())) for p in problems] == [
         ("prefill", "bf16", 10, {""}),
-        ("decode", "bf16", 200, {"", "windowed"}),
-        ("decode", "bf16", 200, {"", "windowed"}),
+        ("decode", "bf16", 200, {""}),
+        ("decode", "bf16", 200, {""}),
     ]
     assert [set(timings.source[p.rows].tolist()) for p in problems] == [{"toy"}, {"fa3"}, {"toy"}]
     assert [p.options[0].get("max_splits") for p in problems] == [None, 128, None]
