@@ -214,16 +214,16 @@ class TestValidateSuite:
             path = folder / "tables" / "h200_sxm" / "gemm" / "vllm_0.24.0.parquet"
             path.parent.mkdir(parents=True, exist_ok=True)
             parquet.write_table(arrow.table({**columns, "latency": times * 1e3}), path)
-            return "tables"
+            return str(folder / "tables")  # absolute: scores of a folder are kept within a process
 
         return make
 
     @pytest.mark.slow
-    def test_goals_reached(self, moesim: Command, tables: Callable[[float], str]) -> None:
+    def test_goals_reached(self, moesim: Command, folder: Path, tables: Callable[[float], str]) -> None:
         done = moesim("validate", "kernels", "--tables", tables(0.01), "--json", "found.json", "--out", "plots")
         assert done.code == 0
         assert "h200_sxm gemm vllm 0.24.0" in done.out and " ok" in done.out
-        assert "left out, not in tables: h200_sxm moe trtllm" in done.out
+        assert f"left out, not in {folder / 'tables'}: h200_sxm moe trtllm" in done.out
         assert {"found.json", "plots/validation.json", "plots/errors-kernels.png"} <= done.files
         (row,) = json.loads((Path("found.json")).read_text())["suites"]
         assert (row["suite"], row["name"], row["part"], row["n"]) == ("kernels", "gemm bf16", "unseen shapes", 39)
@@ -237,6 +237,5 @@ class TestValidateSuite:
         assert " missed" in done.out
 
     def test_a_folder_without_a_table_of_the_suite(self, moesim: Command, tables: Callable[[float], str]) -> None:
-        moesim("validate", "transfer", "--tables", tables(0.0)).refused(
-            2, "tables: holds no table of the suite transfer"
-        )
+        done = moesim("validate", "transfer", "--tables", tables(0.0))
+        done.refused(2, "tables: holds no table of the suite transfer")
