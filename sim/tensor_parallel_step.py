@@ -124,11 +124,11 @@ def _trace(served: ServedModel) -> RoutingTrace:
 
 
 def _with_kernels(cluster: Cluster, names: tuple[str, ...]) -> Cluster:
-    """The cluster with the constants of several kernel cards, the first that has an operation and data type."""
-    cards = dict.fromkeys(card.name for name in names for card in find_kernels(name).cards)
-    found = {card.name: card for name in names for card in find_kernels(name).cards}
-    kernels = Kernels(cards=tuple(found[name] for name in cards))
-    return replace(cluster, device=Device(card=cluster.device.card, kernels=kernels))
+    """The cluster with the constants of the named cards, the first that has an operation and data type, then bases."""
+    chains = [find_kernels(name).cards for name in names]
+    ordered = [chain[0] for chain in chains] + [card for chain in chains for card in chain[1:]]
+    cards = {card.name: card for card in ordered}
+    return replace(cluster, device=Device(card=cluster.device.card, kernels=Kernels(cards=tuple(cards.values()))))
 
 
 def _all_reduce_s(setting: Setting, engine: Engine, tokens: int) -> float:
