@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json as encoder
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
@@ -14,15 +14,23 @@ from rich.table import Table
 from hwmodels.calibration.shipped import kernel_card_for
 from hwmodels.devices import Device
 from hwmodels.library import find_device, find_kernels
+from hwmodels.validation.beside import TablesMissing
 from hwmodels.validation.goals import Limits, Verdict
+from hwmodels.validation.layers import layers, layers_absent
 from hwmodels.validation.score import Score, Validation, validate_table
-from hwmodels.validation.suites import SUITES, Judged
+from hwmodels.validation.suites import SUITES as KERNEL_SUITES
+from hwmodels.validation.suites import Judged
 from hwmodels.validation.tables import tables_folder
 from hwmodels.validation.timings import read_timings
 from scenarios.errors import ScenarioError
 from scenarios.explain import did_you_mean
 from scenarios.files import whole_file
+from sim.published_steps import published
+from sim.step_validation import steps, steps_absent, steps_left_out
 
+SUITES = KERNEL_SUITES | {"layers": layers, "steps": steps, "published": published}
+ABSENT = {"layers": layers_absent, "steps": steps_absent}
+"""What a suite could not judge in a folder, for suites that judge what is there."""
 LIMIT_MISSED = 1
 METRICS = {"mean_ape": "mean", "median_ape": "median", "p90_ape": "p90"}
 
@@ -60,15 +68,19 @@ def show_suites(suite: str, tables: Path | None, json: str | None, out: Path | N
     with Progress(console=Console(stderr=True), transient=True) as bar:
         for name in SUITES if suite == "all" else [suite]:
             task = bar.add_task(name, total=1.0)
-            rows = SUITES[name](
-                folder, lambda what, share, task=task: bar.update(task, description=what, completed=share)
-            )
+            try:
+                judged += SUITES[name](
+                    folder, lambda what, share, task=task: bar.update(task, description=what, completed=share)
+                )
+            except TablesMissing:
+                if suite != "all":
+                    raise
             bar.remove_task(task)
-            judged += rows
     if json != "-":
         for name in dict.fromkeys(row.suite for row in judged):
             Console().print(_suite_table(name, [row for row in judged if row.suite == name]))
         _print_causes(judged)
+    _print_absent(SUITES if suite == "all" else [suite], folder)
     _write(judged, [], json, out)
     return 0 if all(row.verdict.ok for row in judged) else LIMIT_MISSED
 
@@ -150,6 +162,17 @@ def _shown_verdict(verdict: Verdict) -> str:
     if verdict.goal is None:
         return ""
     return "ok" if verdict.reached else "accepted" if verdict.ok else "missed"
+
+
+def _print_absent(names: Collection[str], folder: Path) -> None:
+    """What the folder lacks of each suite, and which rows are not predicted: to standard error."""
+    console = Console(stderr=True, highlight=False)
+    for name in names:
+        for what in ABSENT[name](folder) if name in ABSENT else []:
+            console.print(f"suite {name}: {folder} does not hold {what}; left out", markup=False)
+    if "steps" in names:
+        for reason, count in steps_left_out(folder).items():
+            console.print(f"suite steps: left out {count:,} rows, {reason}", markup=False)
 
 
 def _print_causes(judged: Sequence[Judged]) -> None:

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from hwmodels.cluster import Cluster, build_cluster
+from hwmodels.cluster import Cluster
 from hwmodels.collectives import collective_s
 from hwmodels.devices import Device
 from hwmodels.kernels import Kernels
@@ -35,13 +35,13 @@ from scenarios.specs import (
 )
 from sim.durations import Duration, ExchangeTime
 from sim.kernel_pricing import token_bytes
+from sim.laws import LAWS
 from sim.policies import POLICIES
 from sim.pricing import price
-from sim.program import OpList, compile_program
+from sim.program import compile_program
 from sim.session import solve_placement
 from sim.setting import Setting, build_step, make_setting, open_trace
 from sim.vector import execute
-from sim.laws import LAWS
 from traces.routing import RoutingTrace
 
 STEPS = 4
@@ -80,7 +80,7 @@ def step_s(served: ServedModel, engine: Engine, layout: Layout, phase: str, toke
     step = build_step(setting.model, chunks=1, attention_tp=layout.tp)
     op_list = compile_program(POLICIES[schedule.overlap], step)
     durations = price(setting, placement, reduction, schedule.exchange).durations(op_list)
-    summed = _with_all_reduces(op_list, durations, _all_reduce_s(setting, engine, tokens))
+    summed = _with_all_reduces(durations, _all_reduce_s(setting, engine, tokens))
     finished = execute(op_list, summed, law=LAWS["port"])
     return float(finished.end_s.max(axis=(0, -1)).mean())
 
@@ -115,7 +115,7 @@ def _setting(
         trace=_trace(served),
         seed=0,
     )
-    return replace(setting, cluster=_with_kernels(setting.cluster, engine.kernels))
+    return replace(setting, cluster=with_kernels(setting.cluster, engine.kernels))
 
 
 @lru_cache(maxsize=8)
@@ -123,7 +123,7 @@ def _trace(served: ServedModel) -> RoutingTrace:
     return open_trace(WorkloadSpec(synthetic=ROUTING), _model(served), Path())
 
 
-def _with_kernels(cluster: Cluster, names: tuple[str, ...]) -> Cluster:
+def with_kernels(cluster: Cluster, names: tuple[str, ...]) -> Cluster:
     """The cluster with the constants of the named cards, the first that has an operation and data type, then bases."""
     chains = [find_kernels(name).cards for name in names]
     ordered = [chain[0] for chain in chains] + [card for chain in chains for card in chain[1:]]
@@ -143,11 +143,10 @@ def _all_reduce_s(setting: Setting, engine: Engine, tokens: int) -> float:
     return min(float(collective_s("all-reduce", total_bytes, n_devices, card, bytes_per_s)) for card in known)
 
 
-def _with_all_reduces(op_list: OpList, durations: list[Duration], all_reduce_s: float) -> list[Duration]:
+def _with_all_reduces(durations: list[Duration], all_reduce_s: float) -> list[Duration]:
     """Durations with half an all-reduce in place of each gather, scatter, dispatch and combine."""
     return [
-        _halved(duration, all_reduce_s) if isinstance(duration, ExchangeTime) else duration
-        for duration in durations
+        _halved(duration, all_reduce_s) if isinstance(duration, ExchangeTime) else duration for duration in durations
     ]
 
 

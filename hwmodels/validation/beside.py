@@ -1,4 +1,4 @@
-"""Measurements that lie beside tables of kernels: where they are looked for, and the error that says they are absent."""
+"""Measurements that lie beside tables of kernels: where they are looked for, and the error where they are absent."""
 
 from __future__ import annotations
 

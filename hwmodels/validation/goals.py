@@ -71,11 +71,90 @@ GOALS = (
     Goal(suite="kernels", name="(mla_)?prefill .*", limits=Limits(mean_ape=0.09, median_ape=0.06)),
     Goal(suite="kernels", name="(mla_)?decode .*", limits=Limits(mean_ape=0.07, median_ape=0.045)),
     Goal(suite="transfer", name=".*", limits=Limits(median_ape=0.15)),
+    Goal(suite="layers", name=".*", limits=Limits(median_ape=0.15)),
+    Goal(suite="steps", name="tpot", limits=Limits(mean_ape=0.30, median_ape=0.20)),
+    Goal(suite="published", name=".*", limits=Limits(median_ape=0.30)),
 )
 SGLANG_BF16 = Limits(mean_ape=0.09, median_ape=0.04)
 """SGLang's bf16 kernels are held to the goal of block-scaled ones."""
 
 ACCEPTED: tuple[Accepted, ...] = ()
+
+ACCEPTED_LAYERS = (
+    Accepted(
+        suite="layers",
+        name="projections to 256 tokens",
+        table=".*",
+        limits=Limits(median_ape=0.64),
+        cause="repeated calls find 17 to 21 MB of weights in the 128 MB L2 cache, a step reads them from memory",
+    ),
+    Accepted(
+        suite="layers",
+        name="experts from L2",
+        table=".*",
+        limits=Limits(median_ape=0.44),
+        cause="repeated calls read the weights of 8 experts from the L2 cache, the law from memory, as a step does",
+    ),
+    Accepted(
+        suite="layers",
+        name="chunk attention",
+        table=".*",
+        limits=Limits(median_ape=0.21),
+        cause="vLLM 0.19 does not share a long past out over the multiprocessors when a chunk has few tokens",
+    ),
+    Accepted(
+        suite="layers",
+        name="experts masked .* EP from 64",
+        table=".*",
+        limits=Limits(median_ape=0.65),
+        cause="DeepGEMM has less fixed time, and is faster at many tokens an expert, than Triton, which was fitted",
+    ),
+    Accepted(
+        suite="layers",
+        name="experts contiguous .*",
+        table=".*",
+        limits=Limits(median_ape=0.65),
+        cause="about 370 us whatever the work, as kernels launched one by one; above, DeepGEMM is faster than Triton",
+    ),
+    Accepted(
+        suite="layers",
+        name="experts wide .*",
+        table=".*",
+        limits=Limits(median_ape=0.37),
+        cause="an older version takes 11 us more at the fewest tokens, and more for each token; the latter unexplained",
+    ),
+)
+ACCEPTED_STEPS = (
+    Accepted(
+        suite="steps",
+        name="tpot",
+        table="h100_sxm gpt-oss-120b trtllm",
+        limits=Limits(mean_ape=0.79, median_ape=0.81),
+        cause="47 to 60 ms a token whatever the batch, where vLLM takes 7 to 16: host time, which is taken as 0",
+    ),
+    Accepted(
+        suite="steps",
+        name="tpot",
+        table="h200_sxm deepseek-v3 sglang",
+        limits=Limits(mean_ape=0.30, median_ape=0.226),
+        cause="not settled: the error grows with context, and speculation and parallel attention are no columns",
+    ),
+    Accepted(
+        suite="steps",
+        name="tpot",
+        table="h200_sxm deepseek-v3 trtllm",
+        limits=Limits(mean_ape=0.336, median_ape=0.262),
+        cause="speculative decoding is no column: at the same batch and lengths one version takes 9 ms, another 16",
+    ),
+    Accepted(
+        suite="published",
+        name="decode step, EP(72|144), no overlap",
+        table=".*",
+        limits=Limits(median_ape=0.48),
+        cause="the engines overlap two batches, the schedule nothing",
+    ),
+)
+"""Of suites that judge what is put together from kernels; their cause is where the prediction leaves something out."""
 
 
 def verdict(suite: str, score: Score) -> Verdict:
@@ -87,7 +166,7 @@ def verdict(suite: str, score: Score) -> Verdict:
         return Verdict(goal=None, limit=None, cause="", reached=True, ok=True)
     if not goal.exceeded(score):
         return Verdict(goal=goal, limit=goal, cause="", reached=True, ok=True)
-    for accepted in ACCEPTED:
+    for accepted in (*ACCEPTED, *ACCEPTED_LAYERS, *ACCEPTED_STEPS):
         same = accepted.suite == suite and re.fullmatch(accepted.name, score.name)
         if same and re.search(accepted.table, score.table):
             ok = not accepted.limits.exceeded(score)

@@ -119,9 +119,7 @@ def _attention(profile: Path, model: ModelCard, device: Device) -> list[Score]:
         _score(
             "prefill attention", device, attention_prefill_s(chunk[whole], pairs[whole], *common), measured_s[whole]
         ),
-        _score(
-            "chunk attention", device, attention_prefill_s(chunk[later], pairs[later], *common), measured_s[later]
-        ),
+        _score("chunk attention", device, attention_prefill_s(chunk[later], pairs[later], *common), measured_s[later]),
     ]
 
 

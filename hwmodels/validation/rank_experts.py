@@ -40,12 +40,8 @@ def _table(engine: str, version: str, table: str) -> Table:
 
 
 RANK_TABLES = (
-    RankTable(
-        table=_table("sglang", "0.5.10", "wideep_generation_moe"), name="experts masked", kernels="h200-sglang"
-    ),
-    RankTable(
-        table=_table("sglang", "0.5.10", "wideep_context_moe"), name="experts contiguous", kernels="h200-sglang"
-    ),
+    RankTable(table=_table("sglang", "0.5.10", "wideep_generation_moe"), name="experts masked", kernels="h200-sglang"),
+    RankTable(table=_table("sglang", "0.5.10", "wideep_context_moe"), name="experts contiguous", kernels="h200-sglang"),
     RankTable(table=_table("trtllm", "1.3.0rc10", "wideep_moe"), name="experts wide", kernels="h200-trtllm"),
 )
 

@@ -6,7 +6,7 @@ Rows are those of aiconfigurator's `silicon_sample.csv` (0.12.0, Apache-2.0) or 
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from hwmodels.validation.beside import beside, missing
@@ -15,8 +15,10 @@ from scenarios.errors import HardwareError
 from scenarios.models import DType
 
 PLACES = ("e2e/silicon_e2e_dedup.csv.gz", "silicon_sample.csv")
-NEEDED = ("model_path", "system", "backend", "backend_version", "mode", "isl", "osl", "batch_size", "tp_size", "pp_size",
-          "attention_dp_size", "moe_tp_size", "moe_ep_size", "silicon_ttft_ms", "silicon_tpot_ms")  # fmt: skip
+NEEDED = (
+    *("model_path", "system", "backend", "backend_version", "mode", "isl", "osl", "batch_size", "tp_size", "pp_size"),
+    *("attention_dp_size", "moe_tp_size", "moe_ep_size", "silicon_ttft_ms", "silicon_tpot_ms"),
+)
 
 
 QUEUED_FRAC = 0.25
@@ -94,6 +96,7 @@ def read_step_rows(folder: Path) -> StepRows:
     if lacking:
         raise HardwareError(f"{path}: lacks columns {', '.join(lacking)}")
     rows: list[StepRow] = []
+    known: set[StepRow] = set()
     reasons: Counter[str] = Counter()
     for number in range(len(columns["isl"])):
         cells = {name: str(columns[name][number]) for name in NEEDED}
@@ -101,12 +104,13 @@ def read_step_rows(folder: Path) -> StepRows:
         row = None if reason else _row(path, number, cells)
         if row is not None and row.ttft_s > QUEUED_FRAC * (row.ttft_s + row.osl * row.tpot_s):
             reason = "requests that waited for a place in the batch"
-        elif row is not None and row in rows:
+        elif row is not None and _rounded(row) in known:
             reason = "the same measurement again"
         if row is None or reason:
             reasons[reason] += 1
         else:
             rows.append(row)
+            known.add(_rounded(row))
     return StepRows(path=path, rows=tuple(rows), left_out=dict(reasons.most_common()))
 
 
@@ -157,3 +161,8 @@ def _row(path: Path, number: int, cells: dict[str, str]) -> StepRow:
         ttft_s=ttft_s,
         tpot_s=tpot_s,
     )
+
+
+def _rounded(row: StepRow) -> StepRow:
+    """The row by which copies are known that were written with other numbers of digits."""
+    return replace(row, ttft_s=float(f"{row.ttft_s:.5g}"), tpot_s=float(f"{row.tpot_s:.5g}"))
