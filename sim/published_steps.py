@@ -14,13 +14,13 @@ import numpy as np
 
 from hwmodels.attention import attention_prefill_s, attention_projections_s
 from hwmodels.devices import Device
-from hwmodels.expert_exchange import DEFAULT_SMS, compute_slowdown
+from hwmodels.expert_exchange import DEFAULT_SMS
 from hwmodels.gemm import mlp_s, norm_s
+from hwmodels.launch import compute_slowdown
 from hwmodels.library import find_device, find_kernels
 from hwmodels.moe import expert_shape, grouped_gemm_moe_s
-from hwmodels.validation.goals import verdict
+from hwmodels.validation.goals import Judged, Progress, judged
 from hwmodels.validation.score import score
-from hwmodels.validation.suites import Judged, Progress
 from placement.reduction import reduce_trace
 from scenarios.catalog import find_model
 from scenarios.specs import ClusterSpec, ParallelSpec, PlacementSpec, ScheduleSpec, SynthesisSpec, WorkloadSpec
@@ -82,7 +82,7 @@ def trained_attention_s() -> float:
     hidden, dtype = model.hidden_size, model.weight_dtype
     projected_s = attention_projections_s(TRAINED_TOKENS, model.attention, hidden, 1, dtype, device)
     alone_s = norm_s(TRAINED_TOKENS, hidden, device) + projected_s + core_attention_s()
-    return float(alone_s) * compute_slowdown(DEFAULT_SMS, device.n_sms)
+    return float(alone_s * compute_slowdown(DEFAULT_SMS, device.n_sms))
 
 
 def trained_mlp_s() -> float:
@@ -93,7 +93,7 @@ def trained_mlp_s() -> float:
     shared_s = mlp_s(
         TRAINED_TOKENS, model.hidden_size, model.shared_intermediate_size, model.gated, model.weight_dtype, device
     )
-    return float(routed_s + shared_s) * compute_slowdown(DEFAULT_SMS, device.n_sms)
+    return float((routed_s + shared_s) * compute_slowdown(DEFAULT_SMS, device.n_sms))
 
 
 SGLANG = Deployment(node="h100-sxm-8", nodes=9, requests_per_device=256, context_tokens=2048)
@@ -107,25 +107,25 @@ PROFILE = "deepseek-ai/profile-data, train.json: H800, EP64, one sequence of 409
 
 PUBLISHED = (
     Published(
-        name="decode step, EP72, no overlap",
+        name="decode EP72 no overlap",
         source=BLOG,
         measured_s=256 / (22_282 / 8),
         predict=lambda: decode_step_s(SGLANG, SEQUENTIAL),
     ),
     Published(
-        name="decode step, EP72, chunks overlap",
+        name="decode EP72 chunks overlap",
         source=BLOG,
         measured_s=256 / (22_282 / 8),
         predict=lambda: decode_step_s(SGLANG, CHUNKED),
     ),
     Published(
-        name="decode step, EP144, no overlap",
+        name="decode EP144 no overlap",
         source=OVERVIEW,
         measured_s=1 / 21,
         predict=lambda: decode_step_s(DEEPSEEK, SEQUENTIAL),
     ),
     Published(
-        name="decode step, EP144, chunks overlap",
+        name="decode EP144 chunks overlap",
         source=OVERVIEW,
         measured_s=1 / 21,
         predict=lambda: decode_step_s(DEEPSEEK, CHUNKED),
@@ -142,9 +142,9 @@ def published(folder: Path, progress: Progress) -> list[Judged]:
     rows: list[Judged] = []
     for number, one in enumerate(PUBLISHED):
         progress(one.name, number / len(PUBLISHED))
-        label = (one.source.partition(":")[0], MODEL, " ".join(KERNELS))
+        label = ("", one.source.partition(":")[0], MODEL, ", ".join(KERNELS))
         errors = score(one.name, "card", label, np.array([one.predict()]), np.array([one.measured_s]))
-        rows.append(Judged(suite="published", score=errors, verdict=verdict("published", errors)))
+        rows.append(judged("published", errors))
     return rows
 
 

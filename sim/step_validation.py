@@ -11,10 +11,9 @@ from pathlib import Path
 
 import numpy as np
 
-from hwmodels.validation.goals import verdict
-from hwmodels.validation.score import Score, score
+from hwmodels.validation.goals import Judged, Progress, judged
+from hwmodels.validation.score import Label, Score, score
 from hwmodels.validation.step_rows import PLACES, StepRow, find_step_rows, read_step_rows
-from hwmodels.validation.suites import Judged, Progress
 from sim.tensor_parallel_step import Engine, Layout, step_s
 
 ENGINES = {
@@ -80,7 +79,7 @@ def steps(folder: Path, progress: Progress) -> list[Judged]:
     groups = sorted({one.row.group for one in found})
     scores = [part for group in groups for part in _scores(group, [one for one in found if one.row.group == group])]
     scores += _scores("all", found) if len(groups) > 1 else []
-    return [Judged(suite="steps", score=one, verdict=verdict("steps", one)) for one in scores]
+    return [judged("steps", one) for one in scores]
 
 
 def steps_absent(folder: Path) -> list[str]:
@@ -96,17 +95,26 @@ def steps_left_out(folder: Path) -> dict[str, int]:
 def _scores(group: str, found: Iterable[Predicted]) -> list[Score]:
     every = list(found)
     first = [one for one in every if one.row.batch <= FEW_REQUESTS]
+    engines = {ENGINES[one.row.system, one.row.engine] for one in every}
+    label = ("", group, *_hardware(engines))
     scores = [
-        _score("tpot", group, [(one.tpot_s, one.row.tpot_s) for one in every]),
-        _score("tpot of decode alone", group, [(one.decode_s, one.row.tpot_s) for one in every]),
+        _score("tpot", label, [(one.tpot_s, one.row.tpot_s) for one in every]),
+        _score("tpot of decode alone", label, [(one.decode_s, one.row.tpot_s) for one in every]),
     ]
     if first:
         name = f"ttft to {FEW_REQUESTS} requests"
-        scores.append(_score(name, group, [(one.prefill_s, one.row.ttft_s) for one in first]))
+        scores.append(_score(name, label, [(one.prefill_s, one.row.ttft_s) for one in first]))
     return scores
 
 
-def _score(name: str, group: str, pairs: list[tuple[float, float]]) -> Score:
+def _hardware(engines: set[Engine]) -> tuple[str, str]:
+    """Node card and kernel cards of one engine, or "several"."""
+    if len(engines) != 1:
+        return "several", "several"
+    (engine,) = engines
+    return engine.node, ", ".join(engine.kernels)
+
+
+def _score(name: str, label: Label, pairs: list[tuple[float, float]]) -> Score:
     predicted_s, measured_s = np.array(pairs).T
-    system, _, engine = group.partition(" ")
-    return score(name, "card", (group, system, engine), predicted_s, measured_s)
+    return score(name, "card", label, predicted_s, measured_s)

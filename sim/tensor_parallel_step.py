@@ -79,9 +79,11 @@ def step_s(served: ServedModel, engine: Engine, layout: Layout, phase: str, toke
     schedule = ScheduleSpec()
     step = build_step(setting.model, chunks=1, attention_tp=layout.tp)
     op_list = compile_program(POLICIES[schedule.overlap], step)
-    durations = price(setting, placement, reduction, schedule.exchange).durations(op_list)
-    summed = _with_all_reduces(durations, _all_reduce_s(setting, engine, tokens))
-    finished = execute(op_list, summed, law=LAWS["port"])
+    all_reduce_s = _all_reduce_s(setting, engine, tokens)
+    prices = price(setting, placement, reduction, schedule.exchange).changed(
+        lambda _kind, duration: _halved(duration, all_reduce_s)
+    )
+    finished = execute(op_list, prices.durations(op_list), law=LAWS[schedule.exchange.law])
     return float(finished.end_s.max(axis=(0, -1)).mean())
 
 
@@ -143,13 +145,9 @@ def _all_reduce_s(setting: Setting, engine: Engine, tokens: int) -> float:
     return min(float(collective_s("all-reduce", total_bytes, n_devices, card, bytes_per_s)) for card in known)
 
 
-def _with_all_reduces(durations: list[Duration], all_reduce_s: float) -> list[Duration]:
-    """Durations with half an all-reduce in place of each gather, scatter, dispatch and combine."""
-    return [
-        _halved(duration, all_reduce_s) if isinstance(duration, ExchangeTime) else duration for duration in durations
-    ]
-
-
-def _halved(duration: ExchangeTime, all_reduce_s: float) -> ExchangeTime:
+def _halved(duration: Duration, all_reduce_s: float) -> Duration:
+    """Half an all-reduce in place of a gather, scatter, dispatch or combine."""
+    if not isinstance(duration, ExchangeTime):
+        return duration
     half = np.full_like(duration.send_s, 0.5 * all_reduce_s)
     return ExchangeTime(send_s=half, receive_s=half, group_size=duration.group_size)

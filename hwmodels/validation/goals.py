@@ -3,28 +3,12 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, fields
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
 
+from hwmodels.validation.accepted import ACCEPTED, Limits
+from hwmodels.validation.accepted_steps import ACCEPTED_LAYERS, ACCEPTED_STEPS
 from hwmodels.validation.score import Score
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Limits:
-    """Largest errors, fractions of the measured time; none: not limited."""
-
-    mean_ape: float | None = None
-    median_ape: float | None = None
-    p90_ape: float | None = None
-
-    def exceeded(self, score: Score) -> tuple[str, ...]:
-        """Names of the errors that are larger."""
-        stated = {field.name: getattr(self, field.name) for field in fields(self)}
-        return tuple(name for name, limit in stated.items() if limit is not None and getattr(score, name) > limit)
-
-    def as_json(self) -> dict[str, float]:
-        """The limits that there are."""
-        stated = {field.name: getattr(self, field.name) for field in fields(self)}
-        return {name: limit for name, limit in stated.items() if limit is not None}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,6 +26,24 @@ class Verdict:
     ok: bool
 
 
+Progress = Callable[[str, float], None]
+"""Called with what is being judged and the share that is done."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Judged:
+    """One row of a suite: a score, and what it is held to."""
+
+    suite: str
+    score: Score
+    verdict: Verdict
+
+
+def judged(suite: str, score: Score) -> Judged:
+    """The score with its verdict."""
+    return Judged(suite=suite, score=score, verdict=verdict(suite, score))
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Goal:
     """A goal for the scores whose suite and name match."""
@@ -51,26 +53,20 @@ class Goal:
     limits: Limits
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Accepted:
-    """Errors accepted in place of a goal: measured ones with a margin of a tenth, on tables whose name matches."""
-
-    name: str
-    table: str
-    limits: Limits
-    cause: str
-    suite: str = "kernels"
-
-
 GOALS = (
     Goal(suite="kernels", name="moe (bf16|fp8) balanced", limits=Limits(mean_ape=0.06, median_ape=0.025, p90_ape=0.14)),
     Goal(suite="kernels", name="moe fp8_block balanced", limits=Limits(mean_ape=0.09, median_ape=0.04)),
-    Goal(suite="kernels", name="moe .* EP 2 to 32", limits=Limits(mean_ape=0.13)),
+    Goal(suite="kernels", name="moe (bf16|fp8|fp8_block) EP 2-32 balanced", limits=Limits(mean_ape=0.13)),
     Goal(suite="skew", name="moe (bf16|fp8|fp8_block) skewed", limits=Limits(median_ape=0.04, p90_ape=0.20)),
     Goal(suite="kernels", name="gemm bf16", limits=Limits(mean_ape=0.08)),
     Goal(suite="kernels", name="(mla_)?prefill .*", limits=Limits(mean_ape=0.09, median_ape=0.06)),
     Goal(suite="kernels", name="(mla_)?decode .*", limits=Limits(mean_ape=0.07, median_ape=0.045)),
     Goal(suite="transfer", name=".*", limits=Limits(median_ape=0.15)),
+    Goal(suite="links", name="nccl all", limits=Limits(mean_ape=0.05)),
+    Goal(suite="links", name="deepep-low-latency all( by size)?", limits=Limits(mean_ape=0.03)),
+    Goal(suite="links", name="deepep-normal all", limits=Limits(mean_ape=0.07)),
+    Goal(suite="links", name="nvl72-.* all", limits=Limits(mean_ape=0.04)),
+    Goal(suite="links", name="all", limits=Limits(mean_ape=0.03)),
     Goal(suite="layers", name=".*", limits=Limits(median_ape=0.15)),
     Goal(suite="steps", name="tpot", limits=Limits(mean_ape=0.30, median_ape=0.20)),
     Goal(suite="published", name=".*", limits=Limits(median_ape=0.30)),
@@ -78,97 +74,31 @@ GOALS = (
 SGLANG_BF16 = Limits(mean_ape=0.09, median_ape=0.04)
 """SGLang's bf16 kernels are held to the goal of block-scaled ones."""
 
-ACCEPTED: tuple[Accepted, ...] = ()
-
-ACCEPTED_LAYERS = (
-    Accepted(
-        suite="layers",
-        name="projections to 256 tokens",
-        table=".*",
-        limits=Limits(median_ape=0.64),
-        cause="repeated calls find 17 to 21 MB of weights in the 128 MB L2 cache, a step reads them from memory",
-    ),
-    Accepted(
-        suite="layers",
-        name="experts from L2",
-        table=".*",
-        limits=Limits(median_ape=0.44),
-        cause="repeated calls read the weights of 8 experts from the L2 cache, the law from memory, as a step does",
-    ),
-    Accepted(
-        suite="layers",
-        name="chunk attention",
-        table=".*",
-        limits=Limits(median_ape=0.21),
-        cause="vLLM 0.19 does not share a long past out over the multiprocessors when a chunk has few tokens",
-    ),
-    Accepted(
-        suite="layers",
-        name="experts masked .* EP from 64",
-        table=".*",
-        limits=Limits(median_ape=0.65),
-        cause="DeepGEMM has less fixed time, and is faster at many tokens an expert, than Triton, which was fitted",
-    ),
-    Accepted(
-        suite="layers",
-        name="experts contiguous .*",
-        table=".*",
-        limits=Limits(median_ape=0.65),
-        cause="about 370 us whatever the work, as kernels launched one by one; above, DeepGEMM is faster than Triton",
-    ),
-    Accepted(
-        suite="layers",
-        name="experts wide .*",
-        table=".*",
-        limits=Limits(median_ape=0.37),
-        cause="an older version takes 11 us more at the fewest tokens, and more for each token; the latter unexplained",
-    ),
-)
-ACCEPTED_STEPS = (
-    Accepted(
-        suite="steps",
-        name="tpot",
-        table="h100_sxm gpt-oss-120b trtllm",
-        limits=Limits(mean_ape=0.79, median_ape=0.81),
-        cause="47 to 60 ms a token whatever the batch, where vLLM takes 7 to 16: host time, which is taken as 0",
-    ),
-    Accepted(
-        suite="steps",
-        name="tpot",
-        table="h200_sxm deepseek-v3 sglang",
-        limits=Limits(mean_ape=0.30, median_ape=0.226),
-        cause="not settled: the error grows with context, and speculation and parallel attention are no columns",
-    ),
-    Accepted(
-        suite="steps",
-        name="tpot",
-        table="h200_sxm deepseek-v3 trtllm",
-        limits=Limits(mean_ape=0.336, median_ape=0.262),
-        cause="speculative decoding is no column: at the same batch and lengths one version takes 9 ms, another 16",
-    ),
-    Accepted(
-        suite="published",
-        name="decode step, EP(72|144), no overlap",
-        table=".*",
-        limits=Limits(median_ape=0.48),
-        cause="the engines overlap two batches, the schedule nothing",
-    ),
-)
-"""Of suites that judge what is put together from kernels; their cause is where the prediction leaves something out."""
-
 
 def verdict(suite: str, score: Score) -> Verdict:
     """The goal of a score and whether it is met, or else what is accepted."""
     goal = next((g.limits for g in GOALS if g.suite == suite and re.fullmatch(g.name, score.name)), None)
+    if suite == "links" and score.part == "transfer":
+        goal = None  # another version or engine: shown, and held to nothing
     if "sglang" in score.table and score.name == "moe bf16 balanced":
         goal = SGLANG_BF16
     if goal is None:
         return Verdict(goal=None, limit=None, cause="", reached=True, ok=True)
-    if not goal.exceeded(score):
+    if not exceeded(goal, score):
         return Verdict(goal=goal, limit=goal, cause="", reached=True, ok=True)
     for accepted in (*ACCEPTED, *ACCEPTED_LAYERS, *ACCEPTED_STEPS):
         same = accepted.suite == suite and re.fullmatch(accepted.name, score.name)
         if same and re.search(accepted.table, score.table):
-            ok = not accepted.limits.exceeded(score)
+            ok = not exceeded(accepted.limits, score)
             return Verdict(goal=goal, limit=accepted.limits, cause=accepted.cause, reached=False, ok=ok)
     return Verdict(goal=goal, limit=goal, cause="", reached=False, ok=False)
+
+
+def exceeded(limits: Limits, score: Score) -> tuple[str, ...]:
+    """Names of the errors that are larger than their limit."""
+    return tuple(name for name, limit in stated(limits).items() if getattr(score, name) > limit)
+
+
+def stated(limits: Limits) -> dict[str, float]:
+    """The limits that there are, by name of the error."""
+    return {name: limit for name, limit in asdict(limits).items() if limit is not None}

@@ -124,7 +124,7 @@ def _attention(profile: Path, model: ModelCard, device: Device) -> list[Score]:
 
 
 def _score(name: str, device: Device, predicted_s: Times, measured_s: Times) -> Score:
-    return score(name, "card", (TABLE, device.card.name, device.kernels.name), predicted_s, measured_s)
+    return score(name, "card", ("", TABLE, device.card.name, device.kernels.name), predicted_s, measured_s)
 
 
 def _ints(columns: dict[str, Column], name: str) -> Ints:

@@ -5,11 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 from hwmodels.validation.beside import missing
-from hwmodels.validation.goals import verdict
+from hwmodels.validation.goals import Judged, Progress, judged
 from hwmodels.validation.layer_parts import FOLDER, find_profile, layer_part_scores
 from hwmodels.validation.rank_experts import RANK_TABLES, rank_expert_scores
 from hwmodels.validation.score import Score
-from hwmodels.validation.suites import Judged, Progress
 
 
 def layers(folder: Path, progress: Progress) -> list[Judged]:
@@ -25,7 +24,7 @@ def layers(folder: Path, progress: Progress) -> list[Judged]:
         scores += rank_expert_scores(folder, case)
     if not scores:
         raise missing(folder, "layer profile and no table of wide expert parallelism")
-    return [Judged(suite="layers", score=score, verdict=verdict("layers", score)) for score in scores]
+    return [judged("layers", score) for score in scores]
 
 
 def layers_absent(folder: Path) -> list[str]:

@@ -40,9 +40,9 @@ def _table(engine: str, version: str, table: str) -> Table:
 
 
 RANK_TABLES = (
-    RankTable(table=_table("sglang", "0.5.10", "wideep_generation_moe"), name="experts masked", kernels="h200-sglang"),
-    RankTable(table=_table("sglang", "0.5.10", "wideep_context_moe"), name="experts contiguous", kernels="h200-sglang"),
-    RankTable(table=_table("trtllm", "1.3.0rc10", "wideep_moe"), name="experts wide", kernels="h200-trtllm"),
+    RankTable(table=_table("sglang", "0.5.10", "wideep_generation_moe"), name="masked", kernels="h200-sglang"),
+    RankTable(table=_table("sglang", "0.5.10", "wideep_context_moe"), name="contiguous", kernels="h200-sglang"),
+    RankTable(table=_table("trtllm", "1.3.0rc10", "wideep_moe"), name="wide", kernels="h200-trtllm"),
 )
 
 
@@ -55,7 +55,7 @@ def rank_expert_scores(folder: Path, case: RankTable) -> list[Score]:
     predicted_s = predict_rank_experts(timings, device)
     many = timings.ints("moe_ep_size") >= MANY_RANKS
     routing = np.array([_routing(name) for name in timings.texts("distribution").tolist()])
-    label = (case.table.name, device.card.name, device.kernels.name)
+    label = ("", case.table.name, device.card.name, device.kernels.name)
     scores = []
     for kind in sorted(set(routing.tolist())):
         for ranks, of_ranks in (("EP to 16", ~many), ("EP from 64", many)):
