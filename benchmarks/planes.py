@@ -15,6 +15,7 @@ from placement.plan import Placement
 from placement.reduction import Reduction, reduce_trace
 from scenarios.catalog import find_model
 from scenarios.specs import ClusterSpec, ParallelSpec, ScheduleSpec, SplitSpec, WorkloadSpec
+from sim.pricing import price
 from sim.run import execute_schedule
 from sim.setting import Setting, make_setting
 from traces.routing import RoutingTrace
@@ -67,7 +68,15 @@ def step_rows() -> list[Row]:
     rows.append(
         Row(goal="policy point on a cached reduction, EP64 decode", unit="steps/s", target=500, measured=16 / seconds)
     )
-    return rows
+    return [*rows, _pricing_row(trace)]
+
+
+def _pricing_row(trace: RoutingTrace) -> Row:
+    """Durations of one step of DeepSeek-V3's 58 MoE layers on 320 devices, from counted tokens."""
+    setting, placement = _setting(trace, 320, steps=1), spread(320)
+    reduction, exchange = _reduce(setting, placement), ScheduleSpec().exchange
+    seconds = best_s(lambda: price(setting, placement, reduction, exchange))
+    return Row(goal="pricing a DeepSeek-V3 step, EP320", unit="steps/s", target=500, measured=1 / seconds)
 
 
 def _setting(trace: RoutingTrace, n_devices: int, steps: int) -> Setting:

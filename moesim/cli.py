@@ -149,7 +149,9 @@ def calibrate(
 
 @app.command()
 def validate(
-    suite: Annotated[str, typer.Argument(metavar="SUITE", help="kernels, skew, transfer, links, host or all.")] = "all",
+    suite: Annotated[
+        str, typer.Argument(metavar="SUITE", help="kernels, skew, transfer, layers, steps, published or all.")
+    ] = "all",
     tables: Annotated[
         Path | None, typer.Option(metavar="DIR", help="Folder of public tables; default: aiconfigurator-core.")
     ] = None,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json as encoder
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -15,15 +15,23 @@ from hwmodels.calibration.shipped import kernel_card_for
 from hwmodels.devices import Device
 from hwmodels.library import find_device, find_kernels
 from hwmodels.validation.accepted import Limits
+from hwmodels.validation.beside import TablesMissing
 from hwmodels.validation.goals import Judged, Verdict, exceeded, stated
+from hwmodels.validation.layers import layers, layers_absent
 from hwmodels.validation.score import Score, Validation, validate_table
-from hwmodels.validation.suites import SUITES, missing_tables
+from hwmodels.validation.suites import SUITES as KERNEL_SUITES
+from hwmodels.validation.suites import missing_tables
 from hwmodels.validation.tables import tables_folder
 from hwmodels.validation.timings import read_timings
 from scenarios.errors import HardwareError, ScenarioError
 from scenarios.explain import did_you_mean
 from scenarios.files import whole_file
+from sim.published_steps import published
+from sim.step_validation import steps, steps_absent, steps_left_out
 
+SUITES = KERNEL_SUITES | {"layers": layers, "steps": steps, "published": published}
+ABSENT = {"layers": layers_absent, "steps": steps_absent}
+"""What a suite could not judge in a folder, for suites that judge what is there."""
 LIMIT_MISSED = 1
 
 
@@ -59,7 +67,11 @@ def show_suites(suite: str, tables: Path | None, json: str | None, out: Path | N
     with Progress(console=Console(stderr=True), transient=True) as bar:
         for name in SUITES if suite == "all" else [suite]:
             task = bar.add_task(name, total=1.0)
-            judged += SUITES[name](folder, partial(_advance, bar, task))
+            try:
+                judged += SUITES[name](folder, partial(_advance, bar, task))
+            except TablesMissing:
+                if suite != "all":
+                    raise
             bar.remove_task(task)
     if not judged:
         raise HardwareError(f"{folder}: holds no table of the suite {suite}; see `moesim validate --help`")
@@ -69,8 +81,19 @@ def show_suites(suite: str, tables: Path | None, json: str | None, out: Path | N
         _print_causes(judged)
         if any(row.suite in ("kernels", "skew") for row in judged) and (missing := missing_tables(folder)):
             print(f"left out, not in {folder}: {', '.join(missing)}")
+        _print_absent(SUITES if suite == "all" else [suite], folder)
     _write(judged, [], json, out)
     return 0 if all(row.verdict.ok for row in judged) else LIMIT_MISSED
+
+
+def _print_absent(names: Collection[str], folder: Path) -> None:
+    """What the folder lacks of each suite, and how many rows of engines are not predicted, by reason."""
+    for name in names:
+        if name in ABSENT and (absent := ABSENT[name](folder)):
+            print(f"{name}: left out, not in {folder}: {', '.join(absent)}")
+    if "steps" in names:
+        for reason, count in steps_left_out(folder).items():
+            print(f"steps: left out {count:,} rows, {reason}")
 
 
 def _advance(bar: Progress, task: TaskID, what: str, share: float) -> None:

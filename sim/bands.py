@@ -59,10 +59,7 @@ def step_band(setting: Setting, prices: Prices, op_list: OpList, schedule: Sched
     predicted_s = mean_s(sampled)
     ends: dict[str, tuple[float, float]] = {}
     for family in (*KERNEL_FAMILIES, "links"):
-        moved = {end: _moved(sample, sampled, schedule, family, end) for end in ENDS}
-        if schedule.launch == "eager":
-            moved = {end: launched_eagerly(changed, sample) for end, changed in moved.items()}
-        low, high = (mean_s(moved[end]) / predicted_s for end in ENDS)
+        low, high = (mean_s(_moved(sample, sampled, schedule, family, end)) / predicted_s for end in ENDS)
         ends[family] = (min(low, 1.0), max(high, 1.0))
     below = np.sqrt(sum((1 - low) ** 2 for low, _ in ends.values()))
     above = np.sqrt(sum((high - 1) ** 2 for _, high in ends.values()))
@@ -70,14 +67,22 @@ def step_band(setting: Setting, prices: Prices, op_list: OpList, schedule: Sched
 
 
 def _moved(setting: Setting, prices: Prices, schedule: ScheduleSpec, family: str, end: End) -> Prices:
-    """Prices with one family at one end of its band."""
+    """Prices with one family at one end of its band; in eager mode never below the launches of the host."""
+    moved = _moved_work(setting, prices, schedule, family, end)
+    if schedule.launch == "graph":
+        return moved
+    launch = setting.cluster.device.kernels.launch()
+    return launched_eagerly(moved, setting, launch.low_high[ENDS.index(end)] if family == "small" else 1.0)
+
+
+def _moved_work(setting: Setting, prices: Prices, schedule: ScheduleSpec, family: str, end: End) -> Prices:
     if family == "links":
         return _moved_links(setting, prices, schedule, end)
     device = setting.cluster.device
     kernels = stretched_to(device.kernels, KERNEL_FAMILIES[family], end)
     if family == "experts":
         dtype = setting.model.expert_dtype or setting.model.weight_dtype
-        factor = device.kernels.moe(dtype).low_high[0 if end == "low" else 1]
+        factor = device.kernels.moe(dtype).low_high[ENDS.index(end)]
         return prices.times({"experts": factor})
     changed = replace(setting, cluster=replace(setting.cluster, device=replace(device, kernels=kernels)))
     own = layer_prices(changed)
@@ -86,7 +91,7 @@ def _moved(setting: Setting, prices: Prices, schedule: ScheduleSpec, family: str
 
 
 def _moved_links(setting: Setting, prices: Prices, schedule: ScheduleSpec, end: End) -> Prices:
-    place = 0 if end == "low" else 1
+    place = ENDS.index(end)
     factors = {kind: exchange_band(setting, schedule.exchange, kind)[place] for kind in ("dispatch", "combine")}
     if setting.attention_tp > 1:
         factors["gather"] = _collective_ends(setting, "all-gather")[place]

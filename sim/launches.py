@@ -18,11 +18,11 @@ GQA_KERNELS, MLA_KERNELS = 6, 13
 KERNELS = {"gate": 3, "experts": 7, "shared": 3, "mlp": 4, "head": 3}
 
 
-def launched_eagerly(prices: Prices, setting: Setting) -> Prices:
+def launched_eagerly(prices: Prices, setting: Setting, factor: float = 1.0) -> Prices:
     """Prices with every work at least as long as its launches by the host.
 
     A host runs ahead of the device, so that long kernels could hide the launches of short ones that follow; taking the
-    larger of both for each work is the upper end of that.
+    larger of both for each work is the upper end of that. Launches take `factor` times as long as the card says.
     """
     counts = kernel_counts(setting.model)
     launch = setting.cluster.device.kernels.launch()
@@ -30,7 +30,7 @@ def launched_eagerly(prices: Prices, setting: Setting) -> Prices:
     def floored(kind: str, duration: Duration) -> Duration:
         if isinstance(duration, ExchangeTime) or kind not in counts:
             return duration
-        return np.maximum(duration, host_floor_s(counts[kind], launch))
+        return np.maximum(duration, factor * host_floor_s(counts[kind], launch))
 
     return prices.changed(floored)
 

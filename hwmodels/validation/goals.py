@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 
 from hwmodels.validation.accepted import ACCEPTED, Limits
+from hwmodels.validation.accepted_steps import ACCEPTED_LAYERS, ACCEPTED_STEPS
 from hwmodels.validation.score import Score
 
 
@@ -66,6 +67,9 @@ GOALS = (
     Goal(suite="links", name="deepep-normal all", limits=Limits(mean_ape=0.07)),
     Goal(suite="links", name="nvl72-.* all", limits=Limits(mean_ape=0.04)),
     Goal(suite="links", name="all", limits=Limits(mean_ape=0.03)),
+    Goal(suite="layers", name=".*", limits=Limits(median_ape=0.15)),
+    Goal(suite="steps", name="tpot", limits=Limits(mean_ape=0.30, median_ape=0.20)),
+    Goal(suite="published", name=".*", limits=Limits(median_ape=0.30)),
 )
 SGLANG_BF16 = Limits(mean_ape=0.09, median_ape=0.04)
 """SGLang's bf16 kernels are held to the goal of block-scaled ones."""
@@ -82,7 +86,7 @@ def verdict(suite: str, score: Score) -> Verdict:
         return Verdict(goal=None, limit=None, cause="", reached=True, ok=True)
     if not exceeded(goal, score):
         return Verdict(goal=goal, limit=goal, cause="", reached=True, ok=True)
-    for accepted in ACCEPTED:
+    for accepted in (*ACCEPTED, *ACCEPTED_LAYERS, *ACCEPTED_STEPS):
         same = accepted.suite == suite and re.fullmatch(accepted.name, score.name)
         if same and re.search(accepted.table, score.table):
             ok = not exceeded(accepted.limits, score)
