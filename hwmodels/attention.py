@@ -8,6 +8,7 @@ from numpy.typing import ArrayLike
 from hwmodels.devices import Device
 from hwmodels.gemm import Times, gemm_s
 from hwmodels.gqa import HeadShape, gqa_decode_s, gqa_prefill_s
+from hwmodels.measured import Shape, head_key, latent_key, log_of
 from hwmodels.mla import LatentShape, mla_decode_s, mla_prefill_s
 from scenarios.errors import ScenarioError
 from scenarios.models import Attention, GroupedQueryAttention, LatentAttention
@@ -33,9 +34,11 @@ def attention_decode_s(
     """
     if isinstance(attention, GroupedQueryAttention):
         shape = head_shape(attention, tp)
-        return gqa_decode_s(requests, context_tokens, shape, kv_dtype, device, device.kernels.decode(kv_dtype))
-    constants = device.kernels.mla_decode(kv_dtype)
-    return mla_decode_s(requests, context_tokens, latent_shape(attention, tp), kv_dtype, device, constants)
+        times = gqa_decode_s(requests, context_tokens, shape, kv_dtype, device, device.kernels.decode(kv_dtype))
+    else:
+        latent, constants = latent_shape(attention, tp), device.kernels.mla_decode(kv_dtype)
+        times = mla_decode_s(requests, context_tokens, latent, kv_dtype, device, constants)
+    return times * decode_factor(requests, context_tokens, attention, tp, kv_dtype, device)
 
 
 def attention_prefill_s(
@@ -62,9 +65,48 @@ def attention_prefill_s(
     prompts = queries / length
     if isinstance(attention, GroupedQueryAttention):
         shape = head_shape(attention, tp)
-        return gqa_prefill_s(prompts, queries, pairs, shape, kv_dtype, device, device.kernels.prefill(kv_dtype))
+        times = gqa_prefill_s(prompts, queries, pairs, shape, kv_dtype, device, device.kernels.prefill(kv_dtype))
+    else:
+        latent, constants = latent_shape(attention, tp), device.kernels.mla_prefill(kv_dtype)
+        times = mla_prefill_s(prompts, queries, pairs, latent, kv_dtype, device, constants)
+    return times * prefill_factor(prompts, length, attention, tp, kv_dtype, device)
+
+
+def decode_factor(
+    requests: ArrayLike, context_tokens: ArrayLike, attention: Attention, tp: int, kv_dtype: str, device: Device
+) -> Times | float:
+    """What decode's law is multiplied with by what tables hold: float64[...]; arguments as of `attention_decode_s`."""
+    measured, mean = device.measured, np.asarray(context_tokens) / np.maximum(requests, 1)
+    places = log_of(requests), log_of(mean)
+    if not isinstance(attention, GroupedQueryAttention):
+        return measured.factor("mla_decode", kv_dtype, attention_key(attention, tp), *places)
+    factor = measured.factor("decode", kv_dtype, attention_key(attention, tp), *places)
+    if attention.window_tokens is None:
+        return factor
+    clipped = attention_key(attention, tp, attention.window_tokens)
+    behind = measured.factor("decode", kv_dtype, clipped, *places)
+    return np.where(mean >= attention.window_tokens, behind, factor)
+
+
+def prefill_factor(
+    prompts: ArrayLike, length: ArrayLike, attention: Attention, tp: int, kv_dtype: str, device: Device
+) -> Times | float:
+    """The same of prefill, of prompts of one length; 1 where a window clips contexts, or may."""
+    places, key = (log_of(prompts), log_of(length)), attention_key(attention, tp)
+    if not isinstance(attention, GroupedQueryAttention):
+        return device.measured.factor("mla_prefill", kv_dtype, key, *places)
+    if attention.window_tokens is not None:
+        return 1.0
+    return device.measured.factor("prefill", kv_dtype, key, *places)
+
+
+def attention_key(attention: Attention, tp: int, window_tokens: float = np.inf) -> Shape:
+    """Shape by which tables hold a layer's attention on one of `tp` devices."""
+    if isinstance(attention, GroupedQueryAttention):
+        heads = head_shape(attention, tp)
+        return head_key(heads.n_heads, heads.n_kv_heads, heads.head_dim, window_tokens)
     latent = latent_shape(attention, tp)
-    return mla_prefill_s(prompts, queries, pairs, latent, kv_dtype, device, device.kernels.mla_prefill(kv_dtype))
+    return latent_key(latent.n_heads, latent.cache_dim, latent.latent_dim)
 
 
 def attention_projections_s(

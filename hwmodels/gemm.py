@@ -8,6 +8,7 @@ from numpy.typing import ArrayLike, NDArray
 from hwmodels.constants import GemmConstants, Roofline
 from hwmodels.devices import Device, computed_bytes
 from hwmodels.launch import activation_bytes, norm_bytes, small_kernels_s, top_k_bytes
+from hwmodels.measured import gemm_shape, log_of
 from scenarios.models import BYTES_PER_VALUE
 
 Times = NDArray[np.float64]
@@ -23,11 +24,13 @@ SPLITS = (1, 2, 4, 8, 16)
 def gemm_s(m: ArrayLike, n: int, k: int, weight_dtype: str, device: Device, batch: int = 1) -> Times:
     """Time of `batch` products [m, k] x [k, n] in one kernel: float64[...] [s]; m is an int array of any shape.
 
-    The law is that of `product_s`. Zero rows leave only the launch. Raises HardwareError where the device has no peak
-    or no constants for the data type.
+    The law is that of `product_s`, corrected where a table holds (n, k) and `batch` is 1. Zero rows leave only the
+    launch. Raises HardwareError where the device has no peak or no constants for the data type.
     """
     rows, place = np.unique(np.asarray(m), return_inverse=True)  # devices mostly have the same few numbers of rows
     times = product_s(rows, n, k, weight_dtype, device, device.kernels.gemm(weight_dtype), batch)
+    if batch == 1:
+        times = times * device.measured.factor("gemm", weight_dtype, gemm_shape(n, k), 0.0, log_of(rows))
     return times[place].reshape(np.shape(m))
 
 

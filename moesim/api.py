@@ -38,7 +38,7 @@ def _check_cards(scenario: LoadedScenario) -> None:
     """Raise ScenarioError at its line where the scenario names a model or machine that cannot be had."""
     cards: dict[tuple[str, ...], Callable[[], object]] = {
         ("model",): lambda: find_model(scenario.spec.model, scenario.path.parent),
-        ("cluster", "node"): lambda: build_cluster(scenario.spec.cluster),
+        ("cluster", "node"): lambda: build_cluster(scenario.spec.cluster, scenario.path.parent),
     }
     for keys, find in cards.items():
         try:
