@@ -112,7 +112,15 @@ def attention_key(attention: Attention, tp: int, window_tokens: float = np.inf) 
 def attention_projections_s(
     tokens: ArrayLike, attention: Attention, hidden: int, tp: int, dtype: str, device: Device
 ) -> Times:
-    """Time of the GEMMs around attention in one layer, on one of `tp` devices: float64[...] [s].
+    """Time of the GEMMs around attention in one layer, on one of `tp` devices: float64[...] [s]."""
+    total_s = np.zeros(np.shape(tokens))
+    for n, k, batch in projection_products(attention, hidden, tp):
+        total_s = total_s + gemm_s(tokens, n, k, dtype, device, batch=batch)
+    return total_s
+
+
+def projection_products(attention: Attention, hidden: int, tp: int) -> list[tuple[int, int, int]]:
+    """(n, k, batch) of the GEMMs around attention in one layer, on one of `tp` devices.
 
     GQA: query-key-value GEMM and output GEMM. MLA: down GEMM (query and cache latents together, not split over tp), up
     GEMM of the queries where they have a latent, the two batched GEMMs that absorb keys and values, output GEMM. An
@@ -121,17 +129,17 @@ def attention_projections_s(
     heads = local_heads(attention, tp)
     if isinstance(attention, GroupedQueryAttention):
         qkv_columns = (heads + 2 * -(-attention.n_kv_heads // tp)) * attention.head_dim
-        qkv_s = gemm_s(tokens, qkv_columns, hidden, dtype, device)
-        return qkv_s + gemm_s(tokens, hidden, heads * attention.head_dim, dtype, device)
+        return [(qkv_columns, hidden, 1), (hidden, heads * attention.head_dim, 1)]
     rank, query_rank = attention.kv_lora_rank, attention.q_lora_rank
     query_columns = heads * (attention.qk_nope_head_dim + attention.qk_rope_head_dim)
     down_columns = (query_rank or query_columns) + rank + attention.qk_rope_head_dim
-    total_s = gemm_s(tokens, down_columns, hidden, dtype, device)
-    if query_rank is not None:
-        total_s = total_s + gemm_s(tokens, query_columns, query_rank, dtype, device)
-    total_s = total_s + gemm_s(tokens, rank, attention.qk_nope_head_dim, dtype, device, batch=heads)
-    total_s = total_s + gemm_s(tokens, attention.v_head_dim, rank, dtype, device, batch=heads)
-    return total_s + gemm_s(tokens, hidden, heads * attention.v_head_dim, dtype, device)
+    return [
+        (down_columns, hidden, 1),
+        *([(query_columns, query_rank, 1)] if query_rank is not None else []),
+        (rank, attention.qk_nope_head_dim, heads),
+        (attention.v_head_dim, rank, heads),
+        (hidden, heads * attention.v_head_dim, 1),
+    ]
 
 
 def windowed_context(context_tokens: ArrayLike, window_tokens: int | None) -> Times:

@@ -8,7 +8,7 @@ smooth. Shapes that no table holds are the law's alone.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -71,23 +71,15 @@ class Surface:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MeasuredBlock:
-    """Surfaces of one operation and data type by shape, with the files and rows that they were made of."""
+    """Surfaces of one operation and data type by shape, with the files and rows that they were made of.
+
+    band  ends of the 80 % band of measured over interpolated time (`band_left_out`).
+    """
 
     files: tuple[str, ...]
     n_rows: int
     surfaces: Mapping[Shape, Surface]
-
-    def left_out(self) -> Times:
-        """log(measured / interpolated) of every point between two others: float64[n]; see `Surface.left_out`."""
-        return np.concatenate([surface.left_out() for surface in self.surfaces.values()])
-
-    def low_high(self) -> tuple[float, float] | None:
-        """Ends of the 80 % band of measured over interpolated time; None where no point lies between two others."""
-        errors = self.left_out()
-        if not len(errors):
-            return None
-        low, high = np.exp(np.quantile(errors, [0.1, 0.9], method="weibull")).tolist()
-        return min(low, 1.0), max(high, 1.0)
+    band: tuple[float, float] | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -114,10 +106,10 @@ class Measured:
         held = self.blocks.get((block, dtype))
         return None if held is None else held.surfaces.get(shape)
 
-    def low_high(self, block: str, dtype: str) -> tuple[float, float] | None:
-        """Ends of the 80 % band of an operation's corrected times; None where nothing was measured or left out."""
+    def low_high(self, block: str, dtype: str, shape: Shape) -> tuple[float, float] | None:
+        """Ends of the 80 % band of corrected times of a shape, that of its whole operation; None: the law's counts."""
         held = self.blocks.get((block, dtype))
-        return None if held is None else held.low_high()
+        return None if held is None or shape not in held.surfaces else held.band
 
 
 NOTHING = Measured()
@@ -130,7 +122,7 @@ def moe_shape(hidden: ArrayLike, intermediate: ArrayLike, gated: bool) -> Shape:
 
 
 def gemm_shape(n: ArrayLike, k: ArrayLike) -> Shape:
-    """Of dense products; one line, points are log rows."""
+    """Of dense products; a line for even and one for uneven rows (`uneven`), points are log rows."""
     return (float(np.asarray(n)), float(np.asarray(k)))
 
 
@@ -154,6 +146,11 @@ def log_of(amount: ArrayLike) -> Times:
     return logs
 
 
+def uneven(rows: ArrayLike) -> Times:
+    """1 where a number of rows is no multiple of 4, which some kernels have to pad, else 0: float64[...]."""
+    return np.asarray(np.asarray(rows) % 4 != 0, np.float64)
+
+
 def surface_of(line: Times, point: Times, logs: Times) -> Surface:
     """The surface through points float64[n]; several values of one point are averaged."""
     places, number = np.unique(np.stack([line, point], axis=1), axis=0, return_inverse=True)
@@ -162,6 +159,18 @@ def surface_of(line: Times, point: Times, logs: Times) -> Surface:
     lines = np.unique(places[:, 0])
     on_line = [places[:, 0] == value for value in lines]
     return Surface(lines=lines, points=tuple(places[on, 1] for on in on_line), logs=tuple(mean[on] for on in on_line))
+
+
+def band_left_out(surfaces: Iterable[Surface]) -> tuple[float, float] | None:
+    """Ends of the 80 % band of measured time over that interpolated without it; None where no point has neighbours.
+
+    One point after the other is left out of its line, save the ends; the ranks are those of `calibration.fit.band_of`.
+    """
+    errors = np.concatenate([surface.left_out() for surface in surfaces])
+    if not len(errors):
+        return None
+    low, high = np.exp(np.quantile(errors, [0.1, 0.9], method="weibull")).tolist()
+    return low, high
 
 
 def _left_out(points: Times, logs: Times) -> Times:

@@ -20,12 +20,14 @@ from hwmodels.measured import (
     Shape,
     Surface,
     Times,
+    band_left_out,
     gemm_shape,
     head_key,
     latent_key,
     log_of,
     moe_shape,
     surface_of,
+    uneven,
 )
 from hwmodels.validation.counts import expert_counts
 from hwmodels.validation.timings import Timings, read_timings
@@ -52,14 +54,27 @@ def measure(device: Device) -> Device:
     the one with most rows counts. Raises HardwareError where a file is missing or wrong, or holds no row for its
     operation.
     """
+    tables = device.kernels.tables()
+    paths = sorted({path.resolve() for paths in tables.values() for path in paths if path.is_file()})
+    files = [(path, path.stat().st_mtime_ns) for path in paths]
+    known = (device.card.model_dump_json(), *(card.model_dump_json() for card in device.kernels.cards), *files)
+    if known not in _READ:
+        _READ[known] = Measured(blocks=_read_blocks(device))
+    return replace(device, measured=_READ[known])
+
+
+_READ: dict[tuple[object, ...], Measured] = {}
+"""Tables already read, by the cards and by the files with their times of change: settings of a comparison share them."""
+
+
+def _read_blocks(device: Device) -> dict[tuple[str, str], MeasuredBlock]:
     found: dict[tuple[str, str], list[tuple[Path, Problem, Timings]]] = {}
     for block, paths in device.kernels.tables().items():
         for path in paths:
             timings = _read(path, block)
             for problem in _problems(timings, device, block):
                 found.setdefault((block, problem.dtype), []).append((path, problem, timings))
-    blocks = {key: _joined(parts, device) for key, parts in found.items()}
-    return device if not blocks else replace(device, measured=Measured(blocks=blocks))
+    return {key: _joined(parts, device) for key, parts in found.items()}
 
 
 def _joined(parts: list[tuple[Path, Problem, Timings]], device: Device) -> MeasuredBlock:
@@ -68,11 +83,18 @@ def _joined(parts: list[tuple[Path, Problem, Timings]], device: Device) -> Measu
     for _, problem, timings in parts:
         for shape, rows in corrections(problem, timings, device).items():
             rows_of.setdefault(shape, []).append(rows)
+    if not rows_of:
+        path, problem, _ = parts[0]
+        raise HardwareError(
+            f"{path}: all rows of {problem.block} {problem.dtype} are of prefill behind a window, the law's alone"
+        )
     joined = {shape: np.concatenate(rows, axis=1) for shape, rows in rows_of.items()}
+    surfaces = {shape: surface_of(*rows) for shape, rows in joined.items()}
     return MeasuredBlock(
         files=tuple(path.name for path, _, _ in parts),
         n_rows=sum(rows.shape[1] for rows in joined.values()),
-        surfaces={shape: surface_of(*rows) for shape, rows in joined.items()},
+        surfaces=surfaces,
+        band=band_left_out(surfaces.values()),
     )
 
 
@@ -146,13 +168,14 @@ def _gemm(timings: Timings) -> Coordinates:
     n, k = timings.ints("n").tolist(), timings.ints("k").tolist()
     every = np.ones(len(timings), dtype=bool)
     shapes = [gemm_shape(*size) for size in zip(n, k, strict=True)]
-    return Coordinates(shapes=shapes, line=np.zeros(len(timings)), point=log_of(timings.ints("m")), kept=every)
+    return Coordinates(shapes=shapes, line=uneven(timings.ints("m")), point=log_of(timings.ints("m")), kept=every)
 
 
 def _attention(timings: Timings) -> Coordinates:
     """Contexts of decode, lengths of prefill; prefill behind a window is the law's alone.
 
-    Where a window clips contexts, all of them end at it: one point a line.
+    Where a window clips contexts of decode, all of them end at it: one point a line, averaged over them. Where it clips
+    none, the row is left to those measured without a window.
     """
     rows = attention_rows(timings)
     lengths = np.where(rows.decode, rows.attended, rows.queries) / rows.requests
@@ -161,8 +184,16 @@ def _attention(timings: Timings) -> Coordinates:
     else:
         sizes = (rows.heads, rows.kv_heads, rows.head_dim, rows.window)
         shapes = [head_key(*size) for size in zip(*(size.tolist() for size in sizes), strict=True)]
-    kept = rows.decode | ~np.isfinite(rows.window)
+    windowed, clips = _has_window(timings), np.isfinite(rows.window)
+    kept = ~windowed | (clips & rows.decode)
     return Coordinates(shapes=shapes, line=log_of(rows.requests), point=log_of(lengths), kept=kept)
+
+
+def _has_window(timings: Timings) -> NDArray[np.bool_]:
+    """Whether a row was measured behind a sliding window, clipped or not: bool[row]."""
+    if "window_size" not in timings.columns:
+        return np.zeros(len(timings), dtype=bool)
+    return timings.ints("window_size") > 0
 
 
 COORDINATES: dict[str, Callable[[Timings], Coordinates]] = {

@@ -70,6 +70,9 @@ GOALS = (
     Goal(suite="kernels", name="gemm bf16", limits=Limits(mean_ape=0.08)),
     Goal(suite="kernels", name="(mla_)?prefill .*", limits=Limits(mean_ape=0.09, median_ape=0.06)),
     Goal(suite="kernels", name="(mla_)?decode .*", limits=Limits(mean_ape=0.07, median_ape=0.045)),
+    Goal(suite="interpolation", name="moe .* interpolated", limits=Limits(median_ape=0.02)),
+    Goal(suite="interpolation", name="gemm .* interpolated", limits=Limits(median_ape=0.03)),
+    Goal(suite="interpolation", name="(mla_)?(prefill|decode) .* interpolated", limits=Limits(median_ape=0.04)),
     Goal(suite="transfer", name=".*", limits=Limits(median_ape=0.15)),
 )
 SGLANG_BF16 = Limits(mean_ape=0.09, median_ape=0.04)

@@ -10,6 +10,7 @@ from hwmodels.calibration.shipped import SHIPPED, ShippedCard
 from hwmodels.devices import Device
 from hwmodels.library import find_device, find_kernels
 from hwmodels.validation.goals import Verdict, verdict
+from hwmodels.validation.interpolation import score_interpolation
 from hwmodels.validation.score import Part, Score, validate_table
 from hwmodels.validation.tables import Table
 from hwmodels.validation.timings import read_timings
@@ -74,10 +75,16 @@ def transfer(folder: Path, progress: Progress) -> list[Judged]:
     return rows
 
 
+def interpolation(folder: Path, progress: Progress) -> list[Judged]:
+    """Half the points of every table predicted from the other half, beside what the law says of them."""
+    return [_judged("interpolation", score) for score in score_interpolation(folder, progress)]
+
+
 SUITES: dict[str, Callable[[Path, Progress], list[Judged]]] = {
     "kernels": kernels,
     "skew": skew,
     "transfer": transfer,
+    "interpolation": interpolation,
 }
 
 
