@@ -64,7 +64,7 @@ def measure(device: Device) -> Device:
 
 
 _READ: dict[tuple[object, ...], Measured] = {}
-"""Tables already read, by the cards and by the files with their times of change: settings of a comparison share them."""
+"""Tables already read, by cards, files and times of change: the settings of a comparison share them."""
 
 
 def _read_blocks(device: Device) -> dict[tuple[str, str], MeasuredBlock]:
