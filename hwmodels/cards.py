@@ -9,6 +9,7 @@ from pydantic import Field, model_validator
 from hwmodels.collectives import CollectiveCard
 from hwmodels.copies import CopyCard
 from hwmodels.expert_exchange import ExchangeCard
+from hwmodels.fitted import Band
 from hwmodels.host_constants import CpuConstants
 from hwmodels.kernels import KernelCard
 from scenarios.models import DType
@@ -42,6 +43,14 @@ class DeviceCard(Spec):
     note: str | None = None
 
 
+ALPHA_BETA_BAND = Band(
+    low=0.75,
+    high=1.35,
+    source="one latency and bandwidth against all-to-all tables of 8 GPUs (aiconfigurator-core 0.12.0, NCCL on A100, "
+    "H100, H200, B200 and RTX PRO 6000): 0.75 to 0.86 and 1.2 to 1.44; other links assumed alike",
+)
+
+
 class LinkCard(Spec):
     """One link of one device, one direction."""
 
@@ -51,6 +60,7 @@ class LinkCard(Spec):
     latency_s: Sourced[Seconds] = Field(description="of one exchange or copy")
     step_latency_s: Sourced[Seconds] | None = Field(default=None, description="of a ring step; default: latency_s")
     efficiency: Sourced[float] = Field(description="share of bytes_per_s that large messages reach (0-1)")
+    band: Band = Field(default=ALPHA_BETA_BAND, description="of times by one latency and bandwidth")
     note: str | None = None
 
     @property

@@ -173,12 +173,4 @@ def exchange_s(load: Shipment, law: LowLatencyLaw | NormalLaw | RackLaw, link_by
     return formula(load, law, link_bytes_per_s)
 
 
-def compute_slowdown(sms: int, n_sms: int) -> float:
-    """How many times longer computing takes beside an exchange that holds `sms` of `n_sms` SMs.
-
-    n_sms / (n_sms - sms): the share of SMs that is left. Assumed; no public table times both at once.
-    """
-    return n_sms / (n_sms - sms)
-
-
 _FORMULAS: dict[str, Callable[..., Times]] = {"low-latency": low_latency_s, "normal": normal_s, "rack": rack_s}

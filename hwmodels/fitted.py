@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from typing import TypeVar
+
 from pydantic import Field, model_validator
 
 from scenarios.sources import Source, Spec
+
+Law = TypeVar("Law", bound="Fitted")
 
 
 class Residuals(Spec):
@@ -52,7 +56,30 @@ class Fitted(Source):
     band: Band | None = None
 
     @property
+    def states_error(self) -> bool:
+        """Whether a band was measured or assumed."""
+        return self.residuals is not None or self.band is not None
+
+    @property
     def low_high(self) -> tuple[float, float]:
         """Ends of the 80 % band of measured over predicted time; (1, 1) where none is stated."""
         stated = self.residuals or self.band
         return (stated.low, stated.high) if stated is not None else (1.0, 1.0)
+
+
+RATES = ("_frac", "_per_flop", "_bytes_per_s")
+
+
+def stretched(constants: Law, factor: float) -> Law:
+    """Constants under which every time is `factor` times as long: fixed times times it, rates over it.
+
+    All laws are of first degree in their times and the inverse of their rates, so that this is exact.
+    """
+    changed: dict[str, object] = {}
+    for name in type(constants).model_fields:
+        value = getattr(constants, name)
+        if isinstance(value, float) and name.endswith("_s") and not name.endswith(RATES):
+            changed[name] = value * factor
+        elif isinstance(value, float) and name.endswith(RATES):
+            changed[name] = value / factor
+    return constants.model_copy(update=changed)

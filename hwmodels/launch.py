@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from pydantic import Field
 
-from hwmodels.fitted import Fitted
+from hwmodels.fitted import Band, Fitted
 from scenarios.errors import HardwareError
 from scenarios.units import Seconds
 
@@ -22,6 +22,7 @@ class LaunchConstants(Fitted):
     )
     eager_kernel_s: Seconds = Field(description="host time per kernel in eager mode, framework included")
     graph_s: Seconds = Field(description="host time of replaying one CUDA graph, however many kernels it holds")
+    device_band: Band | None = Field(default=None, description="of device times; residuals and band are of launches")
 
 
 def small_kernels_s(

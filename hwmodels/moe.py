@@ -243,4 +243,5 @@ def _gemms_s(tile: Tile, work: ExpertWork, shape: ExpertShape, device: Device, c
 def _pnorm4(x: ArrayLike, y: Times) -> Times:
     """(x^4 + y^4)^(1/4) by square roots, which are exactly rounded: scaled hardware gives exactly scaled times."""
     squares, others = np.square(x), np.square(y)
-    return np.sqrt(np.sqrt(squares * squares + others * others))
+    result: Times = np.sqrt(np.sqrt(squares * squares + others * others))
+    return result

@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 import json as encoder
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 
 from rich.console import Console
-from rich.progress import Progress
-from rich.table import Table
+from rich.progress import Progress, TaskID
 
 from hwmodels.calibration.shipped import kernel_card_for
 from hwmodels.devices import Device
 from hwmodels.library import find_device, find_kernels
-from hwmodels.validation.goals import Limits, Verdict
+from hwmodels.validation.accepted import Limits
+from hwmodels.validation.goals import Judged, Verdict, exceeded, stated
 from hwmodels.validation.score import Score, Validation, validate_table
-from hwmodels.validation.suites import SUITES, Judged
+from hwmodels.validation.suites import SUITES, missing_tables
 from hwmodels.validation.tables import tables_folder
 from hwmodels.validation.timings import read_timings
 from scenarios.errors import ScenarioError
@@ -24,7 +25,6 @@ from scenarios.explain import did_you_mean
 from scenarios.files import whole_file
 
 LIMIT_MISSED = 1
-METRICS = {"mean_ape": "mean", "median_ape": "median", "p90_ape": "p90"}
 
 
 def show_table(
@@ -40,10 +40,9 @@ def show_table(
     limits = None if limit is None else Limits(median_ape=limit)
     judged = [Judged(suite=suite, score=score, verdict=_held_to(score, limits)) for score in validation.scores]
     if json != "-":
-        console = Console()
-        console.print(_one_table(validation, judged, limit))
+        print("\n".join(_table_lines(validation, judged, limit)))
         for reason, count in validation.left_out.items():
-            console.print(f"left out: {count:,} rows, {reason}", highlight=False)
+            print(f"left out: {count:,} rows, {reason}")
     _write(judged, [validation], json, out)
     return 0 if all(row.verdict.ok for row in judged) else LIMIT_MISSED
 
@@ -60,21 +59,24 @@ def show_suites(suite: str, tables: Path | None, json: str | None, out: Path | N
     with Progress(console=Console(stderr=True), transient=True) as bar:
         for name in SUITES if suite == "all" else [suite]:
             task = bar.add_task(name, total=1.0)
-            rows = SUITES[name](
-                folder, lambda what, share, task=task: bar.update(task, description=what, completed=share)
-            )
+            judged += SUITES[name](folder, partial(_advance, bar, task))
             bar.remove_task(task)
-            judged += rows
     if json != "-":
         for name in dict.fromkeys(row.suite for row in judged):
-            Console().print(_suite_table(name, [row for row in judged if row.suite == name]))
+            print("\n".join(_suite_lines(name, [row for row in judged if row.suite == name])))
         _print_causes(judged)
+        if missing := missing_tables(folder):
+            print(f"left out, not in {folder}: {', '.join(missing)}")
     _write(judged, [], json, out)
     return 0 if all(row.verdict.ok for row in judged) else LIMIT_MISSED
 
 
+def _advance(bar: Progress, task: TaskID, what: str, share: float) -> None:
+    bar.update(task, description=what, completed=share)
+
+
 def _held_to(score: Score, limits: Limits | None) -> Verdict:
-    ok = limits is None or not limits.exceeded(score)
+    ok = limits is None or not exceeded(limits, score)
     return Verdict(goal=limits, limit=limits, cause="", reached=ok, ok=ok)
 
 
@@ -84,8 +86,8 @@ def _as_json(row: Judged) -> dict[str, object]:
     return asdict(row.score) | {
         "suite": row.suite,
         "limit": None if limit is None else limit.median_ape,
-        "limits": None if limit is None else limit.as_json(),
-        "goal": None if goal is None else goal.as_json(),
+        "limits": None if limit is None else stated(limit),
+        "goal": None if goal is None else stated(goal),
         "cause": row.verdict.cause or None,
         "ok": row.verdict.ok,
     }
@@ -99,51 +101,97 @@ def _write(judged: Sequence[Judged], validations: Sequence[Validation], json: st
         with whole_file(Path(json)) as temporary:
             temporary.write_text(text)
     if out is not None:
-        from sim.plots import validation_plots
-
         out.mkdir(parents=True, exist_ok=True)
-        validation_plots(validations, out)
+        _plot(judged, validations, out)
         with whole_file(out / "validation.json") as temporary:
             temporary.write_text(text)
 
 
-def _one_table(validation: Validation, judged: Sequence[Judged], limit: float | None) -> Table:
-    title = f"{validation.table} on {validation.card}, constants {validation.constants}"
-    table = Table(title=title, title_justify="left", title_style="bold", box=None)
-    table.add_column("operation and rows")
-    table.add_column("constants of")
-    for name in ("rows", "mean", "median", "p90", "bias", "in band", *(["limit"] if limit is not None else [])):
-        table.add_column(name, justify="right")
+def _plot(judged: Sequence[Judged], validations: Sequence[Validation], out: Path) -> None:
+    from sim.validation_plots import ErrorRow, Points, write_accuracy, write_overview
+
+    points = [
+        Points(
+            title=f"{one.name} on {validation.card}, constants {validation.constants}",
+            kinds=one.kinds,
+            measured_s=one.measured_s,
+            predicted_s=one.predicted_s,
+        )
+        for validation in validations
+        for one in validation.predictions
+    ]
+    write_accuracy(points, out)
+    for suite in dict.fromkeys(row.suite for row in judged if not validations):
+        rows = [row for row in judged if row.suite == suite]
+        shown = [
+            ErrorRow(
+                name=f"{row.score.table}: {row.score.name}",
+                median=row.score.median_ape,
+                mean=row.score.mean_ape,
+                p90=row.score.p90_ape,
+                goal=None if row.verdict.goal is None else row.verdict.goal.median_ape,
+            )
+            for row in rows
+        ]
+        write_overview(shown, f"suite {suite}", out / f"errors-{suite}.png")
+
+
+def _table_lines(validation: Validation, judged: Sequence[Judged], limit: float | None) -> Iterator[str]:
+    """Errors by kernel and kind of row: with the card's constants, and refitted without the shape that is judged."""
+    yield f"{validation.table} on {validation.card}, constants {validation.constants}; errors in %"
+    yield _line("", "n", "card", "unseen shapes", "bias", "band", "" if limit is None else f"limit {limit:.0%}")
+    unseen = {(row.score.kernel, row.score.name): row.score for row in judged if row.score.part == "unseen shapes"}
+    heading = ""
     for row in judged:
-        verdict = [] if limit is None else [f"{limit:.0%} " + ("ok" if row.verdict.ok else "missed")]
-        source = "the card" if row.score.part == "card" else row.score.part.replace("unseen", "other")
-        table.add_row(row.score.name, source, *_errors(row.score), *verdict)
-    return table
+        score = row.score
+        if score.part == "unseen shapes":
+            continue
+        if score.kernel != heading:
+            heading = score.kernel
+            yield heading
+        refitted = unseen.get((score.kernel, score.name))
+        verdict = "" if limit is None else "ok" if row.verdict.ok else "missed"
+        yield _errors(score, _three(score), "-" if refitted is None else _three(refitted), refitted or score, verdict)
+    yield "mean/median/90th percentile; bias and share of rows in the 80 % band: of unseen shapes where there are any"
 
 
-def _suite_table(name: str, rows: Sequence[Judged]) -> Table:
-    table = Table(title=f"suite {name}", title_justify="left", title_style="bold", box=None)
-    table.add_column("table")
-    table.add_column("operation and rows")
-    for column in ("rows", "mean", "median", "p90", "bias", "in band", "goal", ""):
-        table.add_column(column, justify="right" if column else "left")
+def _suite_lines(name: str, rows: Sequence[Judged]) -> Iterator[str]:
+    """Rows of one suite under the tables and constants that they are of."""
+    yield f"suite {name}; errors and goals in %"
+    yield _line("", "n", "mean/median/p90", "goal", "bias", "band", "")
+    heading = ""
     for row in rows:
         score = row.score
-        judged_as = score.table if score.part != "transfer" else f"{score.table} by {score.constants}"
-        table.add_row(judged_as, score.name, *_errors(score), _shown_goal(row.verdict), _shown_verdict(row.verdict))
-    return table
+        judged_as = score.table + (f" by {score.constants}" if score.part == "transfer" else "")
+        if judged_as != heading:
+            heading = judged_as
+            yield heading
+        yield _errors(score, _three(score), _shown_goal(row.verdict), score, _shown_verdict(row.verdict))
 
 
-def _errors(score: Score) -> tuple[str, ...]:
-    errors = [f"{value:.1%}" for value in (score.mean_ape, score.median_ape, score.p90_ape)]
-    covered = "-" if score.coverage_80 is None else f"{score.coverage_80:.0%}"
-    return f"{score.n:,}", *errors, f"{score.bias:+.1%}", covered
+def _errors(score: Score, first: str, second: str, judged: Score, verdict: str) -> str:
+    covered = "-" if judged.coverage_80 is None else f"{judged.coverage_80:.0%}"
+    return _line(f"  {score.name}", f"{score.n:,}", first, second, f"{100 * judged.bias:+.1f}", covered, verdict)
+
+
+def _line(*cells: str) -> str:
+    """Seven cells; of 79 characters together where the first has up to 31."""
+    widths = (7, 15, 14, 6, 5)
+    numbers = "".join(f"{cell:>{width}}" for cell, width in zip(cells[1:6], widths, strict=True))
+    return f"{cells[0]:<31}{numbers}  {cells[6]}".rstrip()
+
+
+def _three(score: Score) -> str:
+    """Mean, median and 90th percentile in per cent: `5.4/3.5/11.5`."""
+    return "/".join(f"{100 * value:.1f}" for value in (score.mean_ape, score.median_ape, score.p90_ape))
 
 
 def _shown_goal(verdict: Verdict) -> str:
+    """Goals in per cent in the order of the errors: `6/2.5/14`, a dash where one has none."""
     if verdict.goal is None:
         return ""
-    return " ".join(f"{METRICS[name]} {value:.3g}".replace("0.", ".") for name, value in verdict.goal.as_json().items())
+    goals = (verdict.goal.mean_ape, verdict.goal.median_ape, verdict.goal.p90_ape)
+    return "/".join("-" if goal is None else f"{100 * goal:g}" for goal in goals)
 
 
 def _shown_verdict(verdict: Verdict) -> str:

@@ -158,6 +158,9 @@ class ScheduleSpec(Spec):
     exchange: ExchangeSpec = ExchangeSpec()
     executor: Literal["vector", "event"] = "vector"
     step_overhead: Seconds = Field(default=0.0, description="host time between steps")
+    launch: Literal["graph", "eager"] = Field(
+        default="graph", description="kernels replayed as a CUDA graph, or launched one by one by the host"
+    )
     name: str | None = None
 
 

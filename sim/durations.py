@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -30,3 +30,29 @@ class ExchangeTime:
 
 Duration = Seconds | ExchangeTime
 """A compute operation has float64[..., device]; `...` are the steps of a batch, or nothing."""
+
+
+def at_steps(duration: Duration, steps: NDArray[np.int64] | int) -> Duration:
+    """The duration of some steps (or of one, without the axis of steps)."""
+    if not isinstance(duration, ExchangeTime):
+        rows: Seconds = duration[steps]
+        return rows
+    return replace(
+        duration,
+        send_s=duration.send_s[steps],
+        receive_s=duration.receive_s[steps],
+        message_s=None if duration.message_s is None else duration.message_s[steps],
+    )
+
+
+def scaled(duration: Duration, factor: float) -> Duration:
+    """The duration, `factor` times as long."""
+    if not isinstance(duration, ExchangeTime):
+        return duration * factor
+    return replace(
+        duration,
+        send_s=duration.send_s * factor,
+        receive_s=duration.receive_s * factor,
+        message_s=None if duration.message_s is None else duration.message_s * factor,
+        latency_s=duration.latency_s * factor,
+    )

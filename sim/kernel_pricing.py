@@ -10,8 +10,9 @@ from numpy.typing import NDArray
 
 from hwmodels.cards import LinkCard
 from hwmodels.cluster import Cluster
-from hwmodels.collectives import collective_s
-from hwmodels.expert_exchange import DEFAULT_SMS, ExchangeCard, Shipment, compute_slowdown, exchange_s
+from hwmodels.collectives import collective_band, collective_s
+from hwmodels.expert_exchange import DEFAULT_SMS, ExchangeCard, Shipment, exchange_s
+from hwmodels.launch import compute_slowdown
 from hwmodels.library import links_with
 from placement.reduction import Reduction
 from placement.traffic import PortTokens
@@ -61,7 +62,21 @@ def slowdown_of_experts(setting: Setting, reduction: Reduction, spec: ExchangeSp
     if sms >= n_sms:
         name = setting.cluster.device.card.name
         raise ScenarioError(f"schedule.exchange: sms {sms} leaves none of the {n_sms} SMs of {name}; give fewer")
-    return compute_slowdown(sms, n_sms) if reduction.n_chunks > 1 else 1.0
+    return float(compute_slowdown(sms, n_sms)) if reduction.n_chunks > 1 else 1.0
+
+
+def exchange_band(setting: Setting, spec: ExchangeSpec, side: Side) -> tuple[float, float]:
+    """Ends of the 80 % band of measured over predicted time of one side of the exchange."""
+    cluster = setting.cluster
+    link = cluster.intra if cluster.n_nodes == 1 or cluster.inter is None else cluster.inter
+    if spec.kernel == "alpha-beta":
+        return link.band.low, link.band.high
+    if spec.kernel == "nccl":
+        if cluster.collectives is None:
+            raise _unmeasured("nccl", link)
+        return collective_band("all-to-all", cluster.n_devices, cluster.collectives)
+    card = _card(cluster, spec.kernel, link)
+    return (card.dispatch if side == "dispatch" else card.combine).low_high
 
 
 def _prices(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from placement.plan import Placement, rank_loads
 from placement.reduction import Reduction
 from scenarios.specs import ScheduleSpec
+from sim.bands import StepBand
 from sim.durations import Duration, ExchangeTime, Seconds
 from sim.kernel_pricing import token_bytes
 from sim.log import begins_s, busy_s, covered_s
@@ -53,6 +54,20 @@ def time_metrics(execution: Execution, times_s: Seconds, setting: Setting, overh
         "busy_frac.send": _port_busy_s(execution, "send_s") / total_s,
         "busy_frac.receive": _port_busy_s(execution, "receive_s") / total_s,
         "hidden_comm_frac": _hidden_frac(transfer_s, exposed_s),
+    }
+
+
+def error_metrics(times: Mapping[str, float], band: StepBand, overhead_s: float) -> dict[str, float]:
+    """Ends of the 80 % band of the step time and the throughput, and the larger deviation of the step time."""
+    own_s = times["step_time_s"] - overhead_s  # host time is given, not predicted
+    low_s, high_s = own_s * band.low + overhead_s, own_s * band.high + overhead_s
+    tokens = times["tokens_per_s"] * times["step_time_s"]
+    return {
+        "step_time_s.low": low_s,
+        "step_time_s.high": high_s,
+        "tokens_per_s.low": tokens / high_s,
+        "tokens_per_s.high": tokens / low_s,
+        "model_error": max(1 - low_s / times["step_time_s"], high_s / times["step_time_s"] - 1),
     }
 
 

@@ -37,7 +37,7 @@ from sim.wording import byte_unit, decimals, shown_gain, shown_name, time_unit
 WIDTH_IN = 7.2
 """Text width of a two-column paper, which the report shares."""
 
-_STYLE: Any = {
+STYLE: Any = {
     "font.family": "DejaVu Sans",
     "font.size": 8,
     "axes.titlesize": 8.5,
@@ -78,7 +78,7 @@ def _styled(draw: Draw) -> Draw:
 
     @functools.wraps(draw)
     def styled(table: Table) -> Figure:
-        with mpl.rc_context(_STYLE):
+        with mpl.rc_context(STYLE):
             return draw(table)
 
     return styled
@@ -86,7 +86,7 @@ def _styled(draw: Draw) -> Draw:
 
 @_styled
 def step_time_figure(table: Table) -> Figure:
-    """Mean step time of a device by cause: a stacked bar a plan, best on top."""
+    """Mean step time of a device by cause: a stacked bar a plan, best on top; a line spans its 80 % band."""
     results = table.results
     totals_s = [sum(result.breakdown_s.values()) for result in results]
     unit, length_s = time_unit(totals_s)
@@ -102,8 +102,9 @@ def step_time_figure(table: Table) -> Figure:
     for row, result in enumerate(results):
         gain = "baseline" if result.name == table.first else shown_gain(table, result)
         total = f"{left[row]:,.{decimals(longest)}f}"
-        _end_label(axes, left[row] + 0.01 * longest, row, f"{total}   {gain}" if len(results) > 1 else total)
-    axes.set_xlim(0, longest * 1.28)
+        end = _band_line(axes, result, row, length_s) or left[row]
+        _end_label(axes, end + 0.01 * longest, row, f"{total}   {gain}" if len(results) > 1 else total)
+    axes.set_xlim(0, longest * 1.4)
     axes.set_xlabel(f"mean time of a device per step ({unit})")
     _kind_legend(figure, kinds)
     return figure
@@ -269,7 +270,7 @@ def png_bytes(figure: Figure, dpi: int = 200) -> bytes:
 
 def _saved(figure: Figure, **options: Any) -> bytes:
     target = io.BytesIO()
-    with mpl.rc_context(_STYLE), warnings.catch_warnings():
+    with mpl.rc_context(STYLE), warnings.catch_warnings():
         # A plan's name may hold letters that the font lacks; the tables show them.
         warnings.filterwarnings("ignore", message="Glyph .* missing from")
         figure.savefig(target, **options)
@@ -292,6 +293,15 @@ def _folded(name: str, width: int) -> str:
     """A plan's name on at most two lines, left out in the middle where it is longer: plans often differ at the end."""
     lines = textwrap.wrap(shown_name(name), width)
     return "\n".join(lines if len(lines) <= 2 else [lines[0], f"…{shown_name(name)[1 - width :]}"])
+
+
+def _band_line(axes: Axes, result: RunResult, row: int, length_s: float) -> float | None:
+    """A thin line from end to end of the step time's 80 % band; its right end, or None where there is no band."""
+    if "step_time_s.low" not in result.metrics:
+        return None
+    low, high = (result.metrics[f"step_time_s.{end}"] / length_s for end in ("low", "high"))
+    axes.plot((low, high), (row, row), color=_INK, lw=0.9, marker="|", ms=5)
+    return high
 
 
 def _fill(kind: str) -> Style:

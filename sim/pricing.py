@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,7 +17,7 @@ from placement.plan import Placement
 from placement.reduction import Reduction
 from scenarios.models import GroupedQueryAttention
 from scenarios.specs import ExchangeSpec
-from sim.durations import Duration, ExchangeTime, Seconds
+from sim.durations import Duration, ExchangeTime, Seconds, at_steps, scaled
 from sim.exchange_pricing import exchange_prices
 from sim.kernel_pricing import by_chunk, slowdown_of_experts, token_bytes
 from sim.program import OpList, Work
@@ -50,6 +50,23 @@ class Prices:
         """Durations of all operations of a program."""
         return [self.of(op.work) for op in op_list.ops]
 
+    def at(self, steps: NDArray[np.int64]) -> Prices:
+        """Prices of the chosen steps."""
+        return self.changed(lambda _kind, duration: at_steps(duration, steps))
+
+    def times(self, factors: Mapping[str, float]) -> Prices:
+        """Prices with the durations of some kinds of work multiplied."""
+        return self.changed(lambda kind, d: scaled(d, factors[kind]) if kind in factors else d)
+
+    def changed(self, change: Callable[[str, Duration], Duration]) -> Prices:
+        """Prices with every duration replaced by `change(kind, duration)`."""
+        layers = {kind: change(kind, duration) for kind, duration in self.per_layer.items()}
+        chunks = {
+            kind: [[change(kind, duration) for duration in row] for row in rows]
+            for kind, rows in self.per_chunk.items()
+        }
+        return replace(self, per_layer=layers, per_chunk=chunks)
+
 
 def price(setting: Setting, placement: Placement, reduction: Reduction, exchange: ExchangeSpec) -> Prices:
     """Prices of one placement on one setting; works of a layer outside the experts do not depend on the placement."""
@@ -58,7 +75,7 @@ def price(setting: Setting, placement: Placement, reduction: Reduction, exchange
     if isinstance(model.attention, GroupedQueryAttention) and model.attention.window_tokens is not None:
         windowed = frozenset(range(0, model.n_layers, model.attention.windowed_every))
     return Prices(
-        per_layer=_layer_prices(setting),
+        per_layer=layer_prices(setting),
         per_chunk={
             "experts": _experts(setting, placement, reduction, exchange),
             **exchange_prices(setting, reduction, exchange),
@@ -68,8 +85,8 @@ def price(setting: Setting, placement: Placement, reduction: Reduction, exchange
     )
 
 
-def _layer_prices(setting: Setting) -> dict[str, Duration]:
-    """What every device does for its own tokens, whatever the placement."""
+def layer_prices(setting: Setting) -> dict[str, Duration]:
+    """What every device does for its own tokens, whatever the placement: kind -> float64[step, device]."""
     model, device = setting.model, setting.cluster.device
     shape = setting.batches.tokens.shape[:2]
     tokens = np.full(shape, setting.workload.tokens_per_device)

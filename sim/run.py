@@ -14,17 +14,19 @@ from placement.reduction import Reduction
 from scenarios.errors import ScenarioError
 from scenarios.specs import CompareSpec, ScenarioSpec, ScheduleSpec
 from sim import metrics as measure
+from sim.bands import step_band
 from sim.constants import constants_of
 from sim.describe import described, notes, plan_name, provenance, table_title
-from sim.durations import Duration, ExchangeTime, Seconds
+from sim.durations import Duration, at_steps
 from sim.engine import replay
 from sim.events import execute_events
+from sim.launches import launched_eagerly
 from sim.laws import LAWS
 from sim.log import step_log
 from sim.memory import check_memory, device_memory
 from sim.metrics import Execution
 from sim.policies import POLICIES
-from sim.pricing import price, tokens_by_rank
+from sim.pricing import Prices, price, tokens_by_rank
 from sim.program import OpList, compile_program
 from sim.result import Comparison, RunResult, Table
 from sim.session import Plan, Session, solve_placement
@@ -88,8 +90,11 @@ def simulate(session: Session, setting: Setting, plan: Plan) -> RunResult:
     check_memory(memory, setting, placement)
     schedule = plan.schedule
     reduction = session.reduction(setting, placement, schedule)
-    execution = execute_schedule(setting, placement, reduction, schedule)
+    op_list, prices = _priced(setting, placement, reduction, schedule)
+    execution = _executed(op_list, prices, setting, schedule)
+    band = step_band(setting, prices, op_list, schedule)
     begins_s = replay(execution.step_times_s, schedule.step_overhead)
+    times = measure.time_metrics(execution, begins_s, setting, schedule.step_overhead)
     typical = int(np.argsort(execution.step_times_s, kind="stable")[setting.batches.n_steps // 2])
     tokens = np.repeat(tokens_by_rank(placement, reduction.slot_tokens), setting.layout.tp, axis=2)
     n_steps = setting.batches.n_steps
@@ -98,7 +103,8 @@ def simulate(session: Session, setting: Setting, plan: Plan) -> RunResult:
         name=plan_name(session.spec, plan, placement),
         plan=described(plan, placement),
         metrics={
-            **measure.time_metrics(execution, begins_s, setting, schedule.step_overhead),
+            **times,
+            **measure.error_metrics(times, band, schedule.step_overhead),
             **measure.load_metrics(setting, placement, reduction),
             **measure.traffic_metrics(setting, reduction, schedule),
             **measure.memory_metrics(memory),
@@ -117,9 +123,20 @@ def simulate(session: Session, setting: Setting, plan: Plan) -> RunResult:
 
 def execute_schedule(setting: Setting, placement: Placement, reduction: Reduction, schedule: ScheduleSpec) -> Execution:
     """All steps of the setting, priced and executed."""
+    return _executed(*_priced(setting, placement, reduction, schedule), setting, schedule)
+
+
+def _priced(
+    setting: Setting, placement: Placement, reduction: Reduction, schedule: ScheduleSpec
+) -> tuple[OpList, Prices]:
     step = build_step(setting.model, chunks=reduction.n_chunks, attention_tp=setting.attention_tp)
     op_list = compile_program(POLICIES[schedule.overlap], step)
-    durations = price(setting, placement, reduction, schedule.exchange).durations(op_list)
+    prices = price(setting, placement, reduction, schedule.exchange)
+    return op_list, launched_eagerly(prices, setting) if schedule.launch == "eager" else prices
+
+
+def _executed(op_list: OpList, prices: Prices, setting: Setting, schedule: ScheduleSpec) -> Execution:
+    durations = prices.durations(op_list)
     if schedule.executor == "vector":
         finished = execute(op_list, durations, law=LAWS[schedule.exchange.law])
     else:
@@ -129,23 +146,10 @@ def execute_schedule(setting: Setting, placement: Placement, reduction: Reductio
 
 def _step_by_step(op_list: OpList, durations: list[Duration], n_steps: int, law: str) -> Finished:
     """The event executor on every step of a batch."""
-    steps = [execute_events(op_list, [_of_step(d, step) for d in durations], law=law) for step in range(n_steps)]
+    steps = [execute_events(op_list, [at_steps(d, step) for d in durations], law=law) for step in range(n_steps)]
     return Finished(
         end_s=np.stack([step.end_s for step in steps], axis=1),
         send_end_s=[np.stack(rows) for rows in zip(*(step.send_end_s for step in steps), strict=True)],
-    )
-
-
-def _of_step(duration: Duration, step: int) -> Duration:
-    if not isinstance(duration, ExchangeTime):
-        row: Seconds = duration[step]
-        return row
-    return ExchangeTime(
-        send_s=duration.send_s[step],
-        receive_s=duration.receive_s[step],
-        group_size=duration.group_size,
-        message_s=None if duration.message_s is None else duration.message_s[step],
-        latency_s=duration.latency_s,
     )
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
@@ -31,6 +31,10 @@ class Batches:
     def n_steps(self) -> int:
         """Number of steps."""
         return int(self.tokens.shape[0])
+
+    def at(self, steps: NDArray[np.int64]) -> Batches:
+        """The chosen steps."""
+        return replace(self, tokens=self.tokens[steps], contexts=self.contexts[steps])
 
 
 def compose_batches(

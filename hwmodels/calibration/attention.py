@@ -76,8 +76,7 @@ BLOCKS: dict[str, tuple[type[Fitted], tuple[Parameter, ...]]] = {
 def attention_problems(timings: Timings, device: Device, reasons: Reasons) -> list[Problem]:
     """A problem for each phase, kernel source, and data type of cache and queries; writes into `reasons`.
 
-    Shapes are head configurations: (heads, KV heads, head_dim), whatever the window; of MLA the number of heads. Kinds
-    are "" and "windowed", where the window clips contexts.
+    Shapes are head configurations: (heads, KV heads, head_dim), whatever the window; of MLA the number of heads.
     """
     rows = attention_rows(timings)
     reasons[rows.left_out != ""] = rows.left_out[rows.left_out != ""]
@@ -119,7 +118,7 @@ def _problem(timings: Timings, rows: AttentionRows, places: Rows, device: Device
         rows=places,
         measured_s=timings.measured_s[places],
         shapes=np.unique(heads, axis=0, return_inverse=True)[1].reshape(-1).astype(np.int64),
-        kinds=np.where(windowed, "windowed", ""),
+        kinds=np.full(len(places), "", dtype="U1"),
         fitting=np.ones(len(places), dtype=np.bool_),
         law=seconds,
         parameters=parameters,

@@ -27,7 +27,7 @@ PROBLEMS: dict[str, Callable[[Timings, Device, Reasons], list[Problem]]] = {
 }
 """Family of a table -> its calibration problems."""
 
-ONE_RANK = ("", "balanced", "skewed", "windowed")
+ONE_RANK = ("", "balanced", "skewed")
 """Kinds of rows whose residuals make the band."""
 
 

@@ -68,7 +68,7 @@ def _problem(timings: Timings, rows: Rows, counts: Counts, dtype: str, device: D
     triton = engine in ("vllm", "sglang") and dtype == "bf16"
     balanced, ranks = timings.texts("distribution") == "balanced", timings.ints("moe_ep_size")
     kinds = np.where(balanced, "balanced", "skewed").astype("U20")
-    kinds[ranks > 1] = "EP 2 to 32"
+    kinds[ranks > 1] = np.where(balanced, "EP 2-32 balanced", "EP 2-32 skewed")[ranks > 1]
     kinds[ranks > 32] = "EP above 32"
     small = (SMALL_TILE,) if "sglang-bf16" in rules else ()
     return Problem(

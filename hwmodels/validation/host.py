@@ -40,7 +40,7 @@ class _Layer:
     @property
     def flop(self) -> float:
         dense = 2.0 * BENCHMARK_TOKENS * sum(n * k for n, k in self.dense)
-        return dense + 2.0 * int(self.tokens.sum()) * sum(n * k for n, k in self.expert.gemm_sizes)
+        return dense + 2.0 * int(self.tokens.sum()) * float(sum(n * k for n, k in self.expert.gemm_sizes))
 
 
 BENCHMARK_TOKENS = 512

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,10 +15,10 @@ from hwmodels.devices import Device
 from hwmodels.library import find_device, find_kernels
 from hwmodels.measured import Surface, Times
 from hwmodels.measured_rows import surfaces_of
+from hwmodels.validation.goals import Progress
 from hwmodels.validation.score import Score, score
 from hwmodels.validation.timings import Timings, read_timings
 
-Progress = Callable[[str, float], None]
 INTERPOLATED, LAW = "interpolated", "by the law"
 ONE_LINE = ("moe", "gemm")  # each number of slots, and uneven rows, are judged as surfaces of their own
 
@@ -34,7 +33,7 @@ class LeftOut:
 
 def score_interpolation(folder: Path, progress: Progress) -> list[Score]:
     """Two scores for each operation and data type of every shipped table: interpolation and law, on the same rows."""
-    every = [(shipped, table) for shipped in SHIPPED for table in shipped.tables]
+    every = [(shipped, table) for shipped in SHIPPED for table in shipped.tables if table.find(folder) is not None]
     scores: list[Score] = []
     for number, (shipped, table) in enumerate(every):
         progress(f"{shipped.name}: {table.name}", number / len(every))
@@ -49,7 +48,7 @@ def table_scores(timings: Timings, device: Device, name: str) -> list[Score]:
     scores: list[Score] = []
     for problem in main_kernels(problems, timings, reasons):
         left_out = _left_out(problem, timings, device)
-        if not len(left_out.logs):
+        if left_out is None:
             continue
         label = (name, device.card.name, device.kernels.name)
         measured = np.exp(left_out.logs)
@@ -76,12 +75,14 @@ def thinned(surface: Surface) -> tuple[Surface, LeftOut]:
     return rest, LeftOut(logs=np.concatenate(logs), interpolated=np.concatenate(found))
 
 
-def _left_out(problem: Problem, timings: Timings, device: Device) -> LeftOut:
-    """The points left out of all shapes of a problem."""
+def _left_out(problem: Problem, timings: Timings, device: Device) -> LeftOut | None:
+    """The points left out of all shapes of a problem; None where none lies between others."""
     parts = []
     for surface in surfaces_of(problem, timings, device).values():
         for single in _single_lines(surface) if problem.block in ONE_LINE else [surface]:
             parts.append(thinned(single)[1])
+    if not any(len(part.logs) for part in parts):
+        return None
     return LeftOut(
         logs=np.concatenate([part.logs for part in parts]),
         interpolated=np.concatenate([part.interpolated for part in parts]),

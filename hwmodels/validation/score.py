@@ -20,18 +20,24 @@ Part = Literal["card", "unseen shapes", "unseen rows", "transfer"]
 """Constants of the card as it is; constants refitted without the shape (the row) that is judged; of another card."""
 
 
+Label = tuple[str, str, str, str]
+"""Kernel source, table, device card and kernel card."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Score:
     """Errors of one group of rows, fractions of the measured time.
 
     name         operation, data type and kind of row, such as "moe bf16 skewed".
     part         which constants predicted.
+    kernel       what the table calls the kernel; "" where it does not say.
     bias         median of predicted over measured, minus one.
     coverage_80  share of rows inside the stated 80 % band; none where no band is stated.
     """
 
     name: str
     part: Part
+    kernel: str
     table: str
     card: str
     constants: str
@@ -89,7 +95,7 @@ def validate_table(
     predictions: list[Predictions] = []
     for problem in problems:
         source = str(timings.source[problem.rows[0]])
-        label = (table, device.card.name, device.kernels.name)
+        label = (source, table, device.card.name, device.kernels.name)
         constants = device.kernels.find(problem.block, problem.dtype)
         predicted_s = problem.law(constants, np.arange(len(problem.rows)))
         scores += _card_scores(problem, predicted_s, constants, label, part)
@@ -116,18 +122,19 @@ def validate_table(
 def score(
     name: str,
     part: Part,
-    label: tuple[str, str, str],
+    label: Label,
     predicted_s: Times,
     measured_s: Times,
     inside: NDArray[np.bool_] | None = None,
 ) -> Score:
-    """Errors of predictions; label is table, device card and kernel card, `inside` says which rows the band covers."""
+    """Errors of predictions; `inside` says which rows the band covers."""
     ratio = predicted_s / measured_s - 1
     error = np.abs(ratio)
-    table, card, constants = label
+    kernel, table, card, constants = label
     return Score(
         name=name,
         part=part,
+        kernel=kernel,
         table=table,
         card=card,
         constants=constants,
@@ -150,9 +157,7 @@ def inside_band(predicted_s: Times, measured_s: Times, constants: Fitted) -> NDA
     return inside
 
 
-def _card_scores(
-    problem: Problem, predicted_s: Times, constants: Fitted, label: tuple[str, str, str], part: Part
-) -> list[Score]:
+def _card_scores(problem: Problem, predicted_s: Times, constants: Fitted, label: Label, part: Part) -> list[Score]:
     inside = inside_band(predicted_s, problem.measured_s, constants)
     return [
         score(name, part, label, predicted_s[rows], problem.measured_s[rows], None if inside is None else inside[rows])
@@ -160,7 +165,7 @@ def _card_scores(
     ]
 
 
-def _unseen_scores(problem: Problem, label: tuple[str, str, str]) -> list[Score]:
+def _unseen_scores(problem: Problem, label: Label) -> list[Score]:
     """Scores by constants of other shapes; none where the rows do not suffice to fit any."""
     try:
         solved = solve(problem, "refitted", "")

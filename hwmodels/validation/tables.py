@@ -30,11 +30,11 @@ class Table:
     def find(self, folder: Path) -> Path | None:
         """Its file below `folder`: laid out as in the package, or flat with `engine_version[_table]` as name."""
         family = folder / self.system / self.family
-        stem = f"{self.engine}_{self.version}"
-        names = [stem, f"{stem}_{self.table}", f"{stem}_{self.table}_perf", f"{stem}_{self.table.partition('_')[0]}"]
+        stem, kind = f"{self.engine}_{self.version}", self.table.removeprefix(f"{self.engine}_")
         nested = family / self.engine / self.version / f"{self.table}_perf.parquet"
-        flat = [family / f"{name}.parquet" for name in reversed(names)]
-        return next((path for path in (nested, *flat) if path.is_file()), None)
+        named = sorted(family.glob(f"{stem}_*{kind}*.parquet"))
+        short = [family / f"{stem}_{kind.partition('_')[0]}.parquet", family / f"{stem}.parquet"]
+        return next((path for path in (nested, *named, *short) if path.is_file()), None)
 
     def path(self, folder: Path) -> Path:
         """Its file below `folder`; raises HardwareError where it is not there."""
@@ -42,6 +42,23 @@ class Table:
         if found is None:
             raise HardwareError(f"{folder}: holds no table {self.name}")
         return found
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Figures:
+    """Figures that someone read off a publication: a file beside the folder of tables, in no package."""
+
+    file: str
+
+    @property
+    def name(self) -> str:
+        """Name of the file."""
+        return Path(self.file).name
+
+    def find(self, folder: Path) -> Path | None:
+        """The file beside `folder`, if it is there."""
+        path = folder.parent / self.file
+        return path if path.is_file() else None
 
 
 def tables_folder(stated: Path | None) -> Path:

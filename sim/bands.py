@@ -1,0 +1,101 @@
+"""How far a step may be off: the 80 % bands of the laws carried through the schedule.
+
+The error of one law is the same in all layers, because their shapes are; errors of different families are independent.
+So each family is moved to the ends of its band as a whole, the schedule is executed again, and the families' deviations
+add up in squares. A difference between two plans on the same laws is more certain than either step time.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import numpy as np
+
+from hwmodels.collectives import collective_band
+from hwmodels.kernels import stretched_to
+from scenarios.specs import ScheduleSpec
+from sim.kernel_pricing import exchange_band
+from sim.launches import launched_eagerly
+from sim.laws import LAWS
+from sim.pricing import Prices, layer_prices
+from sim.program import OpList
+from sim.setting import Setting
+from sim.vector import execute
+
+End = Literal["low", "high"]
+ENDS: tuple[End, ...] = ("low", "high")
+SAMPLED_STEPS = 8
+
+KERNEL_FAMILIES: dict[str, tuple[str, ...]] = {
+    "experts": ("moe",),
+    "dense": ("gemm",),
+    "attention": ("prefill", "decode", "mla_prefill", "mla_decode"),
+    "small": ("launch",),
+}
+"""Family of laws -> blocks of a kernel card; the family `links` comes on top."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StepBand:
+    """An 80 % band of the mean step time over its prediction; families: (low, high) that each alone would give."""
+
+    low: float
+    high: float
+    families: dict[str, tuple[float, float]]
+
+
+def step_band(setting: Setting, prices: Prices, op_list: OpList, schedule: ScheduleSpec) -> StepBand:
+    """The band of the mean step time, from up to `SAMPLED_STEPS` steps spread over the batch."""
+    n_steps = setting.batches.n_steps
+    steps = np.unique(np.linspace(0, n_steps - 1, min(SAMPLED_STEPS, n_steps)).round().astype(np.int64))
+    sample = replace(setting, batches=setting.batches.at(steps))
+    sampled = prices.at(steps)
+
+    def mean_s(changed: Prices) -> float:
+        finished = execute(op_list, changed.durations(op_list), law=LAWS[schedule.exchange.law])
+        return float(finished.end_s.max(axis=(0, -1)).mean())
+
+    predicted_s = mean_s(sampled)
+    ends: dict[str, tuple[float, float]] = {}
+    for family in (*KERNEL_FAMILIES, "links"):
+        moved = {end: _moved(sample, sampled, schedule, family, end) for end in ENDS}
+        if schedule.launch == "eager":
+            moved = {end: launched_eagerly(changed, sample) for end, changed in moved.items()}
+        low, high = (mean_s(moved[end]) / predicted_s for end in ENDS)
+        ends[family] = (min(low, 1.0), max(high, 1.0))
+    below = np.sqrt(sum((1 - low) ** 2 for low, _ in ends.values()))
+    above = np.sqrt(sum((high - 1) ** 2 for _, high in ends.values()))
+    return StepBand(low=float(1 - min(below, 1.0)), high=float(1 + above), families=ends)
+
+
+def _moved(setting: Setting, prices: Prices, schedule: ScheduleSpec, family: str, end: End) -> Prices:
+    """Prices with one family at one end of its band."""
+    if family == "links":
+        return _moved_links(setting, prices, schedule, end)
+    device = setting.cluster.device
+    kernels = stretched_to(device.kernels, KERNEL_FAMILIES[family], end)
+    if family == "experts":
+        dtype = setting.model.expert_dtype or setting.model.weight_dtype
+        factor = device.kernels.moe(dtype).low_high[0 if end == "low" else 1]
+        return prices.times({"experts": factor})
+    changed = replace(setting, cluster=replace(setting.cluster, device=replace(device, kernels=kernels)))
+    own = layer_prices(changed)
+    kept = {kind: own.get(kind, duration) for kind, duration in prices.per_layer.items()}
+    return replace(prices, per_layer=kept)
+
+
+def _moved_links(setting: Setting, prices: Prices, schedule: ScheduleSpec, end: End) -> Prices:
+    place = 0 if end == "low" else 1
+    factors = {kind: exchange_band(setting, schedule.exchange, kind)[place] for kind in ("dispatch", "combine")}
+    if setting.attention_tp > 1:
+        factors["gather"] = _collective_ends(setting, "all-gather")[place]
+        factors["scatter"] = _collective_ends(setting, "reduce-scatter")[place]
+    return prices.times(factors)
+
+
+def _collective_ends(setting: Setting, op: Literal["all-gather", "reduce-scatter"]) -> tuple[float, float]:
+    card = setting.cluster.collectives
+    if card is None:
+        return setting.cluster.intra.band.low, setting.cluster.intra.band.high
+    return collective_band(op, setting.attention_tp, card)
