@@ -50,7 +50,8 @@ def table_scores(timings: Timings, device: Device, name: str) -> list[Score]:
         left_out = _left_out(problem, timings, device)
         if left_out is None:
             continue
-        label = (name, device.card.name, device.kernels.name)
+        source = str(timings.source[problem.rows[0]])
+        label = (source, name, device.card.name, device.kernels.name)
         measured = np.exp(left_out.logs)
         base = f"{problem.block} {problem.dtype}"
         scores.append(score(f"{base} {INTERPOLATED}", "unseen rows", label, np.exp(left_out.interpolated), measured))
