@@ -9,14 +9,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hwmodels.calibration.calibrate import main_kernels, problems_of
-from hwmodels.calibration.problem import Problem
 from hwmodels.calibration.shipped import SHIPPED
 from hwmodels.devices import Device
 from hwmodels.library import find_device, find_kernels
 from hwmodels.measured import Surface, Times
 from hwmodels.measured_rows import surfaces_of
 from hwmodels.validation.goals import Progress
-from hwmodels.validation.score import Score, score
+from hwmodels.validation.score import Label, Score, score
 from hwmodels.validation.timings import Timings, read_timings
 
 INTERPOLATED, LAW = "interpolated", "by the law"
@@ -32,7 +31,7 @@ class LeftOut:
 
 
 def score_interpolation(folder: Path, progress: Progress) -> list[Score]:
-    """Two scores for each operation and data type of every shipped table: interpolation and law, on the same rows."""
+    """Scores of every shipped table: for each operation and data type interpolation and law, on the same rows."""
     every = [(shipped, table) for shipped in SHIPPED for table in shipped.tables if table.find(folder) is not None]
     scores: list[Score] = []
     for number, (shipped, table) in enumerate(every):
@@ -43,20 +42,35 @@ def score_interpolation(folder: Path, progress: Progress) -> list[Score]:
 
 
 def table_scores(timings: Timings, device: Device, name: str) -> list[Score]:
-    """The scores of one table; none for data types whose shapes have no point between others."""
+    """The scores of one table, in pairs; none for data types whose shapes have no point between others.
+
+    Of experts also those of numbers of slots left out between others.
+    """
     problems, reasons = problems_of(timings, device)
     scores: list[Score] = []
     for problem in main_kernels(problems, timings, reasons):
-        left_out = _left_out(problem, timings, device)
-        if left_out is None:
-            continue
-        source = str(timings.source[problem.rows[0]])
-        label = (source, name, device.card.name, device.kernels.name)
-        measured = np.exp(left_out.logs)
+        label = (str(timings.source[problem.rows[0]]), name, device.card.name, device.kernels.name)
         base = f"{problem.block} {problem.dtype}"
-        scores.append(score(f"{base} {INTERPOLATED}", "unseen rows", label, np.exp(left_out.interpolated), measured))
-        scores.append(score(f"{base} {LAW}", "card", label, np.ones_like(measured), measured))
+        surfaces = list(surfaces_of(problem, timings, device).values())
+        single = [line for surface in surfaces for line in _single_lines(surface)]
+        parts = [thinned(surface)[1] for surface in (single if problem.block in ONE_LINE else surfaces)]
+        scores += _scores(parts, f"{base} {INTERPOLATED}", f"{base} {LAW}", label)
+        if problem.block == "moe":
+            lines = [part for surface in surfaces for part in without_lines(surface)]
+            scores += _scores(lines, f"{base} other slots", f"{base} other slots {LAW}", label)
     return scores
+
+
+def _scores(parts: list[LeftOut], interpolated: str, law: str, label: Label) -> list[Score]:
+    """Scores of interpolation and of the law on the points left out, under these names; none without points."""
+    logs = np.concatenate([part.logs for part in parts]) if parts else np.empty(0)
+    if not len(logs):
+        return []
+    found = np.concatenate([part.interpolated for part in parts])
+    return [
+        score(interpolated, "unseen rows", label, np.exp(found), np.exp(logs)),
+        score(law, "card", label, np.ones_like(logs), np.exp(logs)),
+    ]
 
 
 def thinned(surface: Surface) -> tuple[Surface, LeftOut]:
@@ -76,18 +90,19 @@ def thinned(surface: Surface) -> tuple[Surface, LeftOut]:
     return rest, LeftOut(logs=np.concatenate(logs), interpolated=np.concatenate(found))
 
 
-def _left_out(problem: Problem, timings: Timings, device: Device) -> LeftOut | None:
-    """The points left out of all shapes of a problem; None where none lies between others."""
+def without_lines(surface: Surface) -> list[LeftOut]:
+    """Every inner line of a surface and what the others say of its points."""
     parts = []
-    for surface in surfaces_of(problem, timings, device).values():
-        for single in _single_lines(surface) if problem.block in ONE_LINE else [surface]:
-            parts.append(thinned(single)[1])
-    if not any(len(part.logs) for part in parts):
-        return None
-    return LeftOut(
-        logs=np.concatenate([part.logs for part in parts]),
-        interpolated=np.concatenate([part.interpolated for part in parts]),
-    )
+    for number in range(1, len(surface.lines) - 1):
+        others = [n for n in range(len(surface.lines)) if n != number]
+        rest = Surface(
+            lines=surface.lines[others],
+            points=tuple(surface.points[n] for n in others),
+            logs=tuple(surface.logs[n] for n in others),
+        )
+        found = rest.at(surface.lines[number], surface.points[number])
+        parts.append(LeftOut(logs=surface.logs[number], interpolated=found))
+    return parts
 
 
 def _single_lines(surface: Surface) -> list[Surface]:
