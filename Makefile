@@ -5,7 +5,7 @@ STAMP := .venv/.installed
 SYNC := $(if $(filter output-sync,$(.FEATURES)),--output-sync=target)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup check test demo golden bench docs wheel clean lint style types layers fast
+.PHONY: help setup check test demo golden calibrate bench docs wheel clean lint style types layers fast
 
 help:    ## show this list
 	@sed -n 's/^\([a-z]*\): *[^#]*## \(.*\)/\1	\2/p' $(MAKEFILE_LIST) | expand -t 10
@@ -30,6 +30,10 @@ demo: setup    ## compare placements on an 8-GPU node; report in out/demo
 
 golden: setup    ## write the golden results anew and show what changed
 	$(BIN)/python -m tests.golden.rewrite
+
+calibrate: setup    ## fit the shipped cards anew on public tables (TABLES=DIR, or pip install '.[tables]')
+	$(BIN)/python -m hwmodels.calibration.shipped $(TABLES)
+	$(BIN)/python -m hwmodels.calibration.ship_links $(TABLES)
 
 bench: setup    ## measure the speed goals; writes benchmarks/baseline.json anew
 	$(BIN)/python -m benchmarks

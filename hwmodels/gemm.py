@@ -17,8 +17,11 @@ Sizes = int | NDArray[np.int64]
 BF16_BYTES = BYTES_PER_VALUE["bf16"]
 
 STEP = 64  # values of K that a tile multiplies in one step
-TILES = tuple((rows, columns) for rows in (64, 128) for columns in (64, 128, 256))
-SPLITS = (1, 2, 4, 8, 16)
+# Tiles and splits of K that are tried, every combination once.
+TILE_ROWS, TILE_COLUMNS, SPLIT = np.array(
+    [(rows, columns, split) for rows in (64, 128) for columns in (64, 128, 256) for split in (1, 2, 4, 8, 16)],
+    dtype=np.float64,
+).T
 
 
 def gemm_s(m: ArrayLike, n: int, k: int, weight_dtype: str, device: Device, batch: int = 1) -> Times:
@@ -115,26 +118,23 @@ def head_s(tokens: ArrayLike, hidden: int, vocab: int, tp: int, dtype: str, devi
 def _tiled_s(
     rows: Times, n: Sizes, k: Sizes, dtype: str, device: Device, constants: GemmConstants, batch: int
 ) -> Times:
-    """Computing time of the fastest tile and split."""
-    width, sm_flop_per_s = computed_bytes(dtype), device.peak_flop_per_s(dtype) / device.n_sms
-    best_s = np.full(np.broadcast(rows, n, k).shape, np.inf)
-    for tile_rows, columns in TILES:
-        tiles = batch * np.ceil(rows / tile_rows) * -(-np.asarray(n) // columns)
-        step_s = 2.0 * tile_rows * columns / sm_flop_per_s
-        if constants.load_bytes_per_flop is not None:
-            loaded = (tile_rows + columns) * width
-            step_s = max(step_s, loaded / (constants.load_bytes_per_flop * device.sm_bf16_flop_per_s))
-        store_s = 0.0
-        if constants.store_values_per_flop is not None:
-            store_s = 2.0 * tile_rows * columns / (constants.store_values_per_flop * device.sm_bf16_flop_per_s)
-        for split in SPLITS:
-            depth = -(-np.asarray(k) // (split * STEP)) * STEP
-            times = np.ceil(tiles * split / device.n_sms) * (depth * step_s + store_s)
-            if split > 1:
-                partial_bytes = batch * 4.0 * split * rows * n
-                times = times + partial_bytes / (constants.memory_frac * device.memory_bytes_per_s) + constants.split_s
-            np.minimum(best_s, times, out=best_s)
-    return best_s
+    """Computing time of the fastest tile and split, over an axis of all pairs of them."""
+    sm_flop = device.sm_bf16_flop_per_s
+    step_s = 2.0 * TILE_ROWS * TILE_COLUMNS / (device.peak_flop_per_s(dtype) / device.n_sms)
+    if constants.load_bytes_per_flop is not None:
+        loaded = (TILE_ROWS + TILE_COLUMNS) * computed_bytes(dtype)
+        step_s = np.maximum(step_s, loaded / (constants.load_bytes_per_flop * sm_flop))
+    store_s: Times | float = 0.0
+    if constants.store_values_per_flop is not None:
+        store_s = 2.0 * TILE_ROWS * TILE_COLUMNS / (constants.store_values_per_flop * sm_flop)
+    m, columns, inner = (np.asarray(size, dtype=np.float64)[..., None] for size in (rows, n, k))
+    tiles = batch * np.ceil(m / TILE_ROWS) * np.ceil(columns / TILE_COLUMNS)
+    depth = np.ceil(inner / (SPLIT * STEP)) * STEP
+    waves = np.ceil(tiles * SPLIT / device.n_sms)
+    parts_s = batch * 4.0 * m * columns / (constants.memory_frac * device.memory_bytes_per_s)
+    summed_s = np.where(SPLIT > 1, constants.split_s + SPLIT * parts_s, 0.0)
+    fastest: Times = (waves * (depth * step_s + store_s) + summed_s).min(axis=-1)
+    return fastest
 
 
 def _fourth(values: Times) -> Times:

@@ -65,7 +65,7 @@ def show_suites(suite: str, tables: Path | None, json: str | None, out: Path | N
         for name in dict.fromkeys(row.suite for row in judged):
             print("\n".join(_suite_lines(name, [row for row in judged if row.suite == name])))
         _print_causes(judged)
-        if missing := missing_tables(folder):
+        if any(row.suite in ("kernels", "skew") for row in judged) and (missing := missing_tables(folder)):
             print(f"left out, not in {folder}: {', '.join(missing)}")
     _write(judged, [], json, out)
     return 0 if all(row.verdict.ok for row in judged) else LIMIT_MISSED
@@ -162,11 +162,18 @@ def _suite_lines(name: str, rows: Sequence[Judged]) -> Iterator[str]:
     heading = ""
     for row in rows:
         score = row.score
-        judged_as = score.table + (f" by {score.constants}" if score.part == "transfer" else "")
+        judged_as = score.table + _by(score)
         if judged_as != heading:
             heading = judged_as
             yield heading
         yield _errors(score, _three(score), _shown_goal(row.verdict), score, _shown_verdict(row.verdict))
+
+
+def _by(score: Score) -> str:
+    """Whose constants predicted, where it was not those refitted without the shape that is judged."""
+    if score.part == "unseen shapes":
+        return ""
+    return ", each row by the others" if score.part == "unseen rows" else f" by {score.constants}"
 
 
 def _errors(score: Score, first: str, second: str, judged: Score, verdict: str) -> str:
@@ -176,7 +183,7 @@ def _errors(score: Score, first: str, second: str, judged: Score, verdict: str) 
 
 def _line(*cells: str) -> str:
     """Seven cells; of 79 characters together where the first has up to 31."""
-    widths = (7, 15, 14, 6, 5)
+    widths = (7, 16, 13, 6, 5)
     numbers = "".join(f"{cell:>{width}}" for cell, width in zip(cells[1:6], widths, strict=True))
     return f"{cells[0]:<31}{numbers}  {cells[6]}".rstrip()
 

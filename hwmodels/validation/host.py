@@ -14,8 +14,10 @@ from hwmodels.host import Host, experts_s, find_cpu, gemm_s
 from hwmodels.host_constants import CpuConstants, CpuKernel
 from hwmodels.library import find_cpu_kernels
 from hwmodels.moe import ExpertShape
-from hwmodels.validation.held_out import HostScore, leave_one_out_s, score
-from hwmodels.validation.launch import validate_launches
+from hwmodels.validation.goals import Judged, Progress, judged
+from hwmodels.validation.held_out import leave_one_out_s, small_score
+from hwmodels.validation.launch import GATE_TABLE, PROFILE_TABLE, validate_eager, validate_gate, validate_small_kernels
+from hwmodels.validation.score import Part, Score
 from hwmodels.validation.timings import read_columns
 
 THREADS_TABLE = "offload/cpu_offload_threads/epyc_9r14_moe_tflops.csv"
@@ -104,7 +106,7 @@ def thread_law(rows: ThreadRows, base: CpuConstants) -> Callable[..., Times]:
     return law
 
 
-def validate_threads(data: Path) -> tuple[HostScore, ...]:
+def validate_threads(data: Path) -> tuple[Score, ...]:
     """Both engines of the table of threads: shipped constants, and constants fitted without the judged row."""
     scores = []
     for card, column in ENGINES.items():
@@ -112,9 +114,9 @@ def validate_threads(data: Path) -> tuple[HostScore, ...]:
         law, every = thread_law(rows, constants), np.arange(len(rows.measured_s))
         fitted_s = law(constants.vector.model_dump(), every)
         held_out_s = leave_one_out_s(law, rows.measured_s, PARAMETERS)
-        for how, predicted_s in (("fitted", fitted_s), ("leave one out", held_out_s)):
-            what = (f"CPU experts by threads, {how}", Path(THREADS_TABLE).name, card)
-            scores.append(score(what, predicted_s, rows.measured_s, constants))
+        table = Path(THREADS_TABLE).name
+        scores.append(small_score(("CPU experts", "card", table, card), fitted_s, rows.measured_s, constants))
+        scores.append(small_score(("CPU experts", "unseen rows", table, card), held_out_s, rows.measured_s, constants))
     return tuple(scores)
 
 
@@ -136,7 +138,7 @@ def decode_bound_per_s(n_experts: int, sockets: int) -> float:
     return 1.0 / (DEEPSEEK_V3_LAYERS * float(experts_s([1] * n_experts, DEEPSEEK_V3_EXPERT, host)))
 
 
-def validate_decode_bound(data: Path) -> tuple[HostScore, ...]:
+def validate_decode_bound(data: Path) -> tuple[Score, ...]:
     """The bound over published decode rates of DeepSeek-V3 in 4 bits: a bias below zero would break the bound."""
     columns = read_columns(data / DECODE_TABLE)
     bounds, published = [], []
@@ -145,13 +147,22 @@ def validate_decode_bound(data: Path) -> tuple[HostScore, ...]:
         if config in DECODE_CONFIGS and metric == "decode_tok_s":
             bounds.append(decode_bound_per_s(*DECODE_CONFIGS[config]))
             published.append(float(value))
-    what = ("decode bound by CPU experts over published", Path(DECODE_TABLE).name, DECODE_HOST)
-    return (score(what, np.array(bounds), np.array(published), None),)
+    what: tuple[str, Part, str, str] = ("decode bound over published", "card", Path(DECODE_TABLE).name, DECODE_HOST)
+    return (small_score(what, np.array(bounds), np.array(published), None),)
 
 
-def validate_host(data: Path) -> tuple[HostScore, ...]:
-    """Scores of the laws of host and launches on the tables below `data`; `fitted` and held-out rows apart.
-
-    Raises HardwareError where a table is missing or unreadable.
-    """
-    return validate_threads(data) + validate_decode_bound(data) + validate_launches(data)
+def host(folder: Path, progress: Progress) -> list[Judged]:
+    """The suite of CPU experts, small kernels and launches, as far as their tables lie in `folder` or beside it."""
+    beside = folder.parent
+    parts: tuple[tuple[bool, Callable[[], tuple[Score, ...]]], ...] = (
+        ((beside / THREADS_TABLE).is_file(), lambda: validate_threads(beside)),
+        ((beside / DECODE_TABLE).is_file(), lambda: validate_decode_bound(beside)),
+        ((beside / PROFILE_TABLE).is_file(), lambda: validate_small_kernels(beside)),
+        ((beside / GATE_TABLE).is_file(), lambda: validate_gate(beside)),
+        (True, lambda: validate_eager(folder)),
+    )
+    rows: list[Judged] = []
+    for number, (is_there, validate) in enumerate(parts):
+        progress("host and launches", number / len(parts))
+        rows += [judged("host", one) for one in (validate() if is_there else ())]
+    return rows

@@ -11,14 +11,16 @@ from numpy.typing import NDArray
 from hwmodels.calibration.fit import Constants, Parameter, Times, cross_fit
 from hwmodels.launch import LaunchConstants, eager_s, norm_bytes, small_kernels_s
 from hwmodels.library import find_device, find_kernels
-from hwmodels.validation.held_out import HostScore, leave_one_out_s, score
+from hwmodels.validation.held_out import leave_one_out_s, small_score
+from hwmodels.validation.score import Part, Score
+from hwmodels.validation.tables import Table
 from hwmodels.validation.timings import Column, read_columns
 
 PROFILE_TABLE = "llmservingsim/RTXPRO6000_Qwen3-30B-A3B/dense.csv"
 GATE_TABLE = "llmservingsim/v0_layers/H100_Mixtral-8x7B-v0.1_tp1.parquet"
 EAGER_TABLES = {
-    "h200-vllm": ("kernels/h200_sxm/comm/vllm_0.24.0_custom_allreduce.parquet", "vllm"),
-    "h200-sglang": ("kernels/h200_sxm/comm/sglang_0.5.14_custom_allreduce.parquet", "sglang"),
+    "h200-vllm": Table(system="h200_sxm", family="comm", engine="vllm", version="0.24.0", table="custom_allreduce"),
+    "h200-sglang": Table(system="h200_sxm", family="comm", engine="sglang", version="0.5.14", table="custom_allreduce"),
 }
 FLOOR = Parameter(name="kernel_s", start=2e-6, low=1e-7, high=1e-4)
 SMALL = (FLOOR, Parameter(name="small_memory_frac", start=1.0, low=0.05, high=20.0))
@@ -57,7 +59,7 @@ def read_profile(data: Path) -> tuple[NDArray[np.int64], Times, Times]:
     return op, moved, columns["time_us"][chosen].astype(np.float64) * 1e-6
 
 
-def validate_small_kernels(data: Path) -> tuple[HostScore, ...]:
+def validate_small_kernels(data: Path) -> tuple[Score, ...]:
     """Norms and rotary embedding, all and up to 64 tokens: shipped constants, and without the judged operation."""
     card = "rtx-pro-6000-vllm"
     constants, device = find_kernels(card).launch(), find_device("rtx-pro-6000")
@@ -67,14 +69,15 @@ def validate_small_kernels(data: Path) -> tuple[HostScore, ...]:
     left_out_s = cross_fit(law, measured_s, SMALL, op).held_out_s
     few = moved / np.array(list(SMALL_OPS.values()))[op] <= 64
     scores = []
-    for how, predicted_s in (("fitted", fitted_s), ("leave one operation out", left_out_s)):
-        for which, rows in (("", np.full(len(op), True)), (" up to 64 tokens", few)):
-            what = (f"small kernels{which}, {how}", Path(PROFILE_TABLE).name, card)
-            scores.append(score(what, predicted_s[rows], measured_s[rows], constants))
+    parts: tuple[tuple[Part, Times], ...] = (("card", fitted_s), ("unseen shapes", left_out_s))
+    for part, predicted_s in parts:
+        for which, rows in (("", np.full(len(op), True)), (", <= 64 tokens", few)):
+            what = (f"small kernels{which}", part, Path(PROFILE_TABLE).name, card)
+            scores.append(small_score(what, predicted_s[rows], measured_s[rows], constants))
     return tuple(scores)
 
 
-def validate_gate(data: Path) -> tuple[HostScore, ...]:
+def validate_gate(data: Path) -> tuple[Score, ...]:
     """Gate of eager Mixtral on H100, a chain of small kernels: assumed constants, and constants of other lengths."""
     card = "datasheet-only"
     constants, device = find_kernels(card).launch(), find_device("h100-sxm")
@@ -87,8 +90,8 @@ def validate_gate(data: Path) -> tuple[HostScore, ...]:
     left_out_s = cross_fit(law, measured_s, SMALL, tokens).held_out_s
     table = Path(GATE_TABLE).name
     return (
-        score(("eager gate, nothing fitted", table, card), assumed_s, measured_s, constants),
-        score(("eager gate, held-out lengths", table, card), left_out_s, measured_s, None),
+        small_score(("eager gate", "transfer", table, card), assumed_s, measured_s, None),
+        small_score(("eager gate", "unseen shapes", table, card), left_out_s, measured_s, None),
     )
 
 
@@ -110,11 +113,14 @@ def _values(columns: dict[str, Column]) -> Callable[[str], list[str]]:
     return lambda name: columns[name].tolist()
 
 
-def validate_eager(data: Path) -> tuple[HostScore, ...]:
+def validate_eager(folder: Path) -> tuple[Score, ...]:
     """Eager all-reduces that the host's launch bounds: shipped constants, and constants without the judged row."""
     scores = []
-    for card, (table, engine) in EAGER_TABLES.items():
-        device_s, measured_s = read_eager(data / table, engine)
+    for card, table in EAGER_TABLES.items():
+        path = table.find(folder)
+        if path is None:
+            continue
+        device_s, measured_s = read_eager(path, table.engine)
         constants = find_kernels(card).launch()
 
         def law(
@@ -125,19 +131,13 @@ def validate_eager(data: Path) -> tuple[HostScore, ...]:
         ) -> Times:
             return eager_s(device_s[places], 1, base.model_copy(update=fitted))
 
-        fitted_s = law({}, np.arange(len(measured_s)))
-        held_out_s = leave_one_out_s(law, measured_s, EAGER)
-        for how, predicted_s in (("fitted", fitted_s), ("leave one out", held_out_s)):
-            scores.append(
-                score((f"eager all-reduce, {how}", Path(table).name, card), predicted_s, measured_s, constants)
-            )
+        carded_s = law({}, np.arange(len(measured_s)))
+        left_out_s = leave_one_out_s(law, measured_s, EAGER)
+        scores.append(small_score(("eager all-reduce", "card", table.name, card), carded_s, measured_s, constants))
+        what: tuple[str, Part, str, str] = ("eager all-reduce", "unseen rows", table.name, card)
+        scores.append(small_score(what, left_out_s, measured_s, constants))
     return tuple(scores)
 
 
 def _shipped(constants: LaunchConstants) -> dict[str, float]:
     return {parameter.name: getattr(constants, parameter.name) for parameter in SMALL}
-
-
-def validate_launches(data: Path) -> tuple[HostScore, ...]:
-    """Scores of small kernels, of the eager gate and of eager all-reduces on the tables below `data`."""
-    return validate_small_kernels(data) + validate_gate(data) + validate_eager(data)

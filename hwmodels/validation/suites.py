@@ -11,6 +11,7 @@ from hwmodels.calibration.shipped import SHIPPED, ShippedCard
 from hwmodels.devices import Device
 from hwmodels.library import find_device, find_kernels
 from hwmodels.validation.goals import Judged, Progress, judged
+from hwmodels.validation.host import host
 from hwmodels.validation.interpolation import score_interpolation
 from hwmodels.validation.links import links
 from hwmodels.validation.score import Score, validate_table
@@ -81,6 +82,7 @@ SUITES: dict[str, Callable[[Path, Progress], list[Judged]]] = {
     "transfer": transfer,
     "interpolation": interpolation,
     "links": links,
+    "host": host,
 }
 
 
