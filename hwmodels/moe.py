@@ -114,7 +114,7 @@ def _measured_factor(work: ExpertWork, shape: ExpertShape, device: Device) -> Ti
     """What the law is multiplied with by what tables hold: of balanced tokens, as many for each slot."""
     slots = np.asarray(work.n_slots)
     key = moe_shape(shape.hidden_size, shape.intermediate_size, shape.gated)
-    point = log_of(work.routed / slots)
+    point = log_of(work.routed / np.maximum(slots, 1))
     return device.measured.factor("moe", shape.weight_dtype, key, log_of(slots), point, near=True)
 
 
