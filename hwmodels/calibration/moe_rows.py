@@ -47,7 +47,8 @@ def leave_out(timings: Timings, device: Device, reasons: Reasons) -> None:
     reasons[~np.array([is_known(name) for name in distributions], bool)] = "distribution that cannot be rebuilt"
     shapes = np.stack([timings.ints(name) for name in SHAPE], axis=1)
     grouped = (shapes == GROUPED).all(axis=1) & (names == "fp8_block")
-    reasons[grouped & ~starts(timings, "moe_torch_flow")] = "group-limited routing: active experts unknown"
+    engine = starts(timings, "vllm") | starts(timings, "sglang")
+    reasons[grouped & engine] = "group-limited routing: active experts unknown"
     if device.card.name.startswith(("h100", "h200")):
         for start, name in UNTUNED:
             reasons[starts(timings, start) & (names == name)] = "kernel that was measured without tuning"

@@ -195,6 +195,14 @@ class TestRoutedExperts:
         for other in (replace(EXPERTS, intermediate_size=2048), replace(EXPERTS, gated=False)):
             assert grouped_gemm_moe_s([16] * 8, other, own) == grouped_gemm_moe_s([16] * 8, other, law_alone(own))
 
+    def test_only_engines_that_route_in_groups_lose_rows_of_deepseek_v3(self, tmp_path: Path):
+        row = moe_row(64, 7.0, dtype="fp8_block", hidden=7168, inter=2048, topk=8, experts=256)
+        own = device(tmp_path, moe=(MOE, [row]))
+        shape = ExpertShape(hidden_size=7168, intermediate_size=2048, gated=True, weight_dtype="fp8_block")
+        assert grouped_gemm_moe_s([2] * 256, shape, own, 64) == same(7e-3)
+        with pytest.raises(HardwareError, match="group-limited routing"):
+            device(tmp_path, moe=(f"{MOE},kernel_source", [f"{row},vllm_fp8moe"]))
+
     def test_times_of_several_files_are_one_table(self, tmp_path: Path):
         for name, row in (("a.csv", self.ROWS[0]), ("b.csv", self.ROWS[2])):
             (tmp_path / name).write_text(f"{MOE}\n{row}\n")
