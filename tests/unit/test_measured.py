@@ -195,7 +195,7 @@ class TestRoutedExperts:
         for other in (replace(EXPERTS, intermediate_size=2048), replace(EXPERTS, gated=False)):
             assert grouped_gemm_moe_s([16] * 8, other, own) == grouped_gemm_moe_s([16] * 8, other, law_alone(own))
 
-    def test_only_engines_that_route_in_groups_lose_rows_of_deepseek_v3(self, tmp_path: Path):
+    def test_rows_of_deepseek_v3_are_lost_only_to_a_kernel_that_may_route_in_groups(self, tmp_path: Path):
         row = moe_row(64, 7.0, dtype="fp8_block", hidden=7168, inter=2048, topk=8, experts=256)
         own = device(tmp_path, moe=(MOE, [row]))
         shape = ExpertShape(hidden_size=7168, intermediate_size=2048, gated=True, weight_dtype="fp8_block")
