@@ -23,7 +23,7 @@ from hwmodels.validation.suites import SUITES as KERNEL_SUITES
 from hwmodels.validation.suites import missing_tables
 from hwmodels.validation.tables import tables_folder
 from hwmodels.validation.timings import read_timings
-from scenarios.errors import ScenarioError
+from scenarios.errors import HardwareError, ScenarioError
 from scenarios.explain import did_you_mean
 from scenarios.files import whole_file
 from sim.published_steps import published
@@ -73,6 +73,8 @@ def show_suites(suite: str, tables: Path | None, json: str | None, out: Path | N
                 if suite != "all":
                     raise
             bar.remove_task(task)
+    if not judged:
+        raise HardwareError(f"{folder}: holds no table of the suite {suite}; see `moesim validate --help`")
     if json != "-":
         for name in dict.fromkeys(row.suite for row in judged):
             print("\n".join(_suite_lines(name, [row for row in judged if row.suite == name])))
@@ -163,7 +165,7 @@ def _table_lines(validation: Validation, judged: Sequence[Judged], limit: float 
     """Errors by kernel and kind of row: with the card's constants, and refitted without the shape that is judged."""
     yield f"{validation.table} on {validation.card}, constants {validation.constants}; errors in %"
     yield _line("", "n", "card", "unseen shapes", "bias", "band", "" if limit is None else f"limit {limit:.0%}")
-    unseen = {(row.score.kernel, row.score.name): row.score for row in judged if row.score.part == "unseen shapes"}
+    unseen = {(row.score.kernel, row.score.name): row for row in judged if row.score.part == "unseen shapes"}
     heading = ""
     for row in judged:
         score = row.score
@@ -173,8 +175,10 @@ def _table_lines(validation: Validation, judged: Sequence[Judged], limit: float 
             heading = score.kernel
             yield heading
         refitted = unseen.get((score.kernel, score.name))
-        verdict = "" if limit is None else "ok" if row.verdict.ok else "missed"
-        yield _errors(score, _three(score), "-" if refitted is None else _three(refitted), refitted or score, verdict)
+        ok = row.verdict.ok and (refitted is None or refitted.verdict.ok)
+        verdict = "" if limit is None else "ok" if ok else "missed"
+        other = "-" if refitted is None else _three(refitted.score)
+        yield _errors(score, _three(score), other, score if refitted is None else refitted.score, verdict)
     yield "mean/median/90th percentile; bias and share of rows in the 80 % band: of unseen shapes where there are any"
 
 

@@ -17,6 +17,7 @@ KeyPath = tuple[str | int, ...]
 
 MAX_BYTES = 8 * 2**20
 MAX_DEPTH = 32
+TOO_DEEP = f"nested deeper than {MAX_DEPTH} levels (write a flatter file)"
 
 _LOADER: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 _NULLS = {"", "~", "null", "Null", "NULL"}
@@ -151,6 +152,8 @@ def parse_yaml(text: str, root: KeyPath = ()) -> Parsed:
 
 
 def _syntax_text(error: yaml.MarkedYAMLError, text: str, line: int) -> str:
+    if error.problem == "exceeded maximum nesting depth":  # libyaml of PyYAML 6.0.4 looks ahead, up to 1,000 levels
+        return TOO_DEEP
     lines = text.split("\n")
     content = lines[line] if line < len(lines) else ""
     if "\t" in content[: len(content) - len(content.lstrip())]:
@@ -187,7 +190,7 @@ class _Builder:
         line = _line(event)
         self.lines.setdefault(keys, line)
         if len(keys) > MAX_DEPTH:
-            raise _BrokenOff(line - 1, f"nested deeper than {MAX_DEPTH} levels (write a flatter file)")
+            raise _BrokenOff(line - 1, TOO_DEEP)
         if isinstance(event, yaml.AliasEvent):
             self._complain(line, keys, f"alias *{event.anchor} is not supported (write the value again)")
             return None

@@ -90,7 +90,7 @@ def digest(timings: Timings) -> str:
 def rounded(residuals: Residuals) -> Residuals:
     """The residuals in four digits, as cards hold them."""
     numbers = residuals.model_dump()
-    return Residuals.model_validate({name: v if name == "n" else _rounded(v) for name, v in numbers.items()})
+    return Residuals.model_validate({name: _rounded(v) if isinstance(v, float) else v for name, v in numbers.items()})
 
 
 def _best_options(problem: Problem) -> Mapping[str, object]:

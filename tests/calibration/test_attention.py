@@ -11,11 +11,11 @@ from functools import cache
 import numpy as np
 import pytest
 
-from hwmodels.calibration.attention import attention_problems, judged
-from hwmodels.calibration.fit import Times, fit, fold_of_shapes
+from hwmodels.calibration.attention import attention_problems
+from hwmodels.calibration.calibrate import Solved, solve
 from hwmodels.calibration.problem import Problem
+from hwmodels.calibration.rows import no_reasons
 from hwmodels.devices import Device
-from hwmodels.fitted import Residuals
 from hwmodels.library import find_device, find_kernels
 from hwmodels.validation.timings import read_timings
 from tests.shared import shared_file
@@ -46,7 +46,7 @@ MEASURED = [
 
 def device(card: str) -> Device:
     found = find_device(card)
-    return Device(card=found, constants=find_kernels(found.kernels).constants)
+    return Device(card=found, kernels=find_kernels(found.kernels))
 
 
 @cache
@@ -54,19 +54,18 @@ def problem(table: str, source: str, dtype: str, card: str = "h200-sxm") -> Prob
     pytest.importorskip("pyarrow")
     timings = read_timings(shared_file(f"data/kernels/{card.replace('-', '_')}/{table}.parquet"))
     of_source = timings.rows(timings.source == source)
-    (found,) = [p for p in attention_problems(of_source, device(card)) if p.dtype == dtype]
+    (found,) = [p for p in attention_problems(of_source, device(card), no_reasons(of_source)) if p.dtype == dtype]
     return found
 
 
 @cache
-def held_out(table: str, source: str, dtype: str) -> tuple[Residuals, Times]:
-    _, residuals, times = judged(problem(table, source, dtype))
-    return residuals, times
+def held_out(table: str, source: str, dtype: str) -> Solved:
+    return solve(problem(table, source, dtype), "a test", table)
 
 
 @pytest.mark.parametrize(("table", "source", "dtype", "mean", "median"), MEASURED)
 def test_unseen_head_configurations(table: str, source: str, dtype: str, mean: float, median: float) -> None:
-    residuals, _ = held_out(table, source, dtype)
+    residuals = held_out(table, source, dtype).residuals
     assert residuals.n > 400
     assert 100 * residuals.mean_ape < 1.1 * mean
     assert 100 * residuals.median_ape < 1.1 * median
@@ -79,14 +78,9 @@ def test_the_band_covers_four_fifths_of_unseen_shapes(
 ) -> None:
     # The band of each fold is that of the others; 77 to 80 % measured.
     del mean, median
-    _, times = held_out(table, source, dtype)
-    one = problem(table, source, dtype)
-    ratio, fold = one.measured_s / times, fold_of_shapes(one.shapes)
-    covered = np.zeros(len(ratio), dtype=bool)
-    for number in np.unique(fold):
-        low, high = np.quantile(ratio[fold != number], [0.1, 0.9])
-        covered[fold == number] = (ratio[fold == number] >= low) & (ratio[fold == number] <= high)
-    assert 0.75 < covered.mean() < 0.85
+    coverage = held_out(table, source, dtype).residuals.coverage_80
+    assert coverage is not None
+    assert 0.75 < coverage < 0.85
 
 
 @pytest.mark.parametrize(
@@ -99,9 +93,8 @@ def test_the_band_covers_four_fifths_of_unseen_shapes(
     ],
 )
 def test_constants_of_h200_predict_h100(table: str, dtype: str, mean: float, median: float) -> None:
-    fitted_on = problem(table, "fa3", dtype)
+    constants = held_out(table, "fa3", dtype).constants
     judge = problem(table, "fa3", dtype, "h100-sxm")
-    constants = fit(fitted_on.law, fitted_on.measured_s, fitted_on.parameters)
     error = 100 * np.abs(judge.law(constants, np.arange(len(judge.measured_s))) / judge.measured_s - 1)
     assert error.mean() < 1.1 * mean
     assert np.median(error) < 1.1 * median

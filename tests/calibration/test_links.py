@@ -11,10 +11,11 @@ import pytest
 from pydantic import BaseModel
 
 from hwmodels.calibration.links import calibrate_links, cards_yaml, is_link_table, link_problems
-from hwmodels.calibration.ship_links import SHIPPED, ship_links
+from hwmodels.calibration.ship_links import JUDGED_ONLY, SHIPPED, ship_links
 from hwmodels.fitted import Fitted
 from hwmodels.library import list_cards, read_cards
-from hwmodels.validation.links import LinkScore, score_link_table, validate_links
+from hwmodels.validation.links import links, score_link_table
+from hwmodels.validation.score import Score
 from scenarios.errors import HardwareError
 from tests.shared import shared_file
 
@@ -24,67 +25,86 @@ LL_MORE = f"{H200}/sglang_0.5.6.post2_wideep_deepep_ll_perf_multinode.parquet"
 NORMAL_ONE = f"{H200}/sglang_0.5.12_wideep_deepep_normal_perf_1node.parquet"
 NORMAL_TWO = f"{H200}/sglang_0.5.6.post2_wideep_deepep_normal_perf_multinode.parquet"
 RACK = "data/kernels/gb200/comm/trtllm_1.3.0rc10_alltoall_NVL72.parquet"
-# table, name, rows, measured mean error, goal; the comment says why a goal is missed
+# table, name, part, measured mean error, goal; the comment says why a goal is missed
 LIMITS = [
-    (f"{H200}/nccl_2.26.2.parquet", "nccl all", "held out", 0.038, 0.05),
-    ("data/kernels/a100_sxm/comm/nccl_2.27.3.parquet", "nccl all", "held out", 0.044, 0.05),
-    ("data/kernels/b200_sxm/comm/nccl_2.29.2.parquet", "nccl all", "held out", 0.050, 0.05),
+    (f"{H200}/nccl_2.26.2.parquet", "nccl all", "unseen shapes", 0.038, 0.05),
+    ("data/kernels/a100_sxm/comm/nccl_2.27.3.parquet", "nccl all", "unseen shapes", 0.049, 0.05),
+    ("data/kernels/b200_sxm/comm/nccl_2.29.2.parquet", "nccl all", "unseen shapes", 0.050, 0.05),
     # times of eight devices fall where messages grow past a switch of algorithms; a minimum of lines cannot follow
-    ("data/kernels/rtx_pro_6000_server/comm/nccl_2.29.2.parquet", "nccl all", "held out", 0.055, 0.05),
-    (LL_ONE, "deepep-low-latency all", "held out sizes", 0.025, 0.03),
+    ("data/kernels/rtx_pro_6000_server/comm/nccl_2.29.2.parquet", "nccl all", "unseen shapes", 0.055, 0.05),
+    (LL_ONE, "deepep-low-latency all by size", "unseen rows", 0.025, 0.03),
     # left out, the one shape of 8 experts is off by 45 %: only it is bound by the few SMs that prepare its tokens
-    (LL_ONE, "deepep-low-latency all", "held out", 0.049, 0.03),
-    (LL_MORE, "deepep-low-latency all", "held out", 0.026, 0.03),
-    (NORMAL_ONE, "deepep-normal all", "held out", 0.032, 0.07),
-    (NORMAL_TWO, "deepep-normal all", "held out", 0.047, 0.07),
-    (RACK, "nvl72-two-sided all", "held out", 0.034, 0.04),
+    (LL_ONE, "deepep-low-latency all", "unseen shapes", 0.049, 0.03),
+    (LL_MORE, "deepep-low-latency all", "unseen shapes", 0.026, 0.03),
+    (NORMAL_ONE, "deepep-normal all", "unseen shapes", 0.032, 0.07),
+    (NORMAL_TWO, "deepep-normal all", "unseen shapes", 0.047, 0.07),
+    (RACK, "nvl72-two-sided all", "unseen shapes", 0.034, 0.04),
     # its combine among four devices is 10 to 20 % faster on few tokens than a latency that grows with log2 n
-    (RACK, "nvl72-one-sided all", "held out", 0.045, 0.04),
-    ("data/offload/pcie_nvlink/h100_pcie_h2d_d2h_vs_block.csv", "all", "held out", 0.024, 0.03),
+    (RACK, "nvl72-one-sided all", "unseen shapes", 0.045, 0.04),
+    ("data/offload/pcie_nvlink/h100_pcie_h2d_d2h_vs_block.csv", "all", "unseen shapes", 0.024, 0.03),
 ]  # fmt: skip
 
 
-def scores_of(table: str) -> tuple[LinkScore, ...]:
-    links = next(links for name, (_, links) in SHIPPED.items() if table.endswith(name))
-    return score_link_table(shared_file(table), links)
+def scores_of(table: str) -> tuple[Score, ...]:
+    path, folder = shared_file(table), shared_file("data/kernels")
+    own = next(shipped for shipped in SHIPPED if shipped.table.find(folder) == path)
+    return score_link_table(path, own.links)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("table", "name", "rows", "measured", "goal"), LIMITS)
-def test_held_out_errors_stay_as_measured(table: str, name: str, rows: str, measured: float, goal: float) -> None:
-    score = next(score for score in scores_of(table) if (score.name, score.rows) == (name, rows))
+@pytest.mark.parametrize(("table", "name", "part", "measured", "goal"), LIMITS)
+def test_held_out_errors_stay_as_measured(table: str, name: str, part: str, measured: float, goal: float) -> None:
+    score = next(score for score in scores_of(table) if (score.name, score.part) == (name, part))
     assert score.mean_ape <= 1.1 * measured, f"goal {goal}"
     assert abs(score.bias) <= 0.02
+    assert score.coverage_80 is not None
     assert 0.75 <= score.coverage_80 <= 0.85
 
 
 @pytest.mark.slow
 def test_shipped_cards_are_what_the_tables_give(tmp_path: Path) -> None:
-    written = ship_links(shared_file("data"), tmp_path)
+    written = ship_links(shared_file("data/kernels"), tmp_path)
     assert [path.name for path in written] == ["collectives.yaml", "exchanges.yaml", "copies.yaml"]
     fitted, shipped = read_cards(tmp_path), list_cards()
     for kind in ("collectives", "exchanges", "copies"):
         assert [card.name for card in getattr(fitted, kind)] == [card.name for card in getattr(shipped, kind)]
-        pairs = zip(blocks(getattr(fitted, kind)), blocks(getattr(shipped, kind)), strict=True)
-        for new, old in pairs:
-            assert new.source == old.source
-            assert new.residuals.mean_ape == pytest.approx(old.residuals.mean_ape, rel=0.1)
+        new, old = blocks(getattr(fitted, kind)), blocks(getattr(shipped, kind))
+        # Cards are fitted on the tables of the package itself. The copies beside the repository lack rows, among them
+        # those of four devices; where they do not, the fit is the same.
+        assert {key for key in old.keys() - new.keys() if key[-1] != 4} == set()
+        alike = [key for key, block in new.items() if block.residuals.n == old[key].residuals.n]
+        assert alike
+        for key in new:
+            assert new[key].source == old[key].source
+        for key in alike:
+            assert new[key].residuals.mean_ape == pytest.approx(old[key].residuals.mean_ape, rel=0.1), key
 
 
-def blocks(cards: Iterable[BaseModel]) -> list[Any]:
-    """The measured blocks of cards, in order."""
-    values = [value for card in cards for _, value in card]
-    every = [entry for value in values for entry in (value if isinstance(value, tuple) else (value,))]
-    return [entry for entry in every if isinstance(entry, Fitted) and entry.residuals is not None]
+def blocks(cards: Iterable[BaseModel]) -> dict[tuple[object, ...], Any]:
+    """The measured blocks of cards, by card, field and what tells laws of one card apart."""
+    entries = [(card, field, value) for card in cards for field, value in card]
+    every = [
+        (card, field, block)
+        for card, field, value in entries
+        for block in (value if isinstance(value, tuple) else (value,))
+        if isinstance(block, Fitted) and block.residuals is not None
+    ]
+    names = ("op", "direction", "method", "n_devices")
+    return {
+        (getattr(card, "name", ""), field, *(getattr(block, name, None) for name in names)): block
+        for card, field, block in every
+    }
 
 
 @pytest.mark.slow
 def test_every_table_of_links_is_scored() -> None:
-    tables = {path.name for path in shared_file("data/kernels").glob("*/comm/*.parquet")}
-    scores = validate_links(shared_file("data"))
-    assert tables <= {score.table for score in scores}
-    assert {score.rows for score in scores} == {"fitted", "held out", "held out sizes", "carried over"}
-    assert all(score.mean_ape >= score.median_ape / 2 >= 0 for score in scores)
+    folder, shares = shared_file("data/kernels"), []
+    rows = links(folder, lambda _what, share: shares.append(share))
+    assert {row.score.table for row in rows} == {one.table.name for one in (*SHIPPED, *JUDGED_ONLY)}
+    assert {row.score.part for row in rows} == {"unseen shapes", "unseen rows", "transfer"}
+    assert [f"{row.score.table} {row.score.name}" for row in rows if not row.verdict.ok] == []
+    assert all(row.verdict.goal is None for row in rows if row.score.part == "transfer")
+    assert shares == sorted(shares) and shares[0] == 0
 
 
 @pytest.mark.slow

@@ -26,7 +26,6 @@ shapes = st.builds(
     intermediate_size=st.integers(1, 10_000),
     gated=st.booleans(),
     weight_dtype=st.sampled_from(("bf16", "fp16", "int8", "int4", "fp8_block")),
-    activation_dtype=st.just("bf16"),
 )
 hosts = st.builds(
     round_host,

@@ -1,22 +1,20 @@
-"""Attention laws: hand numbers on `round_gpu` with `ROUND_ATTENTION` (times in microseconds)."""
+"""Attention laws: hand numbers on `round_gpu` (times in microseconds)."""
 
 from dataclasses import replace
+from typing import cast
 
 import numpy as np
 import pytest
 
-from hwmodels.attention import (
-    assumed_constants,
-    attention_decode_s,
-    attention_prefill_s,
-    attention_projections_s,
-    windowed_context,
-)
+from hwmodels.attention import attention_decode_s, attention_prefill_s, attention_projections_s, windowed_context
+from hwmodels.constants import DecodeConstants, MlaDecodeConstants, MlaPrefillConstants, PrefillConstants
+from hwmodels.devices import Device
 from hwmodels.gqa import HeadShape, gqa_decode_s, gqa_prefill_s, tiles_per_sm
+from hwmodels.kernels import Kernels
 from hwmodels.mla import LatentShape, mla_decode_s, mla_prefill_s
-from scenarios.errors import ScenarioError
+from scenarios.errors import HardwareError, ScenarioError
 from scenarios.models import Attention, GroupedQueryAttention, LatentAttention
-from tests.devices import ROUND_ATTENTION, round_gpu
+from tests.devices import ideal_gpu, roofline, round_gpu
 
 GPU = round_gpu()
 GQA = GroupedQueryAttention(n_heads=32, n_kv_heads=4, head_dim=128)
@@ -32,7 +30,12 @@ MLA = LatentAttention(
 )
 HEADS = HeadShape(n_heads=32, n_kv_heads=4, head_dim=128)
 LATENT = LatentShape(n_heads=128, cache_dim=576, latent_dim=512, key_dim=192, value_dim=128)
-DECODE, PREFILL = ROUND_ATTENTION.decode, ROUND_ATTENTION.prefill
+DECODE = cast(DecodeConstants, GPU.kernels.decode("bf16"))
+PREFILL = cast(PrefillConstants, GPU.kernels.prefill("bf16"))
+MLA_DECODE = cast(MlaDecodeConstants, GPU.kernels.mla_decode("bf16"))
+MLA_PREFILL = cast(MlaPrefillConstants, GPU.kernels.mla_prefill("bf16"))
+# Products follow a roofline of half the peak and bandwidth, so that kernels are seen.
+ROOF = round_gpu(gemm=roofline("2 us", 0.5, 0.5))
 # Reading of one tile: 0.5 and 2 * 176 * 128 values of 2 bytes at 80 GB/s.
 TILE = 0.5 + 1.1264
 
@@ -157,60 +160,99 @@ class TestLatent:
         tile = max(0.9216, 1.7825792)
         moved = (10_000 * 1152 + 10 * 128 * 1088 * 2) / 2e6
         expected = 8 + unit + root4(4 * tile, moved) + 2 + 0.1
-        assert mla_decode_s(10, 10_000, LATENT, "bf16", GPU, ROUND_ATTENTION.mla_decode) == us(expected)
+        assert mla_decode_s(10, 10_000, LATENT, "bf16", GPU, MLA_DECODE) == us(expected)
 
     def test_an_engine_may_expand_the_cache_first(self) -> None:
-        cast = ROUND_ATTENTION.mla_decode.model_copy(update={"cast_frac": 0.25})
-        plain = mla_decode_s(10, 10_000, LATENT, "bf16", GPU, ROUND_ATTENTION.mla_decode)
+        cast = MLA_DECODE.model_copy(update={"cast_frac": 0.25})
+        plain = mla_decode_s(10, 10_000, LATENT, "bf16", GPU, MLA_DECODE)
         # 10,000 * 576 values of 1 + 2 bytes at 1 TB/s.
         assert mla_decode_s(10, 10_000, LATENT, "fp8", GPU, cast) - plain == us(17.28)
 
     def test_prefill_is_that_of_expanded_heads_or_of_one_latent_head(self) -> None:
         expanded = HeadShape(n_heads=128, n_kv_heads=128, head_dim=160)
         absorbed = HeadShape(n_heads=128, n_kv_heads=1, head_dim=544)
-        constants = ROUND_ATTENTION.mla_prefill
+        constants = MLA_PREFILL
         for form, shape in (("expanded", expanded), ("absorbed", absorbed)):
             of_form = constants.model_copy(update={"form": form})
             times = mla_prefill_s(1, 1000, 500_500, LATENT, "bf16", GPU, of_form)
             assert times == gqa_prefill_s(1, 1000, 500_500, shape, "bf16", GPU, of_form)
 
 
+class TestRoofline:
+    """5 us and the larger of products at half of 1 PFLOP/s and bytes at a quarter of 4 TB/s."""
+
+    LAW = roofline("5 us", 0.5, 0.25)
+
+    def test_decode_streams_the_cache(self) -> None:
+        # 50,000 tokens * 4 * 128 * 2 values of 2 bytes, 5 * 32 * 128 queries and outputs; 4 FLOP a value and head.
+        expected = us(5 + max((102.4e6 + 81_920) / 1e6, 4 * 50_000 * 32 * 128 / 500e6))
+        assert gqa_decode_s(5, 50_000, HEADS, "bf16", GPU, self.LAW) == expected
+
+    def test_prefill_computes_every_pair(self) -> None:
+        # 1e6 tokens attend to 5e11 tokens: 4 * 32 * 128 FLOP each; a single token moves 2 * 2 * 36 * 128 bytes.
+        times = gqa_prefill_s(1, [1_000_000, 1], [500_000_500_000, 1], HEADS, "bf16", GPU, self.LAW)
+        assert times == us([5 + 500_000_500_000 * 16_384 / 500e6, 5 + 18_432 / 1e6])
+
+    def test_latent_attention(self) -> None:
+        # Decode: 10,000 * 576 cached bytes of fp8 and 10 * 128 * 1088 values of 2 bytes; or 2 * 1088 FLOP a head.
+        expected = us(5 + max((5.76e6 + 2.78528e6) / 1e6, 2 * 10_000 * 128 * 1088 / 500e6))
+        assert mla_decode_s(10, 10_000, LATENT, "fp8", GPU, self.LAW) == expected
+        expanded = HeadShape(n_heads=128, n_kv_heads=128, head_dim=160)
+        times = mla_prefill_s(1, 1000, 500_500, LATENT, "bf16", GPU, self.LAW)
+        assert times == gqa_prefill_s(1, 1000, 500_500, expanded, "bf16", GPU, self.LAW)
+
+
+def of_cache(dtype: str) -> Device:
+    """`round_gpu` with laws for one data type of the cache alone."""
+    card = GPU.kernels.cards[0]
+    laws = {block: {dtype: getattr(card, block)["any"]} for block in ("decode", "prefill", "mla_decode", "mla_prefill")}
+    return replace(GPU, kernels=Kernels(cards=(card.model_copy(update=laws),)))
+
+
 class TestLayers:
+    def test_laws_are_those_of_the_caches_data_type(self) -> None:
+        for attention in (GQA, MLA):
+            for law in (attention_decode_s, attention_prefill_s):
+                assert law(1, 1, attention, 1, "fp8", of_cache("fp8")) == law(1, 1, attention, 1, "fp8", GPU)
+                with pytest.raises(HardwareError, match=r"no constants of (mla_)?(decode|prefill) for bf16"):
+                    law(1, 1, attention, 1, "bf16", of_cache("fp8"))
+
     def test_heads_are_shared_and_kv_heads_repeated_where_devices_outnumber_them(self) -> None:
         for tp, heads, kv_heads in ((1, 32, 4), (2, 16, 2), (8, 4, 1)):
             shape = HeadShape(n_heads=heads, n_kv_heads=kv_heads, head_dim=128)
-            times = attention_decode_s(10, 10_000, GQA, tp, "bf16", GPU, ROUND_ATTENTION)
+            times = attention_decode_s(10, 10_000, GQA, tp, "bf16", GPU)
             assert times == gqa_decode_s(10, 10_000, shape, "bf16", GPU, DECODE)
 
     def test_the_cache_of_mla_is_not_shared(self) -> None:
         shape = replace(LATENT, n_heads=16)
-        times = attention_decode_s(10, 10_000, MLA, 8, "fp8", GPU, ROUND_ATTENTION)
-        assert times == mla_decode_s(10, 10_000, shape, "fp8", GPU, ROUND_ATTENTION.mla_decode)
+        times = attention_decode_s(10, 10_000, MLA, 8, "fp8", GPU)
+        assert times == mla_decode_s(10, 10_000, shape, "fp8", GPU, MLA_DECODE)
 
     def test_prompts_are_recognised_by_their_pairs(self) -> None:
         cases = ((1, 1000, 500_500), (2, 2000, 1_001_000), (1, 500, 375_250))
         for requests, queries, pairs in cases:
-            times = attention_prefill_s(queries, pairs, GQA, 1, "bf16", GPU, ROUND_ATTENTION)
+            times = attention_prefill_s(queries, pairs, GQA, 1, "bf16", GPU)
             assert times == pytest.approx(gqa_prefill_s(requests, queries, pairs, HEADS, "bf16", GPU, PREFILL))
-        times = attention_prefill_s(2000, 1_001_000, MLA, 2, "bf16", GPU, ROUND_ATTENTION)
+        times = attention_prefill_s(2000, 1_001_000, MLA, 2, "bf16", GPU)
         shape = replace(LATENT, n_heads=64)
-        expected = mla_prefill_s(2, 2000, 1_001_000, shape, "bf16", GPU, ROUND_ATTENTION.mla_prefill)
+        expected = mla_prefill_s(2, 2000, 1_001_000, shape, "bf16", GPU, MLA_PREFILL)
         assert times == pytest.approx(expected)
 
     def test_a_window_of_the_layer_masks(self) -> None:
         windowed = GQA.model_copy(update={"window_tokens": 128})
-        plain, masked = (attention_decode_s(5, 640, a, 1, "bf16", GPU, ROUND_ATTENTION) for a in (GQA, windowed))
+        plain, masked = (attention_decode_s(5, 640, a, 1, "bf16", GPU) for a in (GQA, windowed))
         assert masked - plain == us(4)
 
     def test_nothing_to_attend_leaves_the_launch(self) -> None:
-        for constants in (ROUND_ATTENTION, assumed_constants(GPU)):
-            for attention in (GQA, MLA):
-                assert attention_decode_s(0, 0, attention, 1, "bf16", GPU, constants) == us(8)
-                assert attention_prefill_s(0, 0, attention, 1, "bf16", GPU, constants) == us(8)
+        for attention in (GQA, MLA):
+            assert attention_decode_s(0, 0, attention, 1, "bf16", GPU) == us(8)
+            assert attention_prefill_s(0, 0, attention, 1, "bf16", GPU) == us(8)
+            assert attention_decode_s(0, 0, attention, 1, "bf16", ideal_gpu()) == 0
+            assert attention_prefill_s(0, 0, attention, 1, "bf16", ideal_gpu()) == 0
 
     def test_tp_must_divide_the_heads(self) -> None:
         with pytest.raises(ScenarioError, match="tp 3 does not divide 32 heads"):
-            attention_decode_s(1, 1, GQA, 3, "bf16", GPU, ROUND_ATTENTION)
+            attention_decode_s(1, 1, GQA, 3, "bf16", GPU)
 
     def test_window_clips_contexts(self) -> None:
         assert windowed_context([100, 128, 5000], 128).tolist() == [100, 128, 128]
@@ -219,19 +261,19 @@ class TestLayers:
 
 def test_gqa_projections() -> None:
     # QKV: 5120 x 1000 weights and 6120 values; output: 1000 x 4096 and 5096 values; 2 bytes at 2 TB/s.
-    assert attention_projections_s(1, GQA, 1000, 1, "bf16", GPU) == us(2 + 5.12612 + 2 + 4.101096)
+    assert attention_projections_s(1, GQA, 1000, 1, "bf16", ROOF) == us(2 + 5.12612 + 2 + 4.101096)
 
 
 @pytest.mark.parametrize(
     ("attention", "kernels"), [(GQA, 2), (MLA, 5), (MLA.model_copy(update={"q_lora_rank": None}), 4)]
 )
 def test_projections_stream_the_weights_of_the_card(attention: Attention, kernels: int) -> None:
-    streamed_s = attention_projections_s(1, attention, 7168, 1, "bf16", GPU) - kernels * 2e-6
+    streamed_s = attention_projections_s(1, attention, 7168, 1, "bf16", ROOF) - kernels * 2e-6
     assert streamed_s * 2e12 == pytest.approx(2 * attention.parameters(7168), rel=0.01)
 
 
 def test_mla_down_projection_is_not_split() -> None:
-    half_s = attention_projections_s(1, MLA, 7168, 2, "bf16", GPU) - 5 * 2e-6
-    whole_s = attention_projections_s(1, MLA, 7168, 1, "bf16", GPU) - 5 * 2e-6
+    half_s = attention_projections_s(1, MLA, 7168, 2, "bf16", ROOF) - 5 * 2e-6
+    whole_s = attention_projections_s(1, MLA, 7168, 1, "bf16", ROOF) - 5 * 2e-6
     down_s = 7168 * (1536 + 576) * 2 / 2e12
     assert half_s == pytest.approx(down_s + (whole_s - down_s) / 2, rel=0.01)

@@ -1,4 +1,5 @@
 import dataclasses
+from pathlib import Path
 
 import networkx as nx
 import numpy as np
@@ -30,7 +31,8 @@ def test_parts_come_from_the_node_card() -> None:
     assert cluster.name == "2 x h200-sxm-8"
     assert (cluster.n_nodes, cluster.devices_per_node, cluster.n_devices) == (2, 8, 16)
     assert cluster.device.card.name == "h200-sxm"
-    assert cluster.device.constants.gemm_compute_frac.value == 0.77
+    chain = ["h200-vllm", "h200-vllm-launch", "h200-trtllm", "datasheet-only"]
+    assert [card.name for card in cluster.device.kernels.cards] == chain
     assert cluster.inter is not None and cluster.host is not None and cluster.host_link is not None
     assert (cluster.intra.name, cluster.inter.name) == ("nvlink-4", "ndr-ib")
     assert (cluster.host.name, cluster.host_link.name) == ("xeon-8480c-2s", "pcie-5")
@@ -40,6 +42,15 @@ def test_devices_are_numbered_node_by_node() -> None:
     nodes = build_cluster(spec(node="a100-80-4", nodes=3)).node_of_device()
     assert nodes.dtype == np.int64
     assert nodes.tolist() == [0, 0, 0, 0, 1, 1, 1, 1, 2, 2, 2, 2]
+
+
+def test_kernel_constants_of_a_scenario_replace_those_of_the_device(tmp_path: Path) -> None:
+    assert build_cluster(spec(node="h200-sxm-8", kernels="h200-trtllm")).device.kernels.name == "h200-trtllm"
+    (tmp_path / "own.yaml").write_text("kernels: [{name: own, base: ideal}]")
+    own = build_cluster(spec(node="h200-sxm-8", kernels="own.yaml"), tmp_path).device.kernels
+    assert [card.name for card in own.cards] == ["own", "ideal"]
+    with pytest.raises(HardwareError, match=r"no kernel card 'h200-tensorrt'"):
+        build_cluster(spec(node="h200-sxm-8", kernels="h200-tensorrt"))
 
 
 def test_scenario_numbers_override_the_cards() -> None:
@@ -56,7 +67,7 @@ def test_scenario_numbers_override_the_cards() -> None:
     assert cluster.name == "2 x h200-sxm-8 with logic-pim"
     assert cluster.n_devices == 8
     assert cluster.device.card.name == "logic-pim"
-    assert cluster.device.constants.gemm_compute_frac.value == 1.0  # the PIM cards use the ideal kernels
+    assert cluster.device.kernels.name == "ideal"  # those of the PIM cards
     assert cluster.inter is not None
     assert cluster.intra.effective_bytes_per_s == pytest.approx(100e9 * 0.622)
     assert cluster.inter.effective_bytes_per_s == pytest.approx(10e9 * 0.82)

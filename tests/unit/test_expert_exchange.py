@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from hwmodels.blends import norm2, norm4, slow_start_s
-from hwmodels.expert_exchange import LowLatencyLaw, NormalLaw, RackLaw, Shipment, compute_slowdown, exchange_s
+from hwmodels.expert_exchange import LowLatencyLaw, NormalLaw, RackLaw, Shipment, exchange_s
 
 LINK = 100e9
 ORIGIN: dict[str, Any] = {"source": "test", "kind": "assumed"}
@@ -92,10 +92,6 @@ def test_rack_kernels_take_a_latency_for_every_doubling():
     moved_s = (10**4 + 40**4) ** 0.25 * 1e-6
     assert exchange_s(shipment(n_devices=2), law, LINK) == pytest.approx(1e-5 + moved_s)
     assert exchange_s(shipment(n_devices=32), law, LINK) == pytest.approx(1.4e-5 + moved_s)
-
-
-def test_computing_slows_down_by_the_share_of_sms_that_is_left():
-    assert compute_slowdown(33, 132) == pytest.approx(4 / 3)
 
 
 def test_arrays_of_steps_and_devices():

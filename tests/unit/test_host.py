@@ -13,7 +13,7 @@ from scenarios.errors import HardwareError
 from tests.hosts import round_host
 
 # 3 x 1000 x 1000 weights: 6 MB in bf16, 3 MB in int8, 6 MFLOP a token.
-SHAPE = ExpertShape(hidden_size=1000, intermediate_size=1000, gated=True, weight_dtype="bf16", activation_dtype="bf16")
+SHAPE = ExpertShape(hidden_size=1000, intermediate_size=1000, gated=True, weight_dtype="bf16")
 LINEAR = {"host_frac": 1e6}  # a ceiling so far away that rates stay linear to 1e-20
 
 
@@ -95,17 +95,13 @@ def test_attention_of_moe_lightning() -> None:
 def test_decode_of_deepseek_v3_gives_the_published_busy_time() -> None:
     # KTransformers (SOSP 2025): 5.87 tokens/s in bf16 with CPUs busy 74 % of the time: 126 ms a token; the constant
     # comes from this row. 58 layers x 8 experts x 3 x 7168 x 2048 weights x 2 bytes = 40.9 GB.
-    expert = ExpertShape(
-        hidden_size=7168, intermediate_size=2048, gated=True, weight_dtype="bf16", activation_dtype="bf16"
-    )
+    expert = ExpertShape(hidden_size=7168, intermediate_size=2048, gated=True, weight_dtype="bf16")
     layer_s = float(experts_s([1] * 8, expert, find_cpu("xeon-8452y-2s")))
     assert 58 * layer_s == pytest.approx(0.74 / 5.87, rel=0.015)
 
 
 def test_amx_reaches_the_published_rate_at_many_tokens() -> None:
-    expert = ExpertShape(
-        hidden_size=7168, intermediate_size=2048, gated=True, weight_dtype="bf16", activation_dtype="bf16"
-    )
+    expert = ExpertShape(hidden_size=7168, intermediate_size=2048, gated=True, weight_dtype="bf16")
     host = find_cpu("xeon-8452y-2s")
     flop_per_s = 4096 * 2 * 3 * 7168 * 2048 / float(expert_s(4096, expert, host))
     # 2 x 21.3 TFLOPS; both fractions are 2^(1/4), so that saturation takes just that from the rate of single cores.

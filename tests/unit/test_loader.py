@@ -87,7 +87,7 @@ def test_later_stages_report_at_a_line(file: Path) -> None:
         (
             "nodes: 2",
             "zzz: 2",
-            "a.yaml:3 cluster.zzz: unknown key (known: node, nodes, device, devices_per_node, "
+            "a.yaml:3 cluster.zzz: unknown key (known: node, nodes, device, devices_per_node, kernels, "
             "intra_bandwidth, inter_bandwidth)",
         ),
         (
@@ -193,8 +193,8 @@ def test_an_error_of_a_section_is_not_repeated_for_the_entries_that_it_completes
         "3 problems in a.yaml:",
         "a.yaml:3 cluster.node: missing key",
         "a.yaml:3 cluster.nodes: must be greater than 0, got 0",
-        "a.yaml:3 cluster.size: unknown key (known: node, nodes, device, devices_per_node, intra_bandwidth, "
-        "inter_bandwidth)",
+        "a.yaml:3 cluster.size: unknown key (known: node, nodes, device, devices_per_node, kernels, "
+        "intra_bandwidth, inter_bandwidth)",
     ]
 
 
@@ -277,6 +277,8 @@ def test_overrides_change_the_scenario(file: Path) -> None:
         (b"text\n", "a.yaml:1: expected keys at top level, got a single value"),
         (b"name: a\nmodel: \xff\n", "a.yaml:2: byte 0xff is not UTF-8 (save the file as UTF-8)"),
         (b"a: " + b"[" * 100_000, "a.yaml:1: nested deeper than 32 levels (write a flatter file)"),
+        (b"a: " + b"[" * 33 + b"]" * 33, "a.yaml:1: nested deeper than 32 levels (write a flatter file)"),
+        (b"a:\n  " + b"- " * 5000 + b"b", "a.yaml:2: nested deeper than 32 levels (write a flatter file)"),
         (b"#" * (MAX_BYTES + 1), "a.yaml: larger than 8 MiB, the limit for YAML (split the file)"),
     ],
 )

@@ -9,9 +9,7 @@ from hwmodels.moe import ExpertShape
 from hwmodels.pim import crossover_flop_per_byte, pim_experts_s, pim_s, pim_units, prefers_pim, together_s
 from scenarios.errors import HardwareError
 
-MIXTRAL = ExpertShape(
-    hidden_size=4096, intermediate_size=14336, gated=True, weight_dtype="fp16", activation_dtype="fp16"
-)
+MIXTRAL = ExpertShape(hidden_size=4096, intermediate_size=14336, gated=True, weight_dtype="fp16")
 XPU = (989.4e12, 3.352e12)  # peak and bandwidth of Duplex's GPU
 
 
@@ -28,9 +26,7 @@ def test_experts_of_mixtral_take_what_the_authors_simulator_says() -> None:
     # Decode of 64 requests, Mixtral on 4 devices, experts tensor-parallel: 16 tokens an expert, 8 experts of a quarter
     # in 32 layers. A re-run of the later simulator of Duplex's authors prints 3.38 ms for experts on Logic-PIM and,
     # at 32 requests on the GPU alone, 6.77 ms (22.5 GB a device at 3.352 TB/s).
-    quarter = ExpertShape(
-        hidden_size=4096, intermediate_size=14336 // 4, gated=True, weight_dtype="fp16", activation_dtype="fp16"
-    )
+    quarter = ExpertShape(hidden_size=4096, intermediate_size=14336 // 4, gated=True, weight_dtype="fp16")
     assert 32 * float(pim_experts_s([16] * 8, quarter, units("logic-pim"))) == pytest.approx(3.38e-3, rel=0.01)
     assert 32 * 8 * quarter.weight_bytes / XPU[1] == pytest.approx(6.77e-3, rel=0.01)
 

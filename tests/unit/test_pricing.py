@@ -4,12 +4,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from hwmodels.attention import (
-    assumed_constants,
-    attention_decode_s,
-    attention_prefill_s,
-    attention_projections_s,
-)
+from hwmodels.attention import attention_decode_s, attention_prefill_s, attention_projections_s
 from hwmodels.gemm import mlp_s, norm_s
 from hwmodels.moe import expert_shape, grouped_gemm_moe_s
 from placement.plan import Placement
@@ -22,7 +17,7 @@ from sim.policies import POLICIES
 from sim.pricing import Prices, price, tokens_by_rank
 from sim.program import Work, compile_program
 from sim.setting import Setting, build_step
-from tests.devices import round_gpu
+from tests.devices import ideal_gpu, roofline, round_gpu
 from tests.small import (
     even_placement,
     gqa,
@@ -35,12 +30,7 @@ from tests.small import (
     trace_of,
 )
 
-# Everything reaches its peak at once: 4 TB/s and 1 PFLOP/s, on 100 SMs.
-IDEAL = round_gpu(
-    **dict.fromkeys(("gemm_compute_frac", "memory_frac", "activation_memory_frac", "attention_compute_frac"), 1.0),
-    **dict.fromkeys(("tile_frac_16", "tile_frac_64", "tile_frac_128"), 1.0),
-    **{f"{name}_s": "0 s" for name in ("kernel", "moe_fixed", "wave", "attention_fixed", "attention_wave")},
-)
+IDEAL = ideal_gpu()  # 4 TB/s and 1 PFLOP/s, reached at once
 BYTES_PER_S = 4e12
 H, TOKEN_BYTES = 64, 64 * 2
 INTRA, INTER = 80e9, 8e9
@@ -84,21 +74,18 @@ def test_a_decode_layer_on_an_ideal_card_moves_its_bytes() -> None:
     queries = 4 * 2 * 4 * 16 * 2  # and outputs
     attention_s = (norm + qkv + output + cache + queries) / BYTES_PER_S
     np.testing.assert_allclose(seconds(prices.of(Work("attention", 1))), attention_s, rtol=1e-12)
-    gate = norm + (H * 8 * 2 + 4 * (H + 8) * 2) + 4 * 8 * 4
+    gate = norm + (H * 8 * 2 + 4 * (H + 8) * 2) + 4 * (8 * 4 + 2 * 8)  # scores, then weights and ids of two choices
     np.testing.assert_allclose(seconds(prices.of(Work("gate", 1))), gate / BYTES_PER_S, rtol=1e-12)
     head = norm + (H * 256 * 2 + 4 * (H + 256) * 2)
     np.testing.assert_allclose(seconds(prices.of(Work("head"))), head / BYTES_PER_S, rtol=1e-12)
 
 
 def test_fixed_times_of_a_layer_are_those_of_its_kernels() -> None:
-    # 2 us for each norm and GEMM, 8 us for attention, and 3 us for its only wave (8 units, contexts below one tile)
-    fixed_us = (2 + 2 * 2 + 8 + 3) * 1e-6
-    contexts = {"context_tokens": 10}
-    times = [
-        seconds(prices_of(setting_of(device=device, **contexts))[0].of(Work("attention", 0)))
-        for device in (round_gpu(memory_frac=1.0), IDEAL)
-    ]
-    np.testing.assert_allclose(times[0] - times[1], fixed_us, rtol=1e-9)
+    # 2 us for norms and top-k, 3 us for every GEMM, 8 us for attention
+    late = round_gpu(gemm=roofline("3 us"), decode=roofline("8 us"), launch={"small_memory_frac": 1})
+    slow, ideal = (prices_of(setting_of(device=device))[0] for device in (late, IDEAL))
+    for work, fixed_us in ((Work("attention", 0), 2 + 2 * 3 + 8), (Work("gate", 1), 2 + 3 + 2), (Work("head"), 2 + 3)):
+        np.testing.assert_allclose(seconds(slow.of(work)) - seconds(ideal.of(work)), fixed_us * 1e-6, rtol=1e-9)
 
 
 def test_prefill_attends_to_every_earlier_token() -> None:
@@ -107,7 +94,7 @@ def test_prefill_attends_to_every_earlier_token() -> None:
     pairs = setting.batches.contexts.sum(axis=-1)
     model, device = setting.model, setting.cluster.device
     want = norm_s(8, H, device) + attention_projections_s(8, model.attention, H, 1, "bf16", device)
-    want = want + attention_prefill_s(8, pairs, model.attention, 1, "bf16", device, assumed_constants(device))
+    want = want + attention_prefill_s(8, pairs, model.attention, 1, "bf16", device)
     np.testing.assert_array_equal(got, want)
 
 
@@ -131,8 +118,7 @@ def test_a_group_of_attention_tp_works_on_all_its_tokens(tp: int) -> None:
     contexts = setting.batches.contexts.sum(axis=-1).reshape(3, -1, tp).sum(axis=-1)
     model, device = setting.model, setting.cluster.device
     want = norm_s(4 * tp, H, device) + attention_projections_s(4 * tp, model.attention, H, tp, "bf16", device)
-    constants = assumed_constants(device)
-    want = want + attention_decode_s(4 * tp, contexts, model.attention, tp, "bf16", device, constants)
+    want = want + attention_decode_s(4 * tp, contexts, model.attention, tp, "bf16", device)
     np.testing.assert_array_equal(seconds(prices.of(Work("attention", 0))), np.repeat(want, tp, axis=-1))
     # ring steps of 4 tokens of 128 bytes each
     step_s = 5e-6 + 4 * TOKEN_BYTES / INTRA
@@ -188,6 +174,8 @@ def test_experts_cost_what_their_kernel_says(expert_tp: int) -> None:
     for layer, step, chunk, device in np.ndindex(2, 3, 3, 4):
         part, rank = step * 3 + chunk, device // expert_tp
         tokens = reduction.slot_tokens[layer, part, placement.rank_of_slot[layer] == rank]
+        # Kernels are launched for as many slots as the fullest rank of any layer holds.
+        tokens = np.pad(tokens, (0, int(placement.slots_per_rank().max()) - len(tokens)))
         summed = reduction.summed_tokens[layer, part, rank]
         want = grouped_gemm_moe_s(tokens, shape, setting.cluster.device, summed)
         assert seconds(prices.of(Work("experts", layer, chunk)))[step, device] == want

@@ -146,7 +146,7 @@ def test_every_number_of_a_result_has_an_origin() -> None:
     setting = Session(spec, GOLDEN).setting(spec.cluster, spec.parallel, spec.workload)
     constants = constants_of(setting)
     names = {constant.name for constant in constants}
-    assert {"tiny-moe shape", "h200-sxm memory_bytes", "nvlink-4 latency_s", "h200-sxm kernels moe_fixed_s"} <= names
+    assert {"tiny-moe shape", "h200-sxm memory_bytes", "nvlink-4 latency_s", "h200-vllm moe bf16"} <= names
     assert not any("ndr-ib" in name for name in names)  # one node uses no network
     assert all(constant.source and constant.kind for constant in constants)
 

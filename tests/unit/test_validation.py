@@ -1,26 +1,28 @@
-"""Kernel laws against tables of timings: rebuilt counts, readers, scores."""
+"""Kernel laws against tables of timings: rebuilt counts, readers, predicted rows, scores."""
 
 import csv
-import json
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from hwmodels.attention import assumed_constants, attention_decode_s, attention_prefill_s, head_shape
-from hwmodels.calibration.attention import attention_problems, judged
+from hwmodels.attention import attention_decode_s, attention_prefill_s, head_shape
+from hwmodels.calibration.attention import attention_problems
+from hwmodels.calibration.calibrate import main_kernels, problems_of
+from hwmodels.calibration.rows import no_reasons
 from hwmodels.devices import Device
-from hwmodels.gqa import DecodeConstants, gqa_prefill_s
-from hwmodels.library import find_device, find_kernels
+from hwmodels.fitted import Residuals
+from hwmodels.gemm import gemm_s
+from hwmodels.gqa import gqa_prefill_s
 from hwmodels.moe import ExpertShape, grouped_gemm_moe_s
-from hwmodels.validation.counts import balanced_counts, expert_counts, level_out, power_law_counts
-from hwmodels.validation.predict import predict
-from hwmodels.validation.score import validate_table
-from hwmodels.validation.timings import read_timings
+from hwmodels.validation.accepted import ACCEPTED, Limits
+from hwmodels.validation.counts import balanced_counts, expert_counts, is_known, level_out, power_law_counts
+from hwmodels.validation.goals import GOALS, exceeded, stated, verdict
+from hwmodels.validation.score import Part, Score, score, validate_table
+from hwmodels.validation.timings import Timings, read_timings
 from scenarios.errors import HardwareError
 from scenarios.models import GroupedQueryAttention, LatentAttention
-from tests.shared import shared_file
+from tests.devices import h200, round_gpu
 
 MOE = {
     "moe_dtype": "bfloat16",
@@ -45,9 +47,15 @@ def write_csv(path: Path, rows: list[dict[str, object]]) -> Path:
     return path
 
 
-def h200() -> Device:
-    card = find_device("h200-sxm")
-    return Device(card=card, constants=find_kernels(card.kernels).constants)
+def predicted(timings: Timings, device: Device) -> tuple[np.ndarray, list[str]]:
+    """Times of all rows by the device's own constants, NaN where nothing is claimed, and the reasons for that."""
+    times = np.full(len(timings), np.nan)
+    problems, reasons = problems_of(timings, device)
+    for problem in problems:
+        constants = device.kernels.find(problem.block, problem.dtype)
+        times[problem.rows] = problem.law(constants, np.arange(len(problem.rows)))
+    assert (np.isnan(times) == (reasons != "")).all()
+    return times, reasons.tolist()
 
 
 def test_balanced_counts_by_hand() -> None:
@@ -86,43 +94,181 @@ def test_rank_0_of_expert_parallel_rows_is_the_fullest() -> None:
     assert (local.sum(axis=1) >= 2048 / 8).all()
 
 
-def test_a_row_is_predicted_by_the_law_on_its_rebuilt_counts(tmp_path: Path) -> None:
-    timings = read_timings(write_csv(tmp_path / "moe.csv", [MOE, MOE | {"num_tokens": 4096, "moe_tp_size": 2}]))
-    predicted = predict(timings, h200()).seconds
-    for second, n_tokens, inter in zip(predicted, (64, 4096), (1536, 768), strict=True):
-        shape = ExpertShape(
-            hidden_size=4096, intermediate_size=inter, gated=True, weight_dtype="bf16", activation_dtype="bf16"
-        )
-        counts = np.full(128, n_tokens * 8 // 128)
-        assert second == pytest.approx(float(grouped_gemm_moe_s(counts, shape, h200(), n_tokens)))
+def test_distributions_that_can_be_rebuilt() -> None:
+    names = ("balanced", "power_law_1.01", "power_law_2", "uniform", "power_law_", "power_law_1.2_sampled")
+    assert [is_known(name) for name in names] == [True, True, True, False, False, False]
+
+
+def test_moe_rows_are_predicted_by_the_law_on_their_rebuilt_counts(tmp_path: Path) -> None:
+    rows = [
+        MOE,
+        MOE | {"num_tokens": 4096, "moe_tp_size": 2},
+        MOE | {"num_tokens": 512, "distribution": "power_law_1.2"},
+        MOE | {"num_tokens": 512, "moe_ep_size": 4},
+    ]
+    device = h200()
+    times, _ = predicted(read_timings(write_csv(tmp_path / "moe.csv", rows)), device)
+    expected = []
+    for n_tokens, inter, kind, ranks in (
+        (64, 1536, "balanced", 1),
+        (4096, 768, "balanced", 1),
+        (512, 1536, "power_law_1.2", 1),
+        (512, 1536, "balanced", 4),
+    ):
+        shape = ExpertShape(hidden_size=4096, intermediate_size=inter, gated=True, weight_dtype="bf16")
+        counts = expert_counts(kind, n_tokens, 8, 128, ranks)
+        expected.append(grouped_gemm_moe_s(counts, shape, device, n_tokens, n_tokens).mean())  # the mean of five draws
+    assert times == pytest.approx(np.array(expected), rel=1e-12)
+
+
+def test_rows_of_remote_experts_pass_by_tritons_kernels(tmp_path: Path) -> None:
+    rows = [MOE | {"moe_ep_size": 4, "kernel_source": source} for source in ("toy", "vllm_fused_moe_triton")]
+    rows += [row | {"moe_ep_size": 1} for row in rows]
+    device = round_gpu(moe={"tiles": "fastest"})
+    times, _ = predicted(read_timings(write_csv(tmp_path / "moe.csv", rows)), device)
+    # 64 tokens with 8 choices, a fourth of them here: 384 more rows of 0.01 us and of 3 h + 3 I values at 1 TB/s.
+    values = 3 * 4096 + 3 * 1536
+    assert times[1] - times[0] == pytest.approx(384 * (0.01e-6 + 2 * values / 1e12))
+    assert times[3] == pytest.approx(times[2])
+
+
+def test_gemm_rows_are_predicted_by_the_law(tmp_path: Path) -> None:
+    sizes = [(1, 4096, 4096), (300, 1000, 640)]
+    rows = [
+        {"gemm_dtype": dtype, "m": m, "n": n, "k": k, "latency": 1}
+        for dtype in ("bfloat16", "fp8", "fp8_block")
+        for m, n, k in sizes
+    ]
+    times, _ = predicted(read_timings(write_csv(tmp_path / "gemm.csv", rows)), h200())
+    expected = [float(gemm_s(*size, dtype, h200())) for dtype in ("bf16", "fp8", "fp8_block") for size in sizes]
+    assert times == pytest.approx(np.array(expected), rel=1e-12)
 
 
 def test_rows_that_nothing_is_claimed_of_are_left_out_with_the_reason(tmp_path: Path) -> None:
     rows = [
         MOE,
-        MOE | {"moe_ep_size": 8},
         MOE | {"distribution": "uniform"},
         MOE | {"hidden_size": 1024, "inter_size": 2688},
         MOE | {"moe_dtype": "nvfp4"},
-        MOE | {"num_tokens": 1, "hidden_size": 1024, "inter_size": 512},
+        MOE | {"moe_dtype": "w3a5"},
+        MOE | {"moe_dtype": "fp8_block", "hidden_size": 7168, "inter_size": 2048, "num_experts": 256},
+        MOE | {"kernel_source": "elsewhere", "moe_ep_size": 8},
     ]
-    validation = validate_table(write_csv(tmp_path / "moe.csv", rows), "h200-sxm")
-    assert [score.n for score in validation.scores] == [1]
-    assert sorted(validation.predicted.left_out.values()) == [1] * 5
+    # 1 token of 8 experts of 3 x 1024 x 512 weights: 25 MB, below the 50 MB of the cache.
+    rows += [MOE | {"num_tokens": 1, "hidden_size": 1024, "inter_size": 512}]
+    device = h200()
+    l2_bytes = device.card.memory_bytes.model_copy(update={"value": 50e6})
+    cached = Device(card=device.card.model_copy(update={"l2_bytes": l2_bytes}), kernels=device.kernels)
+    _, reasons = predicted(read_timings(write_csv(tmp_path / "moe.csv", rows)), cached)
+    assert reasons == [
+        "",
+        "distribution that cannot be rebuilt",
+        "shape whose gate differs between collectors",
+        "data type nvfp4: not modelled on h200",
+        "data type w3a5: not modelled on h200",
+        "group-limited routing: active experts unknown",
+        "kernel that no row of one rank was measured with",
+        "active weights fit into the L2 cache, repeated launches read them from there",
+    ]
+    found = validate_table(read_timings(tmp_path / "moe.csv"), cached, refit=False)
+    assert [score.n for score in found.scores] == [1]
+    assert found.left_out == {reason: 1 for reason in reasons if reason}
 
 
-def test_scores_by_hand(tmp_path: Path) -> None:
-    exact_ms = float(predict(read_timings(write_csv(tmp_path / "a.csv", [MOE])), h200()).seconds[0]) * 1e3
-    rows = [MOE | {"latency": exact_ms / factor} for factor in (1.0, 1.1, 0.8)]  # +0 %, +10 %, -20 %
-    (score,) = validate_table(write_csv(tmp_path / "b.csv", rows), "h200-sxm").scores
-    assert (score.name, score.n) == ("moe bfloat16 balanced", 3)
-    assert score.mean_ape == pytest.approx(0.1)
-    assert score.median_ape == pytest.approx(0.1)
-    assert score.p90_ape == pytest.approx(0.18)
-    assert score.bias == pytest.approx(0.0, abs=1e-12)
-    assert score.meets(0.11)
-    assert not score.meets(0.09)
-    assert json.loads(json.dumps(score.as_json(0.09)))["ok"] is False
+def test_dense_weights_that_fit_a_large_cache_are_left_out(tmp_path: Path) -> None:
+    sizes = [(8, 8192, 7168), (8, 8192, 8192), (8, 16384, 8192)]  # 117, 134 and 268 MB in bf16
+    rows = [{"gemm_dtype": "bfloat16", "m": m, "n": n, "k": k, "latency": 1} for m, n, k in sizes]
+    timings = read_timings(write_csv(tmp_path / "gemm.csv", rows))
+    device = h200()
+    for l2_bytes, left_out in ((128e6, 1), (200e6, 2), (50e6, 0)):
+        value = device.card.memory_bytes.model_copy(update={"value": l2_bytes})
+        card = device.card.model_copy(update={"l2_bytes": value})
+        _, reasons = predicted(timings, Device(card=card, kernels=device.kernels))
+        assert [reason != "" for reason in reasons] == [True] * left_out + [False] * (3 - left_out)
+
+
+def test_of_several_kernels_the_one_with_most_rows_stands_for_a_data_type(tmp_path: Path) -> None:
+    rows = [MOE | {"num_tokens": n, "kernel_source": source} for source, n in (("few", 8), ("many", 8), ("many", 16))]
+    timings = read_timings(write_csv(tmp_path / "moe.csv", rows))
+    problems, reasons = problems_of(timings, h200())
+    (main,) = main_kernels(problems, timings, reasons)
+    assert timings.source[main.rows].tolist() == ["many", "many"]
+    assert reasons.tolist() == ["moe bf16: another kernel has more rows than few", "", ""]
+    found = validate_table(timings, h200(), refit=False, main_only=True)
+    assert [(score.name, score.n) for score in found.scores] == [("moe bf16 balanced", 2)]
+
+
+def test_scores_by_hand() -> None:
+    measured_s = np.array([10.0, 10.0, 10.0])
+    inside = np.array([True, True, False])
+    found = score(
+        "moe", "card", ("kernel", "table", "card", "kernels"), measured_s * [1.0, 1.1, 0.8], measured_s, inside
+    )
+    assert found.n == 3
+    assert found.mean_ape == pytest.approx(0.1)
+    assert found.median_ape == pytest.approx(0.1)
+    assert found.p90_ape == pytest.approx(0.18)  # at rank 1.8 of 0, 0.1, 0.2
+    assert found.bias == pytest.approx(0.0, abs=1e-12)
+    assert found.coverage_80 == pytest.approx(2 / 3)
+    assert exceeded(Limits(mean_ape=0.09, median_ape=0.11, p90_ape=0.17), found) == ("mean_ape", "p90_ape")
+    assert exceeded(Limits(median_ape=0.11), found) == ()
+
+
+def scored(name: str, table: str, error: float, part: Part = "unseen shapes") -> Score:
+    """A score whose errors are all alike."""
+    measured_s = np.ones(10)
+    return score(name, part, ("kernel", table, "card", "kernels"), measured_s * (1 + error), measured_s)
+
+
+def test_a_goal_is_reached_or_an_error_accepted_for_a_stated_cause() -> None:
+    # The goal of bf16 experts is 6 % in the mean and 2.5 % in the median; of vLLM on H200 7.3 and 4.4 % are accepted.
+    reached = verdict("kernels", scored("moe bf16 balanced", "h200_sxm moe vllm 0.24.0", 0.02))
+    assert (reached.reached, reached.ok, reached.cause) == (True, True, "")
+    accepted = verdict("kernels", scored("moe bf16 balanced", "h200_sxm moe vllm 0.24.0", 0.04))
+    assert (accepted.reached, accepted.ok) == (False, True)
+    assert accepted.limit is not None and accepted.limit.median_ape == 0.044
+    assert "tile sizes that the engine ships" in accepted.cause
+    missed = verdict("kernels", scored("moe bf16 balanced", "h200_sxm moe vllm 0.24.0", 0.05))
+    assert (missed.reached, missed.ok) == (False, False)
+    elsewhere = verdict("kernels", scored("moe bf16 balanced", "h200_sxm moe trtllm 1.3.0rc20", 0.03))
+    assert (elsewhere.reached, elsewhere.ok, elsewhere.limit) == (False, False, elsewhere.goal)
+    nothing = verdict("kernels", scored("moe int4 balanced", "h200_sxm moe vllm 0.24.0", 9.0))
+    assert (nothing.goal, nothing.ok) == (None, True)
+    carried_over = verdict("links", scored("nccl all", "h100_sxm nccl nccl 2.27.3", 9.0, "transfer"))
+    assert (carried_over.goal, carried_over.ok) == (None, True)
+
+
+def test_what_is_accepted_is_a_goal_that_is_missed() -> None:
+    suites = {goal.suite for goal in GOALS}
+    for accepted in ACCEPTED:
+        assert accepted.suite in suites
+        assert len(accepted.cause) > 20
+        goals = [goal.limits for goal in GOALS if goal.suite == accepted.suite]
+        looser = [stated(goal) for goal in goals if stated(goal).keys() <= stated(accepted.limits).keys()]
+        assert any(stated(accepted.limits)[name] > limit for goal in looser for name, limit in goal.items()), accepted
+
+
+def test_tables_are_scored_by_kind_of_row_and_against_the_band(tmp_path: Path) -> None:
+    kinds = [{}, {"distribution": "power_law_1.2"}, {"moe_ep_size": 4}, {"moe_ep_size": 64}]
+    rows = [MOE | kind | {"num_tokens": n} for kind in kinds for n in (64, 128, 256, 512)]
+    times, _ = predicted(read_timings(write_csv(tmp_path / "exact.csv", rows)), h200())
+    # Of four rows one is slower by 30 %, outside of a band of 0.9 to 1.2.
+    slower = [1.0, 1.1, 1.3, 1.0] * 4
+    rows = [row | {"latency": 1e3 * s * factor} for row, s, factor in zip(rows, times, slower, strict=True)]
+    timings = read_timings(write_csv(tmp_path / "slower.csv", rows))
+    errors = Residuals(n=9, mean_ape=0.1, median_ape=0.1, p90_ape=0.2, bias=0, low=0.9, high=1.2)
+    for residuals, coverage in ((errors, 0.75), (None, None)):
+        found = validate_table(timings, h200(moe={"residuals": residuals}), refit=False)
+        assert [score.name for score in found.scores] == [
+            "moe bf16 EP 2-32 balanced",
+            "moe bf16 EP above 32",
+            "moe bf16 balanced",
+            "moe bf16 skewed",
+        ]
+        for part in found.scores:
+            assert (part.n, part.coverage_80, part.part) == (4, coverage, "card")
+            assert part.mean_ape == pytest.approx((1 - 1 / 1.1 + 1 - 1 / 1.3) / 4)
+    assert found.predictions[0].predicted_s == pytest.approx(times)
 
 
 @pytest.mark.parametrize(
@@ -142,7 +288,7 @@ def test_bad_tables_are_explained(tmp_path: Path, content: str, message: str) ->
     path = tmp_path / "bad.csv"
     path.write_text(content)
     with pytest.raises(HardwareError, match=message):
-        validate_table(path, "h200-sxm")
+        validate_table(read_timings(path), h200())
 
 
 def test_files_that_are_no_tables_are_explained(tmp_path: Path) -> None:
@@ -153,25 +299,6 @@ def test_files_that_are_no_tables_are_explained(tmp_path: Path) -> None:
     (tmp_path / "torn.csv.gz").write_bytes(b"\x1f\x8b\x08broken")
     with pytest.raises(HardwareError, match="not a readable CSV"):
         read_timings(tmp_path / "torn.csv.gz")
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    ("table", "card", "name", "median", "p90"),
-    [  # measured with the assumed constants of `analytic-assumed`, plus a tenth; calibration is to lower them
-        ("h200_sxm/moe/trtllm_1.3.0rc20", "h200-sxm", "moe bfloat16 balanced", 0.035, 0.165),
-        ("h200_sxm/moe/trtllm_1.3.0rc20", "h200-sxm", "moe bfloat16 skewed", 0.05, 0.18),
-        ("h200_sxm/moe/vllm_0.24.0", "h200-sxm", "moe bfloat16 skewed", 0.055, 0.19),
-        ("h200_sxm/gemm/vllm_0.24.0", "h200-sxm", "gemm bfloat16", 0.11, 0.34),
-    ],
-)
-def test_laws_against_measured_kernels(table: str, card: str, name: str, median: float, p90: float) -> None:
-    pytest.importorskip("pyarrow")
-    validation = validate_table(shared_file(f"data/kernels/{table}.parquet"), card)
-    score = next(score for score in validation.scores if score.name == name)
-    assert score.n > 1000
-    assert score.median_ape < median
-    assert score.p90_ape < p90
 
 
 ATTENTION = {
@@ -199,32 +326,31 @@ def test_attention_rows_are_predicted_by_the_laws_of_layers(tmp_path: Path) -> N
         ATTENTION | {"step": 0, "isl": 1000} | window,
         ATTENTION | {"step": 100} | window,
     ]
-    predicted = predict(read_timings(write_csv(tmp_path / "attention.csv", rows)), h200())
-    constants = assumed_constants(h200())
+    times, _ = predicted(read_timings(write_csv(tmp_path / "attention.csv", rows)), h200())
     plain = GroupedQueryAttention(n_heads=32, n_kv_heads=8, head_dim=128)
     narrow = plain.model_copy(update={"window_tokens": 128})
     clipped = 128 * 129 // 2 + 872 * 128
+    law = h200().kernels.prefill("bf16")
     expected = [
-        attention_decode_s(2, 2000, plain, 1, "bf16", h200(), constants),
-        attention_decode_s(2, 256, narrow, 1, "bf16", h200(), constants),
-        attention_prefill_s(2000, 2 * 500_500, plain, 1, "bf16", h200(), constants),
-        gqa_prefill_s(2, 2000, 2 * clipped, head_shape(narrow, 1), "bf16", h200(), constants.prefill),
-        attention_decode_s(2, 202, narrow, 1, "bf16", h200(), constants),
+        attention_decode_s(2, 2000, plain, 1, "bf16", h200()),
+        attention_decode_s(2, 256, narrow, 1, "bf16", h200()),
+        attention_prefill_s(2000, 2 * 500_500, plain, 1, "bf16", h200()),
+        gqa_prefill_s(2, 2000, 2 * clipped, head_shape(narrow, 1), "bf16", h200(), law),
+        attention_decode_s(2, 202, narrow, 1, "bf16", h200()),
     ]
-    assert predicted.seconds == pytest.approx(np.array(expected))
-    assert set(predicted.group.tolist()) == {"decode bfloat16", "prefill bfloat16"}
+    assert times == pytest.approx(np.array(expected))
 
 
 def test_mla_rows_are_predicted_and_whole_modules_left_out(tmp_path: Path) -> None:
     attention = LatentAttention(
         kind="mla", n_heads=32, kv_lora_rank=512, qk_nope_head_dim=128, qk_rope_head_dim=64, v_head_dim=128
     )
-    table = write_csv(tmp_path / "mla.csv", [MLA, MLA | {"kv_cache_dtype": "fp8"}])
-    constants = assumed_constants(h200())
-    expected = [attention_decode_s(2, 2000, attention, 1, dtype, h200(), constants) for dtype in ("bf16", "fp8")]
-    assert predict(read_timings(table), h200()).seconds == pytest.approx(np.array(expected))
+    table = write_csv(tmp_path / "mla.csv", [MLA, MLA | {"kv_cache_dtype": "fp8"}, MLA | {"step": 0, "isl": 1000}])
+    expected = [attention_decode_s(2, 2000, attention, 1, dtype, h200()) for dtype in ("bf16", "fp8")]
+    expected.append(attention_prefill_s(2000, 2 * 500_500, attention, 1, "bf16", h200()))
+    assert predicted(read_timings(table), h200())[0] == pytest.approx(np.array(expected))
     module = write_csv(tmp_path / "module.csv", [MLA | {"gemm_type": "bfloat16"}])
-    assert predict(read_timings(module), h200()).left_out == {"whole module with its projections": 1}
+    assert predicted(read_timings(module), h200())[1] == ["whole module with its projections"]
 
 
 def test_attention_rows_of_another_kind_are_left_out(tmp_path: Path) -> None:
@@ -235,12 +361,11 @@ def test_attention_rows_of_another_kind_are_left_out(tmp_path: Path) -> None:
         ATTENTION | prompt | {"window_size": 8192, "kernel_source": "fa3"},
         ATTENTION | prompt | {"window_size": 8192},
     ]
-    predicted = predict(read_timings(write_csv(tmp_path / "attention.csv", rows)), h200())
-    assert np.isfinite(predicted.seconds).tolist() == [False, False, False, True]
-    assert sorted(predicted.left_out) == [
-        "attention within chunks, not behind a sliding window",
-        "chunk of a prompt that has a past",
+    assert predicted(read_timings(write_csv(tmp_path / "attention.csv", rows)), h200())[1] == [
         "prefill of one token",
+        "chunk of a prompt that has a past",
+        "attention within chunks, not behind a sliding window",
+        "",
     ]
 
 
@@ -254,18 +379,16 @@ def test_attention_tables_become_one_problem_a_kernel(tmp_path: Path) -> None:
     ]
     rows += [ATTENTION | {"step": 0, "isl": 100}] * 10
     timings = read_timings(write_csv(tmp_path / "attention.csv", rows))
-    problems = attention_problems(timings, h200())
+    problems = attention_problems(timings, h200(), no_reasons(timings))
     assert [(p.block, p.dtype, len(p.rows), set(p.kinds.tolist())) for p in problems] == [
-        ("decode", "bf16", 200, {"full", "windowed"})
-    ] * 2
-    assert [set(timings.source[p.rows].tolist()) for p in problems] == [{"fa3"}, {"toy"}]
-    assert [p.options.get("max_splits") for p in problems] == [128, None]
-    for problem in problems:
-        assert len(np.unique(problem.shapes)) == 2
-        start = {parameter.name: parameter.start for parameter in problem.parameters}
-        assert problem.law(start, np.arange(5)).shape == (5,)
-    # what the law itself predicts is fitted without error
-    exact = replace(problem, measured_s=problem.law(start, np.arange(200)))
-    constants, residuals, _ = judged(exact)
-    assert residuals.mean_ape < 1e-3
-    assert isinstance(constants, DecodeConstants)
+        ("prefill", "bf16", 10, {""}),
+        ("decode", "bf16", 200, {""}),
+        ("decode", "bf16", 200, {""}),
+    ]
+    assert [set(timings.source[p.rows].tolist()) for p in problems] == [{"toy"}, {"fa3"}, {"toy"}]
+    assert [p.options[0].get("max_splits") for p in problems] == [None, 128, None]
+    assert [len(np.unique(problem.shapes)) for problem in problems] == [1, 2, 2]
+    # Head dimension 192 has launches of its own in one engine; nothing says what masking costs where none is masked.
+    names = [{parameter.name for parameter in problem.parameters} for problem in problems]
+    assert ["pad_s" in name for name in names] == [False, True, False]
+    assert ["mask_s" in name for name in names] == [False, True, True]
