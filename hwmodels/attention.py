@@ -8,6 +8,7 @@ from numpy.typing import ArrayLike
 from hwmodels.devices import Device
 from hwmodels.gemm import Times, gemm_s
 from hwmodels.gqa import HeadShape, gqa_decode_s, gqa_prefill_s
+from hwmodels.measured import Shape, head_key, latent_key, log_of
 from hwmodels.mla import LatentShape, mla_decode_s, mla_prefill_s
 from scenarios.errors import ScenarioError
 from scenarios.models import Attention, GroupedQueryAttention, LatentAttention
@@ -33,9 +34,11 @@ def attention_decode_s(
     """
     if isinstance(attention, GroupedQueryAttention):
         shape = head_shape(attention, tp)
-        return gqa_decode_s(requests, context_tokens, shape, kv_dtype, device, device.kernels.decode(kv_dtype))
-    constants = device.kernels.mla_decode(kv_dtype)
-    return mla_decode_s(requests, context_tokens, latent_shape(attention, tp), kv_dtype, device, constants)
+        times = gqa_decode_s(requests, context_tokens, shape, kv_dtype, device, device.kernels.decode(kv_dtype))
+    else:
+        latent, constants = latent_shape(attention, tp), device.kernels.mla_decode(kv_dtype)
+        times = mla_decode_s(requests, context_tokens, latent, kv_dtype, device, constants)
+    return times * decode_factor(requests, context_tokens, attention, tp, kv_dtype, device)
 
 
 def attention_prefill_s(
@@ -62,15 +65,62 @@ def attention_prefill_s(
     prompts = queries / length
     if isinstance(attention, GroupedQueryAttention):
         shape = head_shape(attention, tp)
-        return gqa_prefill_s(prompts, queries, pairs, shape, kv_dtype, device, device.kernels.prefill(kv_dtype))
+        times = gqa_prefill_s(prompts, queries, pairs, shape, kv_dtype, device, device.kernels.prefill(kv_dtype))
+    else:
+        latent, constants = latent_shape(attention, tp), device.kernels.mla_prefill(kv_dtype)
+        times = mla_prefill_s(prompts, queries, pairs, latent, kv_dtype, device, constants)
+    return times * prefill_factor(prompts, length, attention, tp, kv_dtype, device)
+
+
+def decode_factor(
+    requests: ArrayLike, context_tokens: ArrayLike, attention: Attention, tp: int, kv_dtype: str, device: Device
+) -> Times | float:
+    """What decode's law is multiplied with by what tables hold: float64[...]; arguments as of `attention_decode_s`."""
+    measured, mean = device.measured, np.asarray(context_tokens) / np.maximum(requests, 1)
+    places = log_of(requests), log_of(mean)
+    if not isinstance(attention, GroupedQueryAttention):
+        return measured.factor("mla_decode", kv_dtype, attention_key(attention, tp), *places)
+    factor = measured.factor("decode", kv_dtype, attention_key(attention, tp), *places)
+    if attention.window_tokens is None:
+        return factor
+    clipped = attention_key(attention, tp, attention.window_tokens)
+    behind = measured.factor("decode", kv_dtype, clipped, *places)
+    return np.where(mean >= attention.window_tokens, behind, factor)
+
+
+def prefill_factor(
+    prompts: ArrayLike, length: ArrayLike, attention: Attention, tp: int, kv_dtype: str, device: Device
+) -> Times | float:
+    """The same of prefill, of prompts of one length; 1 where a window clips contexts, or may."""
+    places, key = (log_of(prompts), log_of(length)), attention_key(attention, tp)
+    if not isinstance(attention, GroupedQueryAttention):
+        return device.measured.factor("mla_prefill", kv_dtype, key, *places)
+    if attention.window_tokens is not None:
+        return 1.0
+    return device.measured.factor("prefill", kv_dtype, key, *places)
+
+
+def attention_key(attention: Attention, tp: int, window_tokens: float = np.inf) -> Shape:
+    """Shape by which tables hold a layer's attention on one of `tp` devices."""
+    if isinstance(attention, GroupedQueryAttention):
+        heads = head_shape(attention, tp)
+        return head_key(heads.n_heads, heads.n_kv_heads, heads.head_dim, window_tokens)
     latent = latent_shape(attention, tp)
-    return mla_prefill_s(prompts, queries, pairs, latent, kv_dtype, device, device.kernels.mla_prefill(kv_dtype))
+    return latent_key(latent.n_heads, latent.cache_dim, latent.latent_dim)
 
 
 def attention_projections_s(
     tokens: ArrayLike, attention: Attention, hidden: int, tp: int, dtype: str, device: Device
 ) -> Times:
-    """Time of the GEMMs around attention in one layer, on one of `tp` devices: float64[...] [s].
+    """Time of the GEMMs around attention in one layer, on one of `tp` devices: float64[...] [s]."""
+    total_s = np.zeros(np.shape(tokens))
+    for n, k, batch in projection_products(attention, hidden, tp):
+        total_s = total_s + gemm_s(tokens, n, k, dtype, device, batch=batch)
+    return total_s
+
+
+def projection_products(attention: Attention, hidden: int, tp: int) -> list[tuple[int, int, int]]:
+    """(n, k, batch) of the GEMMs around attention in one layer, on one of `tp` devices.
 
     GQA: query-key-value GEMM and output GEMM. MLA: down GEMM (query and cache latents together, not split over tp), up
     GEMM of the queries where they have a latent, the two batched GEMMs that absorb keys and values, output GEMM. An
@@ -79,17 +129,17 @@ def attention_projections_s(
     heads = local_heads(attention, tp)
     if isinstance(attention, GroupedQueryAttention):
         qkv_columns = (heads + 2 * -(-attention.n_kv_heads // tp)) * attention.head_dim
-        qkv_s = gemm_s(tokens, qkv_columns, hidden, dtype, device)
-        return qkv_s + gemm_s(tokens, hidden, heads * attention.head_dim, dtype, device)
+        return [(qkv_columns, hidden, 1), (hidden, heads * attention.head_dim, 1)]
     rank, query_rank = attention.kv_lora_rank, attention.q_lora_rank
     query_columns = heads * (attention.qk_nope_head_dim + attention.qk_rope_head_dim)
     down_columns = (query_rank or query_columns) + rank + attention.qk_rope_head_dim
-    total_s = gemm_s(tokens, down_columns, hidden, dtype, device)
-    if query_rank is not None:
-        total_s = total_s + gemm_s(tokens, query_columns, query_rank, dtype, device)
-    total_s = total_s + gemm_s(tokens, rank, attention.qk_nope_head_dim, dtype, device, batch=heads)
-    total_s = total_s + gemm_s(tokens, attention.v_head_dim, rank, dtype, device, batch=heads)
-    return total_s + gemm_s(tokens, hidden, heads * attention.v_head_dim, dtype, device)
+    return [
+        (down_columns, hidden, 1),
+        *([(query_columns, query_rank, 1)] if query_rank is not None else []),
+        (rank, attention.qk_nope_head_dim, heads),
+        (attention.v_head_dim, rank, heads),
+        (hidden, heads * attention.v_head_dim, 1),
+    ]
 
 
 def windowed_context(context_tokens: ArrayLike, window_tokens: int | None) -> Times:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from hwmodels.cards import HostCard, LinkCard, NodeCard
+from hwmodels.cards import DeviceCard, HostCard, LinkCard, NodeCard
 from hwmodels.collectives import CollectiveCard
 from hwmodels.devices import Device
 from hwmodels.expert_exchange import ExchangeCard
@@ -82,13 +82,13 @@ def build_cluster(spec: ClusterSpec, base: Path = Path()) -> Cluster:
     Raises HardwareError for an unknown card, several nodes without a network, or a bandwidth without its link.
     """
     node = find_node(spec.node)
-    device = find_device(spec.device or node.device)
+    device = _device(find_device(spec.device or node.device), spec.kernels, base)
     inter = find_link(node.inter_link) if node.inter_link else None
     if inter is None and spec.inter_bandwidth is not None:
         raise HardwareError(f"{node.name} has no inter_link, so inter_bandwidth has no meaning; use another node card")
     return Cluster(
         name=_cluster_name(spec, node),
-        device=Device(card=device, kernels=find_kernels(spec.kernels or device.kernels, base)),
+        device=device,
         n_nodes=spec.nodes,
         devices_per_node=spec.devices_per_node or node.n_devices.value,
         intra=_with_bandwidth(find_link(node.intra_link), spec.intra_bandwidth),
@@ -144,6 +144,16 @@ def route(graph: nx.Graph, source: str, target: str) -> list[Hop]:
     hidden = [name for name, kind in graph.nodes(data="kind") if kind in closed and name not in (source, target)]
     path = nx.shortest_path(nx.restricted_view(graph, hidden, []), source, target)
     return [Hop(source=start, target=end, **_link_numbers(graph.edges[start, end])) for start, end in pairwise(path)]
+
+
+def _device(card: DeviceCard, kernels: str | None, base: Path) -> Device:
+    """The device with its kernel card, and with what the tables of that card hold."""
+    device = Device(card=card, kernels=find_kernels(kernels or card.kernels, base))
+    if not device.kernels.tables():
+        return device
+    from hwmodels.measured_rows import measure
+
+    return measure(device)
 
 
 def _cluster_name(spec: ClusterSpec, node: NodeCard) -> str:

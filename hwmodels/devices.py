@@ -7,16 +7,21 @@ from typing import cast
 
 from hwmodels.cards import DeviceCard
 from hwmodels.kernels import Kernels
+from hwmodels.measured import NOTHING, Measured
 from scenarios.errors import HardwareError
 from scenarios.models import BYTES_PER_VALUE, DType
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Device:
-    """Parameters of one device; `hwmodels.gemm`, `attention`, `mla` and `moe` hold the laws."""
+    """Parameters of one device; `hwmodels.gemm`, `attention`, `mla` and `moe` hold the laws.
+
+    measured  what tables of the kernel card correct laws by; `hwmodels.measured_rows.measure` reads them.
+    """
 
     card: DeviceCard
     kernels: Kernels
+    measured: Measured = NOTHING
 
     @property
     def n_sms(self) -> int:

@@ -8,6 +8,7 @@ from numpy.typing import ArrayLike, NDArray
 from hwmodels.constants import GemmConstants, Roofline
 from hwmodels.devices import Device, computed_bytes
 from hwmodels.launch import activation_bytes, norm_bytes, small_kernels_s, top_k_bytes
+from hwmodels.measured import gemm_shape, log_of, uneven
 from scenarios.models import BYTES_PER_VALUE
 
 Times = NDArray[np.float64]
@@ -26,11 +27,13 @@ TILE_ROWS, TILE_COLUMNS, SPLIT = np.array(
 def gemm_s(m: ArrayLike, n: int, k: int, weight_dtype: str, device: Device, batch: int = 1) -> Times:
     """Time of `batch` products [m, k] x [k, n] in one kernel: float64[...] [s]; m is an int array of any shape.
 
-    The law is that of `product_s`. Zero rows leave only the launch. Raises HardwareError where the device has no peak
-    or no constants for the data type.
+    The law is that of `product_s`, corrected where a table holds (n, k) and `batch` is 1. Zero rows leave only the
+    launch. Raises HardwareError where the device has no peak or no constants for the data type.
     """
     rows, place = np.unique(np.asarray(m), return_inverse=True)  # devices mostly have the same few numbers of rows
     times = product_s(rows, n, k, weight_dtype, device, device.kernels.gemm(weight_dtype), batch)
+    if batch == 1:
+        times = times * device.measured.factor("gemm", weight_dtype, gemm_shape(n, k), uneven(rows), log_of(rows))
     return times[place].reshape(np.shape(m))
 
 
@@ -82,9 +85,15 @@ def mlp_s(tokens: ArrayLike, hidden: int, intermediate: int, gated: bool, dtype:
 
     Up GEMM (with the gate beside it, where gated), activation kernel, down GEMM.
     """
-    up_s = gemm_s(tokens, (2 if gated else 1) * intermediate, hidden, dtype, device)
+    (up_columns, _), _ = mlp_products(hidden, intermediate, gated)
+    up_s = gemm_s(tokens, up_columns, hidden, dtype, device)
     activation_s = stream_s(activation_bytes(tokens, intermediate, gated), device)
     return up_s + activation_s + gemm_s(tokens, hidden, intermediate, dtype, device)
+
+
+def mlp_products(hidden: int, intermediate: int, gated: bool) -> tuple[tuple[int, int], tuple[int, int]]:
+    """(n, k) of the up GEMM, with the gate beside it where gated, and of the down GEMM."""
+    return ((2 if gated else 1) * intermediate, hidden), (hidden, intermediate)
 
 
 def gate_s(tokens: ArrayLike, hidden: int, n_experts: int, top_k: int, device: Device) -> Times:

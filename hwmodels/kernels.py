@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from pathlib import Path
+from typing import Annotated, Literal, get_args
 
 from pydantic import Field
 
@@ -24,6 +25,7 @@ from scenarios.models import DType
 from scenarios.sources import Spec
 
 ANY = "any"
+BlockName = Literal["moe", "gemm", "prefill", "decode", "mla_prefill", "mla_decode"]
 DTypeOrAny = DType | Literal["any"]
 """Key of a block: the data type of weights (of the cache, for attention), or `any` for those not listed."""
 
@@ -39,7 +41,8 @@ class KernelCard(Spec):
     """Constants of the kernel laws by operation and data type, often of one engine on one device.
 
     What a card does not hold for a data type is taken from `base`, and from that card's base in turn; `any` counts only
-    where no card of the chain has the data type itself.
+    where no card of the chain has the data type itself. Where a table holds a shape, its times correct the law
+    (`hwmodels.measured`).
     """
 
     name: str
@@ -51,10 +54,20 @@ class KernelCard(Spec):
     mla_prefill: dict[DTypeOrAny, MlaPrefillLaw] = Field(default_factory=dict)
     mla_decode: dict[DTypeOrAny, MlaDecodeLaw] = Field(default_factory=dict)
     launch: LaunchConstants | None = None
+    tables: dict[BlockName, str | tuple[str, ...]] = Field(
+        default_factory=dict, description="files of measured times by operation, relative to the card's file"
+    )
     note: str | None = None
 
+    def below(self, folder: Path) -> KernelCard:
+        """The card with its tables named from `folder`."""
+        files = {block: (names,) if isinstance(names, str) else names for block, names in self.tables.items()}
+        return self.model_copy(
+            update={"tables": {block: tuple(str(folder / name) for name in names) for block, names in files.items()}}
+        )
 
-BLOCKS = ("moe", "gemm", "prefill", "decode", "mla_prefill", "mla_decode")
+
+BLOCKS: tuple[BlockName, ...] = get_args(BlockName)
 """Fields of a card that hold constants by data type."""
 
 
@@ -99,6 +112,15 @@ class Kernels:
             if card.launch is not None:
                 return card.launch
         raise HardwareError(f"kernel card {self.name} has no constants of launch, and no base that has them")
+
+    def tables(self) -> dict[BlockName, tuple[Path, ...]]:
+        """Files of measured times by operation, each from the first card that states any."""
+        found: dict[BlockName, tuple[Path, ...]] = {}
+        for card in self.cards:
+            for block, names in card.tables.items():
+                paths = (names,) if isinstance(names, str) else names
+                found.setdefault(block, tuple(Path(name) for name in paths))
+        return found
 
     def find(self, block: str, dtype: str) -> Fitted:
         """Constants of a block for a data type; raises HardwareError where no card of the chain has them."""

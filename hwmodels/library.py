@@ -44,12 +44,12 @@ def find_node(name: str) -> NodeCard:
 def find_kernels(name_or_path: str, base: Path = Path()) -> Kernels:
     """The kernel card of this name, or the first of a YAML file (relative to `base`), with the cards it rests on.
 
-    Cards of the file come before shipped ones of the same name. Raises HardwareError where a card is missing or its
-    bases go in a circle, ScenarioError where the file is wrong.
+    Cards of the file come before shipped ones of the same name; their tables are relative to it. Raises HardwareError
+    where a card is missing or its bases go in a circle, ScenarioError where the file is wrong.
     """
     known, name = list_cards().kernels, name_or_path
     if name.endswith((".yaml", ".yml")):
-        own = load_spec(base / name, CardSet).kernels
+        own = tuple(card.below((base / name).parent) for card in load_spec(base / name, CardSet).kernels)
         if not own:
             raise HardwareError(f"{base / name}: holds no `kernels:` card")
         known, name = (*own, *known), own[0].name

@@ -13,6 +13,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from hwmodels.constants import MoeConstants, Roofline
 from hwmodels.devices import Device, computed_bytes
+from hwmodels.measured import log_of, moe_shape
 from hwmodels.tiles import FASTEST, TILE_RULES, Tile
 from scenarios.errors import ScenarioError
 from scenarios.models import BYTES_PER_VALUE, ModelCard
@@ -100,12 +101,21 @@ def grouped_gemm_moe_s(
     call_tokens  int[...]: distinct tokens of the call, by which some engines choose tiles; None: the routed tokens,
                  as many as if each had one choice here.
 
-    The law is that of `moe_s`. Raises HardwareError where the device has no peak or no constants for the weights.
+    The law is that of `moe_s`, corrected where a table holds the shape. Raises HardwareError where the device has no
+    peak or no constants for the weights.
     """
     constants = device.kernels.moe(shape.weight_dtype)
     rows = tile_rows(constants) if isinstance(constants, MoeConstants) else ()
     work = expert_work(slot_tokens, rows, own_tokens, call_tokens)
-    return moe_s(work, shape, device, constants)
+    return moe_s(work, shape, device, constants) * _measured_factor(work, shape, device)
+
+
+def _measured_factor(work: ExpertWork, shape: ExpertShape, device: Device) -> Times | float:
+    """What the law is multiplied with by what tables hold: of balanced tokens, as many for each slot."""
+    slots = np.asarray(work.n_slots)
+    key = moe_shape(shape.hidden_size, shape.intermediate_size, shape.gated)
+    point = log_of(work.routed / np.maximum(slots, 1))
+    return device.measured.factor("moe", shape.weight_dtype, key, log_of(slots), point, near=True)
 
 
 def expert_work(

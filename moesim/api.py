@@ -36,9 +36,11 @@ def compare(scenario: LoadedScenario, progress: engine.Progress | None = None) -
 
 def _check_cards(scenario: LoadedScenario) -> None:
     """Raise ScenarioError at its line where the scenario names a model or machine that cannot be had."""
+    base, cluster = scenario.path.parent, scenario.spec.cluster
     cards: dict[tuple[str, ...], Callable[[], object]] = {
-        ("model",): lambda: find_model(scenario.spec.model, scenario.path.parent),
-        ("cluster", "node"): lambda: build_cluster(scenario.spec.cluster),
+        ("model",): lambda: find_model(scenario.spec.model, base),
+        ("cluster", "node"): lambda: build_cluster(cluster.model_copy(update={"kernels": None}), base),
+        ("cluster", "kernels"): lambda: build_cluster(cluster, base),
     }
     for keys, find in cards.items():
         try:

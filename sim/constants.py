@@ -9,7 +9,7 @@ from pydantic import BaseModel
 from hwmodels.fitted import Fitted
 from scenarios.models import ModelCard
 from scenarios.sources import Sourced
-from sim.laws_used import used_laws
+from sim.laws_used import asked_shapes, used_laws
 from sim.result import Constant
 from sim.setting import Setting
 
@@ -28,7 +28,29 @@ def constants_of(setting: Setting, kernels: Collection[str] = ()) -> tuple[Const
         cards += [(f"{cluster.collectives.name} {law.op} {law.n_devices}", law) for law in cluster.collectives.laws]
     links = (cluster.intra.name, cluster.inter.name if cluster.inter is not None and cluster.n_nodes > 1 else None)
     cards += [(card.name, card) for card in cluster.exchanges if card.kernel in kernels and card.link in links]
-    return (*_model_constants(setting.model), *(c for prefix, card in cards for c in _sourced(prefix, card)))
+    return (
+        *_model_constants(setting.model),
+        *(c for prefix, card in cards for c in _sourced(prefix, card)),
+        *_tables(setting),
+    )
+
+
+def _tables(setting: Setting) -> Iterator[Constant]:
+    """Tables of measured kernels that correct laws, with how many of the shapes asked of them they hold."""
+    device = setting.cluster.device
+    for (block, dtype), shapes in asked_shapes(setting).items():
+        held = device.measured.blocks.get((block, dtype))
+        if held is None:
+            continue
+        found = [shape for shape in shapes if shape in held.surfaces]
+        rows = sum(held.surfaces[shape].n_points for shape in found)
+        named = ", ".join("x".join(f"{size:g}" for size in shape) for shape in found)
+        yield Constant(
+            name=f"{device.kernels.name} {block} {dtype} table",
+            value=f"{len(found)} of {len(shapes)} shapes, {rows} points",
+            kind="measured",
+            source=f"{', '.join(held.files)} ({held.n_rows:,} rows)" + (f": {named}" if named else ""),
+        )
 
 
 def _model_constants(model: ModelCard) -> Iterator[Constant]:

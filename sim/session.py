@@ -60,6 +60,7 @@ class Session:
                 workload=workload,
                 trace=self.traces[trace_key],
                 seed=self.spec.seed,
+                base=self.base,
             )
         return self.settings[key]
 

@@ -51,9 +51,13 @@ def make_setting(
     workload: WorkloadSpec,
     trace: RoutingTrace,
     seed: int,
+    base: Path = Path(),
 ) -> Setting:
-    """The setting of these specs. Raises ScenarioError or TraceError where they contradict each other."""
-    machine = build_cluster(cluster)
+    """The setting of these specs; a file of kernel constants is relative to `base`.
+
+    Raises ScenarioError or TraceError where they contradict each other.
+    """
+    machine = build_cluster(cluster, base)
     layout, attention_tp = _layout(machine, parallel)
     check_workload(workload, model, layout.n_devices)
     check_trace(trace, model)

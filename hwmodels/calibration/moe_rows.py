@@ -11,7 +11,7 @@ from hwmodels.calibration.rows import Reasons, leave_unknown_dtypes
 from hwmodels.devices import Device
 from hwmodels.moe import ExpertShape
 from hwmodels.validation.counts import DRAWS, expert_counts, is_known
-from hwmodels.validation.timings import Timings
+from hwmodels.validation.timings import NOT_STATED, Timings
 from scenarios.models import BYTES_PER_VALUE
 
 SHAPE = ("hidden_size", "inter_size", "topk", "num_experts")
@@ -47,7 +47,8 @@ def leave_out(timings: Timings, device: Device, reasons: Reasons) -> None:
     reasons[~np.array([is_known(name) for name in distributions], bool)] = "distribution that cannot be rebuilt"
     shapes = np.stack([timings.ints(name) for name in SHAPE], axis=1)
     grouped = (shapes == GROUPED).all(axis=1) & (names == "fp8_block")
-    reasons[grouped & ~starts(timings, "moe_torch_flow")] = "group-limited routing: active experts unknown"
+    named = ~starts(timings, "moe_torch_flow") & ~starts(timings, NOT_STATED)
+    reasons[grouped & named] = "group-limited routing: active experts unknown"
     if device.card.name.startswith(("h100", "h200")):
         for start, name in UNTUNED:
             reasons[starts(timings, start) & (names == name)] = "kernel that was measured without tuning"

@@ -12,6 +12,7 @@ from hwmodels.devices import Device
 from hwmodels.library import find_device, find_kernels
 from hwmodels.validation.goals import Judged, Progress, judged
 from hwmodels.validation.host import host
+from hwmodels.validation.interpolation import score_interpolation
 from hwmodels.validation.links import links
 from hwmodels.validation.score import Score, validate_table
 from hwmodels.validation.tables import Table
@@ -65,6 +66,11 @@ def transfer(folder: Path, progress: Progress) -> list[Judged]:
     return rows
 
 
+def interpolation(folder: Path, progress: Progress) -> list[Judged]:
+    """Half the points of every table predicted from the other half, beside what the law says of them."""
+    return [judged("interpolation", score) for score in score_interpolation(folder, progress)]
+
+
 def missing_tables(folder: Path) -> list[str]:
     """Tables of the shipped cards that `folder` does not hold, and that the suites therefore leave out."""
     return [table.name for shipped in SHIPPED for table in shipped.tables if table.find(folder) is None]
@@ -74,6 +80,7 @@ SUITES: dict[str, Callable[[Path, Progress], list[Judged]]] = {
     "kernels": kernels,
     "skew": skew,
     "transfer": transfer,
+    "interpolation": interpolation,
     "links": links,
     "host": host,
 }

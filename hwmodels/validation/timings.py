@@ -15,6 +15,7 @@ from scenarios.errors import HardwareError
 
 Column = NDArray[np.generic]
 MAX_ROWS = 5_000_000
+NOT_STATED = "not stated"  # source of kernels of tables without `kernel_source`
 
 FAMILIES: dict[str, tuple[str, ...]] = {
     "moe": ("moe_dtype", "num_tokens", "hidden_size", "inter_size", "topk", "num_experts", "moe_tp_size", "moe_ep_size",
@@ -77,7 +78,7 @@ def read_timings(path: Path) -> Timings:
     if not (np.isfinite(measured_ms) & (measured_ms > 0)).all():
         row = int(np.flatnonzero(~(np.isfinite(measured_ms) & (measured_ms > 0)))[0])
         raise HardwareError(f"{path}: row {row} has latency {measured_ms[row]}; times must be positive milliseconds")
-    source = columns.get("kernel_source", np.full(len(measured_ms), "not stated"))
+    source = columns.get("kernel_source", np.full(len(measured_ms), NOT_STATED))
     return Timings(
         path=path, family=family, columns=columns, measured_s=measured_ms * 1e-3, source=source.astype(np.str_)
     )
