@@ -21,11 +21,11 @@ HEADS = ((32, 8, 128), (16, 2, 128), (8, 8, 256), (64, 8, 64), (24, 3, 64), (40,
 
 
 def timings(rows: Iterable[Mapping[str, Any]], name: str = "made.csv") -> Timings:
-    """A table of rows with any `latency` [ms] and `kernel_source`."""
+    """A table of rows with any `latency` [ms], else 1 us, and `kernel_source`."""
     listed = list(rows)
     columns = {key: np.array([row[key] for row in listed]) for key in listed[0]}
     family = next(family for family, needed in FAMILIES.items() if set(needed) <= columns.keys())
-    measured_s = np.array([row.get("latency", 1.0) for row in listed]) * 1e-3
+    measured_s = np.array([row.get("latency", 1e-3) for row in listed]) * 1e-3
     source = np.array([row.get("kernel_source", "toy") for row in listed])
     return Timings(path=Path(name), family=family, columns=columns, measured_s=measured_s, source=source)
 
