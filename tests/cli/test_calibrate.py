@@ -66,6 +66,7 @@ class TestCalibrate:
         assert origins["own gemm bf16"] == f"fitted on {exact}"
         assert origins["own moe bf16"] == find_kernels("h200-vllm").moe("bf16").source
 
+    @pytest.mark.slow
     def test_results_as_json(self, moesim: Command, exact: str) -> None:
         done = moesim("calibrate", exact, "--card", "h200-sxm", "--base", "ideal", "--json", "-").succeeded()
         found = json.loads(done.out)
@@ -236,6 +237,7 @@ class TestValidateSuite:
         assert done.code == 1
         assert " missed" in done.out
 
+    @pytest.mark.slow
     def test_a_folder_without_a_table_of_the_suite(self, moesim: Command, tables: Callable[[float], str]) -> None:
         done = moesim("validate", "transfer", "--tables", tables(0.0))
         done.refused(2, "tables: holds no table of the suite transfer")
