@@ -57,6 +57,7 @@ class GemmConstants(Fitted):
     )
     memory_frac: float = Field(gt=0, le=1, description="memory bandwidth reached")
     compute_frac: float = Field(gt=0, description="peak FLOP rate reached by large products")
+    tile_compute_frac: float = Field(default=1.0, gt=0, description="peak FLOP rate that one tile reaches; not fitted")
     quantise_frac: float | None = Field(
         default=None, gt=0, description="memory bandwidth that quantising the input reaches; none: not part of the time"
     )

@@ -54,7 +54,7 @@ def product_s(
             pnorm4(C, bytes / (memory_frac * BW), 2 m n k / (compute_frac * peak)) + quantise
     C = ceil(ceil(m / BM) ceil(n / BN) s / SMs) * (kk step + 2 BM BN / (store_values_per_flop * sm))
         + [s > 1] (split_s + 4 s m n / (memory_frac * BW))
-    step = max((BM + BN) w / (load_bytes_per_flop * sm), 2 BM BN / (peak / SMs))     for one value of K
+    step = max((BM + BN) w / (load_bytes_per_flop * sm), 2 BM BN / (tile_compute_frac * peak / SMs))   for a value of K
     kk = K / s up to a multiple of 64, sm the bf16 peak of a multiprocessor, w bytes of a value as multiplied,
     bytes = k n (weight bytes) + m (k w + 2 n), quantise = m k (2 + w) / (quantise_frac * BW) where the kernel does it.
 
@@ -120,7 +120,8 @@ def _tiled_s(
 ) -> Times:
     """Computing time of the fastest tile and split, over an axis of all pairs of them."""
     sm_flop = device.sm_bf16_flop_per_s
-    step_s = 2.0 * TILE_ROWS * TILE_COLUMNS / (device.peak_flop_per_s(dtype) / device.n_sms)
+    reached = constants.tile_compute_frac * device.peak_flop_per_s(dtype) / device.n_sms
+    step_s = 2.0 * TILE_ROWS * TILE_COLUMNS / reached
     if constants.load_bytes_per_flop is not None:
         loaded = (TILE_ROWS + TILE_COLUMNS) * computed_bytes(dtype)
         step_s = np.maximum(step_s, loaded / (constants.load_bytes_per_flop * sm_flop))

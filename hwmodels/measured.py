@@ -9,7 +9,7 @@ smooth. Shapes that no table holds are the law's alone.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -81,6 +81,15 @@ class MeasuredBlock:
     surfaces: Mapping[Shape, Surface]
     band: tuple[float, float] | None
 
+    def times(self, factor: float) -> MeasuredBlock:
+        """Corrections multiplied with a factor."""
+        log = float(np.log(factor))
+        moved = {
+            shape: replace(surface, logs=tuple(logs + log for logs in surface.logs))
+            for shape, surface in self.surfaces.items()
+        }
+        return replace(self, surfaces=moved)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Measured:
@@ -110,6 +119,10 @@ class Measured:
         """Ends of the 80 % band of corrected times of a shape, that of its whole operation; None: the law's counts."""
         held = self.blocks.get((block, dtype))
         return None if held is None or shape not in held.surfaces else held.band
+
+    def times(self, factors: Mapping[tuple[str, str], float]) -> Measured:
+        """Tables whose corrections are multiplied with a factor by (operation, data type); others stay."""
+        return Measured(blocks={key: held.times(factors.get(key, 1.0)) for key, held in self.blocks.items()})
 
 
 NOTHING = Measured()

@@ -7,13 +7,17 @@ add up in squares. A difference between two plans on the same laws is more certa
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
 
 from hwmodels.collectives import collective_band
+from hwmodels.devices import Device
 from hwmodels.kernels import stretched_to
+from hwmodels.measured import moe_shape
+from hwmodels.moe import expert_shape
 from scenarios.specs import ScheduleSpec
 from sim.kernel_pricing import exchange_band
 from sim.launches import launched_eagerly
@@ -79,15 +83,31 @@ def _moved_work(setting: Setting, prices: Prices, schedule: ScheduleSpec, family
     if family == "links":
         return _moved_links(setting, prices, schedule, end)
     device = setting.cluster.device
-    kernels = stretched_to(device.kernels, KERNEL_FAMILIES[family], end)
     if family == "experts":
-        dtype = setting.model.expert_dtype or setting.model.weight_dtype
-        factor = device.kernels.moe(dtype).low_high[ENDS.index(end)]
-        return prices.times({"experts": factor})
-    changed = replace(setting, cluster=replace(setting.cluster, device=replace(device, kernels=kernels)))
+        return prices.times({"experts": _experts_ends(setting)[ENDS.index(end)]})
+    moved = device_at_end(device, KERNEL_FAMILIES[family], end)
+    changed = replace(setting, cluster=replace(setting.cluster, device=moved))
     own = layer_prices(changed)
     kept = {kind: own.get(kind, duration) for kind, duration in prices.per_layer.items()}
     return replace(prices, per_layer=kept)
+
+
+def _experts_ends(setting: Setting) -> tuple[float, float]:
+    device, shape = setting.cluster.device, expert_shape(setting.model, setting.layout.tp)
+    key = moe_shape(shape.hidden_size, shape.intermediate_size, shape.gated)
+    return device.measured.low_high("moe", shape.weight_dtype, key) or device.kernels.moe(shape.weight_dtype).low_high
+
+
+def device_at_end(device: Device, blocks: Collection[str], end: End) -> Device:
+    """A device whose blocks take the times of one end of their band: that of a table for shapes it holds."""
+    place = ENDS.index(end)
+    tables = {
+        (block, dtype): held.band[place] / device.kernels.find(block, dtype).low_high[place]
+        for (block, dtype), held in device.measured.blocks.items()
+        if block in blocks and held.band is not None
+    }
+    kernels = stretched_to(device.kernels, blocks, end)
+    return replace(device, kernels=kernels, measured=device.measured.times(tables))
 
 
 def _moved_links(setting: Setting, prices: Prices, schedule: ScheduleSpec, end: End) -> Prices:

@@ -23,6 +23,7 @@ from moesim.cli import main
 from scenarios.errors import HardwareError
 from scenarios.models import GroupedQueryAttention, LatentAttention
 from scenarios.specs import ClusterSpec
+from sim.bands import ENDS, device_at_end
 
 MOE = "moe_dtype,num_tokens,hidden_size,inter_size,topk,num_experts,moe_tp_size,moe_ep_size,distribution,latency"
 GEMM = "gemm_dtype,m,n,k,latency"
@@ -280,6 +281,19 @@ class TestBands:
         assert measured.low_high("gemm", "bf16", gemm_shape(8, 8)) == (0.9, 1.2)
         assert measured.low_high("gemm", "bf16", gemm_shape(8, 16)) is None
         assert measured.low_high("moe", "bf16", gemm_shape(8, 8)) is None
+
+    def test_a_moved_device_takes_the_tables_band_where_it_has_one(self, tmp_path: Path):
+        own = device(tmp_path, gemm=(GEMM, [f"bfloat16,{m},4096,4096,{0.02 * m / 64}" for m in (64, 128, 256)]))
+        held = replace(own.measured.blocks["gemm", "bf16"], band=(0.9, 1.2))
+        own = replace(own, measured=Measured(blocks={("gemm", "bf16"): held}))
+        law = own.kernels.gemm("bf16").low_high
+        for place, end in enumerate(ENDS):
+            moved = device_at_end(own, ("gemm",), end)
+            assert gemm_s(64, 4096, 4096, "bf16", moved) == same(20e-6 * (0.9, 1.2)[place])
+            other = [gemm_s(64, 4096, 8192, "bf16", d) for d in (moved, own)]
+            assert other[0] == same(other[1] * law[place])
+            apart = device_at_end(own, ("decode",), end)
+            assert gemm_s(64, 4096, 4096, "bf16", apart) == same(20e-6)
 
 
 @pytest.mark.parametrize(
