@@ -4,10 +4,13 @@ from dataclasses import replace
 
 import pytest
 
+from hwmodels.cluster import build_cluster
+from hwmodels.library import find_kernels
 from hwmodels.validation.step_rows import ServedModel, StepRow
+from scenarios.specs import ClusterSpec
 from sim import step_validation
 from sim.step_validation import ENGINES, predict_row
-from sim.tensor_parallel_step import Engine, Layout, step_s
+from sim.tensor_parallel_step import Layout, step_s, with_kernels
 
 ROW = StepRow(
     model=ServedModel(card="qwen3-30b-a3b"),
@@ -59,11 +62,15 @@ def test_all_reduces_cost_time() -> None:
     assert nccl - own < 48 * 2 * 20e-6
 
 
-@pytest.mark.slow
 def test_named_cards_come_before_their_bases() -> None:
-    # SGLang's card rests on vLLM's, whose block-scaled products hold host time; another card goes in between.
-    layout, served = Layout(tp=1, moe_tp=1, moe_ep=1), ServedModel(card="qwen3-30b-a3b", weight_dtype="fp8_block")
+    # SGLang's card has no dense products and rests on vLLM's; TensorRT-LLM's stand in, because they are named before.
     engine = ENGINES["h200_sxm", "sglang"]
-    without = Engine(node=engine.node, kernels=("h200-sglang",), all_reduce=engine.all_reduce)
-    ours, theirs = (step_s(served, one, layout, "decode", 4, 128) for one in (engine, without))
-    assert theirs - ours > 48 * 2 * 30e-6
+    kernels = with_kernels(build_cluster(ClusterSpec(node=engine.node)), engine.kernels).device.kernels
+    assert [card.name for card in kernels.cards] == [
+        *("h200-sglang", "h200-trtllm", "h200-vllm"),
+        *("h200-sglang-launch", "h200-vllm-launch", "datasheet-only"),
+    ]
+    assert kernels.gemm("fp8_block") == find_kernels("h200-trtllm").gemm("fp8_block")
+    assert kernels.gemm("bf16") == find_kernels("h200-trtllm").gemm("bf16") != find_kernels("h200-sglang").gemm("bf16")
+    assert kernels.moe("bf16") == find_kernels("h200-sglang").moe("bf16")
+    assert kernels.launch() == find_kernels("h200-sglang").launch()
