@@ -173,6 +173,8 @@ def _experts(
 ) -> list[list[Duration]]:
     shape = expert_shape(setting.model, setting.layout.tp)
     by_rank = tokens_by_rank(placement, reduction.slot_tokens)
-    rank_s = grouped_gemm_moe_s(by_rank, shape, setting.cluster.device, reduction.summed_tokens)
+    summed = reduction.summed_tokens
+    arrived = None if exchange.dedup == "none" else summed  # without it every choice travels and is called as a token
+    rank_s = grouped_gemm_moe_s(by_rank, shape, setting.cluster.device, summed, arrived)
     experts_s = np.repeat(rank_s, setting.layout.tp, axis=-1) * slowdown_of_experts(setting, reduction, exchange)
     return [list(chunks) for chunks in by_chunk(experts_s, reduction.n_chunks)]

@@ -17,8 +17,6 @@ from scenarios.models import BYTES_PER_VALUE
 
 SHAPE = ("n", "k")
 LARGE_CACHE_BYTES = 100e6
-HOST_FLOOR_S = 20e-6  # no kernel takes as long for a product of 1 x 32 x 32: the host's time is inside
-SMALL_S = HOST_FLOOR_S / 10  # so little time of memory makes a product small
 
 PARAMETERS = (
     Parameter(name="fixed_s", start=2.6e-6, low=1e-7, high=1e-4),
@@ -36,20 +34,10 @@ def gemm_problems(timings: Timings, device: Device, reasons: Reasons) -> list[Pr
     names, problems = timings.texts("gemm_dtype"), []
     reasons[_cached(timings, names, device)] = "weights fit into the L2 cache, repeated launches read them from there"
     leave_unknown_dtypes(names, device, reasons)
-    for name in np.unique(names).tolist():
-        if _holds_host_time(timings.rows(names == name), device):
-            reasons[names == name] = f"{name}: even the smallest products take host time"
     for name in np.unique(names[reasons == ""]).tolist():
         rows = np.flatnonzero((names == name) & (reasons == ""))
         problems.append(_problem(timings.rows(rows), rows, DTYPES[name], device))
     return problems
-
-
-def _holds_host_time(timings: Timings, device: Device) -> bool:
-    """Whether even products whose operands take `SMALL_S` of memory at most take longer than `HOST_FLOOR_S`."""
-    m, n, k = (timings.ints(name) for name in ("m", "n", "k"))
-    small = (m * k + k * n + m * n) * BYTES_PER_VALUE["bf16"] <= SMALL_S * device.memory_bytes_per_s
-    return bool(small.any()) and float(timings.measured_s.min()) > HOST_FLOOR_S
 
 
 def _cached(timings: Timings, names: NDArray[np.str_], device: Device) -> NDArray[np.bool_]:

@@ -187,18 +187,6 @@ def test_dense_weights_that_fit_a_large_cache_are_left_out(tmp_path: Path) -> No
         assert [reason != "" for reason in reasons] == [True] * left_out + [False] * (3 - left_out)
 
 
-def test_dense_tables_that_hold_host_time_are_left_out(tmp_path: Path) -> None:
-    # 1 x 32 x 32 in 25 us is no kernel; 8 x 8192 x 8192, 134 MB, may well take as long.
-    small, large = ({"gemm_dtype": "bfloat16", "m": m, "n": n, "k": n} for m, n in ((1, 32), (8, 8192)))
-    for rows, left_out in (
-        ([small | {"latency": 0.025}, large | {"latency": 0.05}], True),
-        ([small | {"latency": 0.003}, large | {"latency": 0.05}], False),
-        ([large | {"latency": 0.05}], False),
-    ):
-        _, reasons = predicted(read_timings(write_csv(tmp_path / "gemm.csv", rows)), h200())
-        assert reasons == ["bfloat16: even the smallest products take host time" if left_out else ""] * len(rows)
-
-
 def test_of_several_kernels_the_one_with_most_rows_stands_for_a_data_type(tmp_path: Path) -> None:
     rows = [MOE | {"num_tokens": n, "kernel_source": source} for source, n in (("few", 8), ("many", 8), ("many", 16))]
     timings = read_timings(write_csv(tmp_path / "moe.csv", rows))
