@@ -1,16 +1,19 @@
 """Prices of works by hand, and that they use the kernel laws with the right arguments."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from numpy.typing import NDArray
 
 from hwmodels.attention import attention_decode_s, attention_prefill_s, attention_projections_s
 from hwmodels.gemm import mlp_s, norm_s
+from hwmodels.library import find_kernels
 from hwmodels.moe import expert_shape, grouped_gemm_moe_s
 from placement.plan import Placement
 from scenarios.errors import ScenarioError
 from scenarios.models import ModelCard
-from scenarios.specs import ExchangeSpec, ScheduleSpec
+from scenarios.specs import DedupName, ExchangeSpec, ScheduleSpec
 from sim.durations import Duration, ExchangeTime
 from sim.exchange_pricing import token_bytes
 from sim.policies import POLICIES
@@ -179,6 +182,23 @@ def test_experts_cost_what_their_kernel_says(expert_tp: int) -> None:
         summed = reduction.summed_tokens[layer, part, rank]
         want = grouped_gemm_moe_s(tokens, shape, setting.cluster.device, summed)
         assert seconds(prices.of(Work("experts", layer, chunk)))[step, device] == want
+
+
+@pytest.mark.parametrize(("dedup", "tokens"), [("device", 64), ("none", 128)])
+def test_experts_choose_tiles_by_the_tokens_that_arrive(dedup: DedupName, tokens: int) -> None:
+    # vLLM takes tiles of 32 x 64 up to 64 tokens, larger ones above. 64 tokens visit two experts each.
+    model = tiny_model(n_layers=1, n_experts=4, top_k=2)
+    cluster = tiny_cluster(1, 1)
+    cluster = replace(cluster, device=replace(cluster.device, kernels=find_kernels("h200-vllm")))
+    setting = tiny_setting(model, cluster, trace_of([[[0] * 64, [1] * 64]], 4), steps=1, tokens_per_device=64)
+    schedule = exchange(dedup=dedup)
+    placement = Placement.from_slots([[0, 1, 2, 3]], 1, n_experts=4, name="one rank")
+    summed = reduced(setting, placement, schedule).summed_tokens[0, 0, 0]
+    shape = expert_shape(model)
+    times = {n: grouped_gemm_moe_s([64, 64, 0, 0], shape, setting.cluster.device, summed, n) for n in (64, 128)}
+    assert times[64] != times[128]
+    prices, _ = prices_of(setting, placement, schedule)
+    assert seconds(prices.of(Work("experts", 0, 0)))[0, 0] == times[tokens]
 
 
 def test_fewer_distinct_experts_on_a_device_are_cheaper_in_decode() -> None:
