@@ -10,11 +10,21 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from hwmodels.cards import DeviceCard, HostCard, LinkCard, NodeCard
+from hwmodels.cards import HostCard, LinkCard, NodeCard
 from hwmodels.collectives import CollectiveCard
 from hwmodels.devices import Device
 from hwmodels.expert_exchange import ExchangeCard
-from hwmodels.library import exchanges_on, find_collectives, find_device, find_host, find_kernels, find_link, find_node
+from hwmodels.library import (
+    cards_with,
+    exchanges_on,
+    find_collectives,
+    find_device,
+    find_host,
+    find_kernels,
+    find_link,
+    find_node,
+    list_cards,
+)
 from scenarios.errors import HardwareError
 from scenarios.specs import ClusterSpec
 
@@ -77,13 +87,15 @@ class Hop:
 def build_cluster(spec: ClusterSpec, base: Path = Path()) -> Cluster:
     """The cluster that a scenario describes, from the shipped cards and the scenario's own numbers.
 
-    A bandwidth of the scenario replaces the nominal one of the link card and keeps its efficiency and latency. A file
-    of kernel constants is relative to `base`.
+    A bandwidth of the scenario replaces the nominal one of the link card and keeps its efficiency and latency. Files of
+    cards are relative to `base`.
     Raises HardwareError for an unknown card, several nodes without a network, or a bandwidth without its link.
     """
-    node = find_node(spec.node)
-    device = _device(find_device(spec.device or node.device), spec.kernels, base)
-    inter = find_link(node.inter_link) if node.inter_link else None
+    cards = cards_with(base / spec.cards) if spec.cards else list_cards()
+    node = find_node(spec.node, cards)
+    card = find_device(spec.device or node.device, cards)
+    device = _measured(Device(card=card, kernels=find_kernels(spec.kernels or card.kernels, base, cards)))
+    inter = find_link(node.inter_link, cards) if node.inter_link else None
     if inter is None and spec.inter_bandwidth is not None:
         raise HardwareError(f"{node.name} has no inter_link, so inter_bandwidth has no meaning; use another node card")
     return Cluster(
@@ -91,12 +103,12 @@ def build_cluster(spec: ClusterSpec, base: Path = Path()) -> Cluster:
         device=device,
         n_nodes=spec.nodes,
         devices_per_node=spec.devices_per_node or node.n_devices.value,
-        intra=_with_bandwidth(find_link(node.intra_link), spec.intra_bandwidth),
+        intra=_with_bandwidth(find_link(node.intra_link, cards), spec.intra_bandwidth),
         inter=_with_bandwidth(inter, spec.inter_bandwidth) if inter else None,
-        host=find_host(node.host) if node.host else None,
-        host_link=find_link(node.host_link) if node.host_link else None,
-        collectives=find_collectives(node.intra_link),
-        exchanges=exchanges_on(node.intra_link, node.inter_link),
+        host=find_host(node.host, cards) if node.host else None,
+        host_link=find_link(node.host_link, cards) if node.host_link else None,
+        collectives=find_collectives(node.intra_link, cards=cards),
+        exchanges=exchanges_on(node.intra_link, node.inter_link, cards=cards),
     )
 
 
@@ -146,9 +158,8 @@ def route(graph: nx.Graph, source: str, target: str) -> list[Hop]:
     return [Hop(source=start, target=end, **_link_numbers(graph.edges[start, end])) for start, end in pairwise(path)]
 
 
-def _device(card: DeviceCard, kernels: str | None, base: Path) -> Device:
-    """The device with its kernel card, and with what the tables of that card hold."""
-    device = Device(card=card, kernels=find_kernels(kernels or card.kernels, base))
+def _measured(device: Device) -> Device:
+    """The device with what the tables of its kernel cards hold."""
     if not device.kernels.tables():
         return device
     from hwmodels.measured_rows import measure

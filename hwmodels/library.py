@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from functools import cache
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import scenarios
 from hwmodels.cards import CardSet, CpuKernelCard, DeviceCard, HostCard, LinkCard, NodeCard
@@ -21,35 +21,35 @@ Card = TypeVar("Card", DeviceCard, LinkCard, HostCard, NodeCard, KernelCard, Cpu
 LIBRARY = Path(scenarios.__file__).parent / "library" / "hardware"
 
 
-def find_device(name: str) -> DeviceCard:
+def find_device(name: str, cards: CardSet | None = None) -> DeviceCard:
     """The device card of this name; raises HardwareError where there is none."""
-    return _find("device", list_cards().devices, name)
+    return _find("device", (cards or list_cards()).devices, name)
 
 
-def find_link(name: str) -> LinkCard:
+def find_link(name: str, cards: CardSet | None = None) -> LinkCard:
     """The link card of this name; raises HardwareError where there is none."""
-    return _find("link", list_cards().links, name)
+    return _find("link", (cards or list_cards()).links, name)
 
 
-def find_host(name: str) -> HostCard:
+def find_host(name: str, cards: CardSet | None = None) -> HostCard:
     """The host card of this name; raises HardwareError where there is none."""
-    return _find("host", list_cards().hosts, name)
+    return _find("host", (cards or list_cards()).hosts, name)
 
 
-def find_node(name: str) -> NodeCard:
+def find_node(name: str, cards: CardSet | None = None) -> NodeCard:
     """The node card of this name; raises HardwareError where there is none."""
-    return _find("node", list_cards().nodes, name)
+    return _find("node", (cards or list_cards()).nodes, name)
 
 
-def find_kernels(name_or_path: str, base: Path = Path()) -> Kernels:
+def find_kernels(name_or_path: str, base: Path = Path(), cards: CardSet | None = None) -> Kernels:
     """The kernel card of this name, or the first of a YAML file (relative to `base`), with the cards it rests on.
 
     Cards of the file come before shipped ones of the same name; their tables are relative to it. Raises HardwareError
     where a card is missing or its bases go in a circle, ScenarioError where the file is wrong.
     """
-    known, name = list_cards().kernels, name_or_path
+    known, name = (cards or list_cards()).kernels, name_or_path
     if name.endswith((".yaml", ".yml")):
-        own = tuple(card.below((base / name).parent) for card in load_spec(base / name, CardSet).kernels)
+        own = _own_cards(base / name).kernels
         if not own:
             raise HardwareError(f"{base / name}: holds no `kernels:` card")
         known, name = (*own, *known), own[0].name
@@ -69,15 +69,15 @@ def find_cpu_kernels(name: str) -> CpuKernelCard:
     return _find("CPU kernel", list_cards().cpu_kernels, name)
 
 
-def find_collectives(link: str, library: str = "nccl") -> CollectiveCard | None:
+def find_collectives(link: str, library: str = "nccl", cards: CardSet | None = None) -> CollectiveCard | None:
     """The card of a library's collectives measured on this kind of link, or None where nobody measured."""
-    cards = [card for card in list_cards().collectives if (card.link, card.library) == (link, library)]
-    return cards[0] if cards else None
+    known = (cards or list_cards()).collectives
+    return next((card for card in known if (card.link, card.library) == (link, library)), None)
 
 
-def exchanges_on(*links: str | None) -> tuple[ExchangeCard, ...]:
+def exchanges_on(*links: str | None, cards: CardSet | None = None) -> tuple[ExchangeCard, ...]:
     """The cards of dispatch and combine kernels measured on any of these links."""
-    return tuple(card for card in list_cards().exchanges if card.link in links)
+    return tuple(card for card in (cards or list_cards()).exchanges if card.link in links)
 
 
 def links_with(kernel: str) -> tuple[str, ...]:
@@ -90,6 +90,28 @@ def links_with(kernel: str) -> tuple[str, ...]:
 def find_copies(link: str) -> CopyCard | None:
     """The card of host copies measured on this kind of link, or None where nobody measured."""
     return next((card for card in list_cards().copies if card.link == link), None)
+
+
+def cards_with(path: Path) -> CardSet:
+    """The cards of a file, then all shipped ones: where names or uses agree, those of the file count.
+
+    Raises ScenarioError where the file is wrong.
+    """
+    own, shipped = _own_cards(path), list_cards()
+    both = {kind: getattr(own, kind) + _not_replaced(own, shipped, kind) for kind in CardSet.model_fields}
+    return CardSet(**both)
+
+
+def _own_cards(path: Path) -> CardSet:
+    """The cards of a user's file; tables of its kernel cards are relative to it."""
+    own = load_spec(path, CardSet)
+    return own.model_copy(update={"kernels": tuple(card.below(path.parent) for card in own.kernels)})
+
+
+def _not_replaced(own: CardSet, shipped: CardSet, kind: str) -> tuple[Any, ...]:
+    """Shipped cards of a kind less those whose names the file has."""
+    names = {card.name for card in getattr(own, kind)}
+    return tuple(card for card in getattr(shipped, kind) if card.name not in names)
 
 
 @cache

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import moesim
 from hwmodels.cluster import build_cluster
+from hwmodels.library import cards_with
 from scenarios.catalog import find_model, find_scenario
 from scenarios.errors import MoesimError
 from scenarios.loader import LoadedScenario, load_scenario
@@ -39,6 +40,7 @@ def _check_cards(scenario: LoadedScenario) -> None:
     base, cluster = scenario.path.parent, scenario.spec.cluster
     cards: dict[tuple[str, ...], Callable[[], object]] = {
         ("model",): lambda: find_model(scenario.spec.model, base),
+        ("cluster", "cards"): lambda: cluster.cards and cards_with(base / cluster.cards),
         ("cluster", "node"): lambda: build_cluster(cluster.model_copy(update={"kernels": None}), base),
         ("cluster", "kernels"): lambda: build_cluster(cluster, base),
     }

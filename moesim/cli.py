@@ -131,16 +131,18 @@ def calibrate(
     tables: Annotated[
         list[Path], typer.Argument(metavar="TIMINGS...", help="Tables of timings: .parquet, .csv or .csv.gz.")
     ],
-    card: Annotated[str, typer.Option(metavar="CARD", help="Device card; see `moesim list hardware`.")],
+    card: Annotated[
+        str | None, typer.Option(metavar="CARD", help="Device card that kernels ran on; see `moesim list hardware`.")
+    ] = None,
     name: Annotated[str | None, typer.Option(metavar="NAME", help="Name of the kernel card.")] = None,
     base: Annotated[
         str | None, typer.Option(metavar="CARD", help="Kernel card for what the tables do not hold.")
     ] = None,
-    out: Annotated[Path | None, typer.Option("--out", metavar="FILE", help="Write the kernel card to a file.")] = None,
+    out: Annotated[Path | None, typer.Option("--out", metavar="FILE", help="Write the cards to a file.")] = None,
     json: Json = None,
     debug: Debug = False,
 ) -> None:
-    """Fit the constants of kernel laws to measured timings: a kernel card with its errors on unseen shapes."""
+    """Fit laws of kernels or links to measured timings: cards with their errors on unseen shapes."""
     from moesim import calibrating
 
     del debug
@@ -150,7 +152,11 @@ def calibrate(
 @app.command()
 def validate(
     suite: Annotated[
-        str, typer.Argument(metavar="SUITE", help="kernels, skew, transfer, layers, steps, published or all.")
+        str,
+        typer.Argument(
+            metavar="SUITE",
+            help="kernels, skew, transfer, interpolation, links, host, layers, steps, published or all.",
+        ),
     ] = "all",
     tables: Annotated[
         Path | None, typer.Option(metavar="DIR", help="Folder of public tables; default: aiconfigurator-core.")

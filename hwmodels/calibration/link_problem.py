@@ -96,5 +96,8 @@ LINK_OF_DEVICE = {
 def link_of_device(device: str) -> str:
     """Link card between devices of this kind. Raises HardwareError where none is known."""
     if device not in LINK_OF_DEVICE:
-        raise HardwareError(f"no link card is known for device '{device}'; known are {', '.join(LINK_OF_DEVICE)}")
+        known = ", ".join(LINK_OF_DEVICE)
+        raise HardwareError(
+            f"no link card is known for device '{device}'; name in the column one of the same link: {known}"
+        )
     return LINK_OF_DEVICE[device]

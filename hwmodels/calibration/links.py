@@ -80,8 +80,15 @@ def calibrate_links(path: Path, source: str | None = None, links: Iterable[str] 
     source  how the blocks name the table; default: its file. links: only cards of these; default: all that it has.
     Raises HardwareError where the table is unreadable, CalibrationError where it is too small.
     """
+    return cards_of(fitted_links(path, source, links))
+
+
+def fitted_links(
+    path: Path, source: str | None = None, links: Iterable[str] | None = None
+) -> list[tuple[LinkProblem, Fitted]]:
+    """The problems of a table with their fitted blocks; arguments and errors as of `calibrate_links`."""
     problems = [problem for problem in link_problems(path) if links is None or problem.link in set(links)]
-    return cards_of([(problem, _block(problem, source or f"fitted on {path.name}")) for problem in problems])
+    return [(problem, _block(problem, source or f"fitted on {path.name}")) for problem in problems]
 
 
 def cards_of(blocks: Iterable[tuple[LinkProblem, Fitted]]) -> CardSet:

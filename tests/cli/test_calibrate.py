@@ -11,10 +11,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from hwmodels.cluster import build_cluster
+from hwmodels.collectives import collective_s
 from hwmodels.devices import Device
-from hwmodels.library import find_device, find_kernels
+from hwmodels.library import find_device, find_kernels, find_link
 from hwmodels.validation.timings import Timings
 from scenarios.errors import CalibrationError
+from scenarios.specs import ClusterSpec
 from tests.cli.conftest import Command
 from tests.devices import h200
 from tests.timings import gemm_rows, timings, with_times
@@ -49,6 +52,66 @@ def noisy(folder: Path) -> str:
     return write(folder / "noisy.csv", replace(table, measured_s=table.measured_s * noise)).name
 
 
+@pytest.fixture
+def links(folder: Path) -> str:
+    """All-to-alls of 2 and 8 devices on NVLink 4: 10 us and 225 GB/s, half of the link's bandwidth."""
+    lines = ["nccl_dtype,num_gpus,message_size,op_name,latency,device"]
+    for n_devices in (2, 8):
+        for size in 2 ** np.arange(9, 29):
+            sent = 2 * size * (n_devices - 1) / n_devices
+            lines.append(f"half,{n_devices},{size},alltoall,{1e3 * (10e-6 + sent / 225e9)},NVIDIA H200")
+    (folder / "nccl.csv").write_text("\n".join(lines) + "\n")
+    return "nccl.csv"
+
+
+class TestLinks:
+    @pytest.mark.slow
+    def test_a_table_becomes_cards_that_a_scenario_uses(self, moesim: Command, folder: Path, links: str) -> None:
+        done = moesim("calibrate", links, "--out", "own.yaml", "--json", "own.json").succeeded()
+        assert done.files == {"own.yaml", "own.json"}
+        assert "nvlink-4 nccl all-to-all 8" in done.out
+        assert "cluster: {cards: own.yaml}" in done.out
+        residuals = json.loads((folder / "own.json").read_text())["residuals"]
+        assert [one["operation"] for one in residuals] == ["all-to-all 2", "all-to-all 8"]
+        assert all(one["mean_ape"] < 0.01 for one in residuals)
+        cluster = build_cluster(ClusterSpec(node="h200-sxm-8", cards="own.yaml"), folder)
+        assert cluster.collectives is not None
+        total_bytes = np.array([2.0**12, 2.0**20, 2.0**28])
+        times = collective_s("all-to-all", total_bytes, 8, cluster.collectives, 450e9)
+        assert times == pytest.approx(10e-6 + total_bytes * 7 / 8 / 225e9, rel=0.02)
+        nccl = ("run", "tiny.yaml", "--set", "schedule.exchange.kernel=nccl", "--json", "-")
+        own = moesim(*nccl, "--set", "cluster.cards=own.yaml").succeeded().out
+        assert "fitted on nccl.csv" in own
+        assert "fitted on nccl.csv" not in moesim(*nccl).succeeded().out
+
+    def test_kernels_and_links_are_fitted_apart(self, moesim: Command, exact: str, links: str) -> None:
+        moesim("calibrate", links, "--card", "h200-sxm").refused(2, "tables of links make cards of their own")
+        moesim("calibrate", links, exact).refused(2, "tables of links make cards of their own")
+        moesim("calibrate", exact).refused(2, "timings of kernels need the device: --card CARD")
+
+    def test_unknown_devices_are_refused(self, moesim: Command, folder: Path, links: str) -> None:
+        (folder / links).write_text((folder / links).read_text().replace("NVIDIA H200", "Abacus 1"))
+        moesim("calibrate", links).refused(2, "no link card is known for device 'Abacus 1'")
+
+
+class TestCards:
+    def test_own_cards_come_before_shipped_ones(self, moesim: Command, folder: Path) -> None:
+        link = find_link("nvlink-4").model_dump(mode="json")
+        for name, quantity in (("bytes_per_s", "45 GB/s"), ("latency_s", "10 us"), ("step_latency_s", "1 us")):
+            link[name] = {"value": quantity, "source": "made up", "kind": "assumed"}
+        (folder / "own.yaml").write_text(json.dumps({"links": [link]}))
+        cluster = build_cluster(ClusterSpec(node="h200-sxm-8", cards="own.yaml"), folder)
+        assert cluster.intra.bytes_per_s.value == 45e9
+        assert cluster.device == build_cluster(ClusterSpec(node="h200-sxm-8")).device
+        out = moesim("run", "tiny.yaml", "--set", "cluster.cards=own.yaml", "--json", "-").succeeded().out
+        assert "made up" in out
+
+    def test_a_wrong_file_has_a_line(self, moesim: Command, folder: Path) -> None:
+        moesim("run", "tiny.yaml", "--set", "cluster.cards=no.yaml").refused(2, "no.yaml")
+        (folder / "own.yaml").write_text("link: []\n")
+        moesim("run", "tiny.yaml", "--set", "cluster.cards=own.yaml").refused(2, "own.yaml:1 link")
+
+
 class TestCalibrate:
     @pytest.mark.slow
     def test_a_table_becomes_a_card_that_a_scenario_uses(self, moesim: Command, folder: Path, exact: str) -> None:
@@ -79,7 +142,7 @@ class TestCalibrate:
         assert found["card"]["gemm"]["bf16"]["fixed_s"] == pytest.approx(2.5e-6, rel=0.02)
         written = moesim("calibrate", exact, "--card", "h200-sxm", "--json", "found.json").succeeded()
         assert written.files == {"found.json"}
-        assert "--out FILE writes the card" in written.out
+        assert "--out FILE writes the file" in written.out
 
     @pytest.mark.slow
     def test_rows_left_out_are_told(self, moesim: Command, noisy: str) -> None:
@@ -97,7 +160,7 @@ class TestCalibrate:
             (["gemm.csv", "--card", "h200-sxm", "--base", "absent.yaml"], "absent.yaml: no such file"),
             (["gemm.csv", "--card", "h200-sxm", "--out", "no/own.yaml"], "there is no folder no"),
             (["gemm.csv", "--card", "h200-sxm", "--json", "no/own.json"], "there is no folder no"),
-            (["gemm.csv"], "Missing option '--card'"),
+            (["gemm.csv"], "timings of kernels need the device: --card CARD"),
             (["--card", "h200-sxm"], "Missing argument 'TIMINGS...'"),
             (["broken.csv", "--card", "h200-sxm"], "broken.csv: row 0 has latency -1.0; times must be positive"),
             (["other.csv", "--card", "h200-sxm"], "other.csv: the columns fit no family of kernels"),
