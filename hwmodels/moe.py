@@ -169,8 +169,11 @@ def moe_s(work: ExpertWork, shape: ExpertShape, device: Device, constants: MoeCo
     elif len(rule.tiles) == 1:
         gemms_s = _gemms_s(rule.tiles[0], work, shape, device, constants)
     else:
-        chosen = np.broadcast_to(rule.choice(work.call_tokens, work.n_slots), np.shape(work.routed))
-        gemms_s = np.choose(chosen, [_gemms_s(tile, work, shape, device, constants) for tile in rule.tiles])
+        chosen = rule.choice(work.call_tokens, work.n_slots)
+        gemms_s = np.zeros(np.shape(work.routed))
+        for place, tile in enumerate(rule.tiles):
+            if (takes := chosen == place).any():
+                gemms_s = np.where(takes, _gemms_s(tile, work, shape, device, constants), gemms_s)
     if rule.tuned:
         tuned = rule.is_tuned(work.n_slots, shape.intermediate_size)
         if tuned.any():
