@@ -15,7 +15,9 @@ from scenarios.sources import Spec
 Times = NDArray[np.float64]
 CollectiveOp = Literal["all-gather", "reduce-scatter", "all-reduce", "all-to-all"]
 OPS: tuple[CollectiveOp, ...] = get_args(CollectiveOp)
-UNMEASURED_SIZE = Band(low=0.7, high=1.4, source="no table has groups of 3, of 5 to 7 or of more than 8 devices; assumed")
+UNMEASURED_SIZE = Band(
+    low=0.7, high=1.4, source="no table has groups of 3, of 5 to 7 or of more than 8 devices; assumed"
+)
 
 
 class CollectiveLaw(Fitted):
