@@ -86,7 +86,7 @@ def _styled(draw: Draw) -> Draw:
 
 @_styled
 def step_time_figure(table: Table) -> Figure:
-    """Mean step time of a device by cause: a stacked bar a plan, best on top; a line spans its 80 % band."""
+    """Mean step time of a device by cause: a stacked bar a plan, best on top; a line below it spans its 80 % band."""
     results = table.results
     totals_s = [sum(result.breakdown_s.values()) for result in results]
     unit, length_s = time_unit(totals_s)
@@ -99,12 +99,13 @@ def step_time_figure(table: Table) -> Figure:
         axes.barh(range(len(results)), width, left=left, height=0.72, **_fill(kind))
         _label_segments(axes, left, width, longest, kind)
         left += width
+    furthest = 0.0
     for row, result in enumerate(results):
         gain = "baseline" if result.name == table.first else shown_gain(table, result)
         total = f"{left[row]:,.{decimals(longest)}f}"
-        end = _band_line(axes, result, row, length_s) or left[row]
-        _end_label(axes, end + 0.01 * longest, row, f"{total}   {gain}" if len(results) > 1 else total)
-    axes.set_xlim(0, longest * 1.4)
+        furthest = max(furthest, _band_line(axes, result, row + 0.45, length_s))
+        _end_label(axes, left[row] + 0.01 * longest, row, f"{total}   {gain}" if len(results) > 1 else total)
+    axes.set_xlim(0, max(longest * 1.4, furthest * 1.02))
     axes.set_xlabel(f"mean time of a device per step ({unit})")
     _kind_legend(figure, kinds)
     return figure
@@ -283,7 +284,7 @@ def _plan_rows(results: Sequence[RunResult], extra_in: float) -> tuple[Figure, A
     figure = Figure(figsize=(WIDTH_IN, row_in * len(results) + extra_in), layout="constrained")
     axes = figure.subplots()
     axes.set_yticks(range(len(results)), [_folded(result.name, 30) for result in results])
-    axes.set_ylim(len(results) - 0.5, -0.5)
+    axes.set_ylim(len(results) - 0.4, -0.5)
     axes.tick_params(axis="y", length=0, labelsize=7.5 if len(results) <= 12 else 6.5)
     axes.spines["left"].set_visible(False)
     return figure, axes
@@ -295,12 +296,12 @@ def _folded(name: str, width: int) -> str:
     return "\n".join(lines if len(lines) <= 2 else [lines[0], f"…{shown_name(name)[1 - width :]}"])
 
 
-def _band_line(axes: Axes, result: RunResult, row: int, length_s: float) -> float | None:
-    """A thin line from end to end of the step time's 80 % band; its right end, or None where there is no band."""
+def _band_line(axes: Axes, result: RunResult, height: float, length_s: float) -> float:
+    """A thin line from end to end of the step time's 80 % band; its right end, or 0 where there is no band."""
     if "step_time_s.low" not in result.metrics:
-        return None
+        return 0.0
     low, high = (result.metrics[f"step_time_s.{end}"] / length_s for end in ("low", "high"))
-    axes.plot((low, high), (row, row), color=_INK, lw=0.9, marker="|", ms=5)
+    axes.plot((low, high), (height, height), color=_INK, lw=0.9, marker="|", ms=4)
     return high
 
 
