@@ -30,6 +30,7 @@ from sim.published_steps import published
 from sim.step_validation import steps, steps_absent, steps_left_out
 
 SUITES = KERNEL_SUITES | {"layers": layers, "steps": steps, "published": published}
+WITHOUT_TABLES = ("published",)
 ABSENT = {"layers": layers_absent, "steps": steps_absent}
 """What a suite could not judge in a folder, for suites that judge what is there."""
 LIMIT_MISSED = 1
@@ -62,7 +63,7 @@ def show_suites(suite: str, tables: Path | None, json: str | None, out: Path | N
     """
     if suite != "all" and suite not in SUITES:
         raise ScenarioError(f"there is no suite '{suite}'{did_you_mean(suite, list(SUITES))}; all, {', '.join(SUITES)}")
-    folder = tables_folder(tables)
+    folder = Path() if tables is None and suite in WITHOUT_TABLES else tables_folder(tables)
     judged: list[Judged] = []
     with Progress(console=Console(stderr=True), transient=True) as bar:
         for name in SUITES if suite == "all" else [suite]:

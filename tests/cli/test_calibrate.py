@@ -16,6 +16,7 @@ from hwmodels.collectives import collective_s
 from hwmodels.devices import Device
 from hwmodels.library import find_device, find_kernels, find_link
 from hwmodels.validation.timings import Timings
+from moesim import validating
 from scenarios.errors import CalibrationError
 from scenarios.specs import ClusterSpec
 from tests.cli.conftest import Command
@@ -281,6 +282,13 @@ class TestValidateSuite:
             return str(folder / "tables")  # absolute: scores of a folder are kept within a process
 
         return make
+
+    @pytest.mark.slow
+    def test_published_figures_need_no_tables(self, moesim: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(validating, "tables_folder", lambda _: pytest.fail("asked for tables"))
+        done = moesim("validate", "published")
+        assert done.code == 0
+        assert "decode EP144 chunks overlap" in done.out
 
     @pytest.mark.slow
     def test_goals_reached(self, moesim: Command, folder: Path, tables: Callable[[float], str]) -> None:
