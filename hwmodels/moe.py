@@ -6,7 +6,7 @@ the multiprocessors, and the weights of every expert that has a token stream fro
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -19,7 +19,7 @@ from scenarios.errors import ScenarioError
 from scenarios.models import BYTES_PER_VALUE, ModelCard
 
 Times = NDArray[np.float64]
-Sizes = int | NDArray[np.int64]
+Sizes = int | NDArray[np.integer]
 
 STEP = 64  # values of K that a tile multiplies in one step
 
@@ -92,6 +92,7 @@ def grouped_gemm_moe_s(
     device: Device,
     own_tokens: ArrayLike = 0,
     call_tokens: ArrayLike | None = None,
+    n_slots: Sizes | None = None,
 ) -> Times:
     """Time of the routed experts of one device, permutation, activation and launches included: float64[...] [s].
 
@@ -100,6 +101,7 @@ def grouped_gemm_moe_s(
                  is not part of the kernel, as under expert parallelism.
     call_tokens  int[...]: distinct tokens of the call, by which some engines choose tiles; None: the routed tokens,
                  as many as if each had one choice here.
+    n_slots      int[...]: slots of the device where they are fewer than `slot_tokens` has places; None: as many.
 
     The law is that of `moe_s`, corrected where a table holds the shape. Raises HardwareError where the device has no
     peak or no constants for the weights.
@@ -107,6 +109,8 @@ def grouped_gemm_moe_s(
     constants = device.kernels.moe(shape.weight_dtype)
     rows = tile_rows(constants) if isinstance(constants, MoeConstants) else ()
     work = expert_work(slot_tokens, rows, own_tokens, call_tokens)
+    if n_slots is not None:
+        work = replace(work, n_slots=n_slots)
     return moe_s(work, shape, device, constants) * _measured_factor(work, shape, device)
 
 

@@ -41,8 +41,10 @@ class TileRule:
     def is_tuned(self, n_experts: ArrayLike, intermediate_size: ArrayLike) -> NDArray[np.bool_]:
         """Whether the engine ships tuned tiles for a shape: bool[...]."""
         experts, sizes = np.broadcast_arrays(np.asarray(n_experts), np.asarray(intermediate_size))
-        found = [(int(e), int(i)) in self.tuned for e, i in zip(experts.ravel(), sizes.ravel(), strict=True)]
-        return np.array(found, dtype=bool).reshape(experts.shape)
+        found = np.zeros(experts.shape, dtype=bool)
+        for n, size in self.tuned:
+            found |= (experts == n) & (sizes == size)
+        return found
 
 
 RuleName = Literal["fastest", "vllm-bf16", "vllm-fp8-block", "sglang-bf16", "sglang-fp8-block"]

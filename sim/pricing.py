@@ -175,6 +175,7 @@ def _experts(
     by_rank = tokens_by_rank(placement, reduction.slot_tokens)
     summed = reduction.summed_tokens
     arrived = None if exchange.dedup == "none" else summed  # without it every choice travels and is called as a token
-    rank_s = grouped_gemm_moe_s(by_rank, shape, setting.cluster.device, summed, arrived)
+    n_slots = placement.slots_per_rank()[:, None, :]
+    rank_s = grouped_gemm_moe_s(by_rank, shape, setting.cluster.device, summed, arrived, n_slots)
     experts_s = np.repeat(rank_s, setting.layout.tp, axis=-1) * slowdown_of_experts(setting, reduction, exchange)
     return [list(chunks) for chunks in by_chunk(experts_s, reduction.n_chunks)]
