@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from hwmodels.blends import norm4
 from hwmodels.constants import GemmConstants, Roofline
 from hwmodels.devices import Device, computed_bytes
 from hwmodels.launch import activation_bytes, norm_bytes, small_kernels_s, top_k_bytes
@@ -51,7 +52,7 @@ def product_s(
     Law `roofline`: fixed_s + max(flop, bytes). Law `tiles`:
 
     T = fixed_s + min over tiles (BM, BN) and splits s of K of
-            pnorm4(C, bytes / (memory_frac * BW), 2 m n k / (compute_frac * peak)) + quantise
+            norm4(C, bytes / (memory_frac * BW), 2 m n k / (compute_frac * peak)) + quantise
     C = ceil(ceil(m / BM) ceil(n / BN) s / SMs) * (kk step + 2 BM BN / (store_values_per_flop * sm))
         + [s > 1] (split_s + 4 s m n / (memory_frac * BW))
     step = max((BM + BN) w / (load_bytes_per_flop * sm), 2 BM BN / (tile_compute_frac * peak / SMs))   for a value of K
@@ -69,7 +70,7 @@ def product_s(
     if isinstance(constants, Roofline):
         return np.asarray(constants.fixed_s + np.maximum(memory_s, peak_s))
     tiled_s = _tiled_s(rows, n, k, weight_dtype, device, constants, batch)
-    times = constants.fixed_s + np.sqrt(np.sqrt(_fourth(tiled_s) + _fourth(memory_s) + _fourth(peak_s)))
+    times = constants.fixed_s + norm4(tiled_s, memory_s, peak_s)
     if constants.quantise_frac is not None and weight_dtype != "bf16":
         times = times + batch * rows * k * (BF16_BYTES + width) / (constants.quantise_frac * device.memory_bytes_per_s)
     return np.asarray(times)
@@ -136,8 +137,3 @@ def _tiled_s(
     summed_s = np.where(SPLIT > 1, constants.split_s + SPLIT * parts_s, 0.0)
     fastest: Times = (waves * (depth * step_s + store_s) + summed_s).min(axis=-1)
     return fastest
-
-
-def _fourth(values: Times) -> Times:
-    squares = values * values
-    return squares * squares

@@ -8,6 +8,7 @@ from typing import cast
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from hwmodels.blends import norm4
 from hwmodels.constants import DecodeConstants, PrefillConstants, Roofline
 from hwmodels.devices import Device
 from hwmodels.gemm import BF16_BYTES, Times
@@ -82,7 +83,7 @@ def gqa_decode_s(
     tile_bytes = 2 * tile_tokens * dim * BYTES_PER_VALUE[kv_dtype]
     tile_s = constants.tile_s + tile_bytes * sms / (constants.sm_memory_frac * bandwidth)
     moved = context * kv_heads * dim * (2 * BYTES_PER_VALUE[kv_dtype]) + batch * heads * dim * (2 * BF16_BYTES)
-    read_s = root4(np.ceil(units / sms) * run * tile_s, moved / (constants.memory_frac * bandwidth))
+    read_s = norm4(np.ceil(units / sms) * run * tile_s, moved / (constants.memory_frac * bandwidth))
     masked = mean >= np.asarray(shape.window_tokens, np.float64)
     unit_s = constants.unit_s + constants.unit_dim_s * (dim / 128) + masked * constants.mask_s * np.sqrt(128 / dim)
     limit = constants.scheduled_requests or np.inf
@@ -148,11 +149,16 @@ def gqa_prefill_s(
     run = np.where(split, np.minimum(np.maximum(tiles * items / sms, 1), tiles), tiles)
     longest_s = io_s + (run + 0.5) * tile_s + (run < tiles) * constants.split_s
     past = np.maximum(mean - (length + 1) / 2, 0) * batch
-    kv_bytes = BYTES_PER_VALUE[kv_dtype]
-    moved = (queries * (BF16_BYTES + kv_bytes) + past * kv_bytes) * (2 * kv_heads * dim)
-    threads = np.minimum(kv_heads * dim, CACHE_WRITE_THREADS) / CACHE_WRITE_THREADS
-    busy_s = root4(total_s, longest_s) + moved / (share * sms) + queries * threads * constants.token_s
+    cache_s = _cache_s(queries, past, kv_heads * dim, BYTES_PER_VALUE[kv_dtype], share * sms, constants.token_s)
+    busy_s = norm4(total_s, longest_s) + cache_s
     return cast(Times, constants.fixed_s + (dim == PADDED_DIM) * constants.pad_s + (queries > 0) * busy_s)
+
+
+def _cache_s(queries: Times, past: Times, width: Times, kv_bytes: float, bytes_per_s: float, token_s: float) -> Times:
+    """Keys and values of `width` values each: of new tokens read in bf16 and written, of past ones read, as cached."""
+    moved = (queries * (BF16_BYTES + kv_bytes) + past * kv_bytes) * (2 * width)
+    threads = np.minimum(width, CACHE_WRITE_THREADS) / CACHE_WRITE_THREADS
+    return moved / bytes_per_s + queries * threads * token_s
 
 
 def tiles_per_sm(tiles: Times, units: Times, n_sms: int, max_splits: int, unsplit_tiles: int) -> NDArray[np.float64]:
@@ -166,11 +172,6 @@ def roofline_s(flop: Times, moved_bytes: Times, device: Device, constants: Roofl
     """fixed_s + max(flop, bytes) in bf16: float64[...] [s]."""
     compute_s = flop / (constants.compute_frac * device.peak_flop_per_s("bf16"))
     return constants.fixed_s + np.maximum(compute_s, moved_bytes / (constants.memory_frac * device.memory_bytes_per_s))
-
-
-def root4(first: Times, second: Times) -> Times:
-    """(first^4 + second^4)^(1/4) by square roots, so that doubling both doubles it exactly."""
-    return cast(Times, np.sqrt(np.sqrt(first**4 + second**4)))
 
 
 def _heads(shape: HeadShape) -> tuple[Times, Times, Times]:

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from hwmodels.blends import norm4
 from hwmodels.cards import HostCard
 from hwmodels.host_constants import CpuConstants, CpuKernel
 from hwmodels.library import find_cpu_kernels, find_host
@@ -80,8 +81,7 @@ class Host:
     def _saturating(self, kernel: CpuKernel, peak: float) -> float:
         """n r / (1 + (n r / P)^4)^(1/4): linear in the threads n at first, at most P."""
         linear = self.n_threads * (kernel.core_frac * peak / self.card.cores.value)
-        # Square roots are exactly rounded: scaled hardware gives exactly scaled times.
-        return linear / float(np.sqrt(np.sqrt(1 + (linear / (kernel.host_frac * peak)) ** 4)))
+        return linear / float(norm4(1.0, linear / (kernel.host_frac * peak)))
 
 
 def find_cpu(name: str, n_threads: int | None = None, local_frac: float = 1.0) -> Host:

@@ -130,17 +130,8 @@ def read_cards(folder: Path) -> CardSet:
         raise HardwareError(f"{folder}: holds no hardware cards (*.yaml); is the installation complete?")
     for kind in CardSet.model_fields:
         _check_names_once(card_sets, kind)
-    return CardSet(
-        devices=tuple(card for cards in card_sets.values() for card in cards.devices),
-        links=tuple(card for cards in card_sets.values() for card in cards.links),
-        hosts=tuple(card for cards in card_sets.values() for card in cards.hosts),
-        nodes=tuple(card for cards in card_sets.values() for card in cards.nodes),
-        kernels=tuple(card for cards in card_sets.values() for card in cards.kernels),
-        cpu_kernels=tuple(card for cards in card_sets.values() for card in cards.cpu_kernels),
-        collectives=tuple(card for cards in card_sets.values() for card in cards.collectives),
-        exchanges=tuple(card for cards in card_sets.values() for card in cards.exchanges),
-        copies=tuple(card for cards in card_sets.values() for card in cards.copies),
-    )
+    sets, kinds = card_sets.values(), CardSet.model_fields
+    return CardSet(**{kind: tuple(card for cards in sets for card in getattr(cards, kind)) for kind in kinds})
 
 
 def _check_names_once(card_sets: dict[Path, CardSet], kind: str) -> None:

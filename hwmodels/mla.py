@@ -7,10 +7,11 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike
 
+from hwmodels.blends import norm4
 from hwmodels.constants import MlaDecodeConstants, MlaPrefillConstants, Roofline
 from hwmodels.devices import Device
 from hwmodels.gemm import BF16_BYTES, Times
-from hwmodels.gqa import HeadShape, gqa_prefill_s, roofline_s, root4, tiles_per_sm
+from hwmodels.gqa import HeadShape, gqa_prefill_s, roofline_s, tiles_per_sm
 from scenarios.models import BYTES_PER_VALUE
 
 # Tiles of the MLA kernels of FlashAttention-3 (head_dim_v 512, hopper/tile_size.h) and FlashMLA (deepseek-ai/FlashMLA).
@@ -79,7 +80,7 @@ def mla_decode_s(
     flop_per_s = constants.compute_frac * device.peak_flop_per_s("bf16")
     tile_s = max(tile_bytes * sms / (constants.sm_memory_frac * bandwidth), tile_flop * sms / flop_per_s)
     moved = context * (shape.cache_dim * read_bytes) + batch * heads * (query_values * BF16_BYTES)
-    read_s = root4(np.ceil(units / sms) * run * tile_s, moved / (constants.memory_frac * bandwidth))
+    read_s = norm4(np.ceil(units / sms) * run * tile_s, moved / (constants.memory_frac * bandwidth))
     busy_s = np.maximum(units / sms, 1) * unit_s + read_s + (run < tiles) * constants.split_s
     if constants.cast_frac is not None:
         cast_bytes = context * (shape.cache_dim * (cached_bytes + BF16_BYTES))

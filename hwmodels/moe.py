@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from hwmodels.blends import norm2, norm4
 from hwmodels.constants import MoeConstants, Roofline
 from hwmodels.devices import Device, computed_bytes
 from hwmodels.measured import log_of, moe_shape
@@ -153,7 +154,7 @@ def moe_s(work: ExpertWork, shape: ExpertShape, device: Device, constants: MoeCo
 
         T = fixed_s + n_slots expert_s + touched row_s + sum over GEMMs of sqrt(C^2 + W^2) + A / (activation_frac BW)
         C = ceil(row tiles ceil(N / BN) / SMs) (tile + wave_s)
-        tile = pnorm4(2 BM BN K / (compute_frac peak / SMs), (rows a + BN w) K / (load_bytes_per_flop sm16))
+        tile = norm4(2 BM BN K / (compute_frac peak / SMs), (rows a + BN w) K / (load_bytes_per_flop sm16))
         W = active N K w / (weight_frac BW)
         A = 2 bytes (touched (3 h + 3 I) + h own tokens)        2 I where not gated
 
@@ -236,19 +237,12 @@ def _gemms_s(tile: Tile, work: ExpertWork, shape: ExpertShape, device: Device, c
         )
         if constants.load_bytes_per_flop is not None:
             loaded = (filled * computed_bytes(shape.weight_dtype) + columns * weight_bytes) * steps_k
-            tile_s = _pnorm4(tile_s, loaded / (constants.load_bytes_per_flop * device.sm_bf16_flop_per_s))
+            tile_s = norm4(tile_s, loaded / (constants.load_bytes_per_flop * device.sm_bf16_flop_per_s))
         waves = np.ceil(row_tiles * -(-n // columns) / device.n_sms)
         computed_s = waves * (tile_s + constants.wave_s)
         streamed_s = work.active * (n * k * weight_bytes / streamed_bytes_per_s)
-        gemm_s = np.sqrt(computed_s * computed_s + streamed_s * streamed_s)
+        gemm_s = norm2(computed_s, streamed_s)
         if number == 1 and constants.ragged_factor != 1:
             gemm_s = gemm_s * np.where(np.asarray(k) % 16 == 0, 1.0, constants.ragged_factor)
         total_s = total_s + gemm_s
     return np.asarray(total_s)
-
-
-def _pnorm4(x: ArrayLike, y: Times) -> Times:
-    """(x^4 + y^4)^(1/4) by square roots, which are exactly rounded: scaled hardware gives exactly scaled times."""
-    squares, others = np.square(x), np.square(y)
-    result: Times = np.sqrt(np.sqrt(squares * squares + others * others))
-    return result

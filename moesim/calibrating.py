@@ -19,7 +19,7 @@ from hwmodels.fitted import Residuals
 from hwmodels.library import find_device, find_kernels
 from hwmodels.validation.timings import read_columns, read_timings
 from scenarios.errors import HardwareError
-from scenarios.files import check_file, whole_file
+from scenarios.files import check_file, write_or_print, write_text
 
 
 def show(
@@ -43,8 +43,7 @@ def show(
     timings = {path.name: read_timings(path) for path in tables}
     calibration = calibrate(timings, device, name or f"{card}-calibrated", base=rests_on)
     if out is not None:
-        with whole_file(out) as temporary:
-            temporary.write_text(card_yaml(calibration.card))
+        write_text(card_yaml(calibration.card), out)
     content: dict[str, object] = {"card": calibration.card.model_dump(mode="json", exclude_defaults=True)}
     content["residuals"] = [_as_json(solved) for solved in calibration.solved]
     _write_json(content | {"left_out": calibration.left_out}, json)
@@ -56,8 +55,7 @@ def _show_links(tables: Sequence[Path], out: Path | None, json: str | None) -> N
     fitted = [one for path in tables for one in fitted_links(path)]
     cards = cards_of(fitted)
     if out is not None:
-        with whole_file(out) as temporary:
-            temporary.write_text(cards_yaml(cards), encoding="utf-8")
+        write_text(cards_yaml(cards), out)
     residuals = [
         {"card": problem.card, "operation": problem.part, **block.residuals.model_dump()}
         for problem, block in fitted
@@ -125,14 +123,8 @@ def _errors(found: Residuals) -> tuple[str, ...]:
 
 
 def _write_json(content: dict[str, object], json: str | None) -> None:
-    if json is None:
-        return
-    text = encoder.dumps(content, indent=2) + "\n"
-    if json == "-":
-        print(text, end="", flush=True)
-        return
-    with whole_file(Path(json)) as temporary:
-        temporary.write_text(text)
+    if json is not None:
+        write_or_print(encoder.dumps(content, indent=2) + "\n", json)
 
 
 def _as_json(solved: Solved) -> dict[str, object]:

@@ -196,7 +196,7 @@ def schema(
     """Print the JSON Schema of scenario files, for completion and checks in editors."""
     import json
 
-    from scenarios.files import whole_file
+    from scenarios.files import write_text
     from scenarios.schema import scenario_schema
 
     del debug
@@ -204,8 +204,7 @@ def schema(
     if out is None:
         print(text, end="", flush=True)
         return
-    with whole_file(out) as temporary:
-        temporary.write_text(text)
+    write_text(text, out)
 
 
 def _check_targets(json: str | None, out: Path | None) -> None:

@@ -217,14 +217,12 @@ def _print(facts: dict[str, Any], json: str | None) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    from scenarios.files import whole_file
+    from scenarios.files import write_or_print
 
-    if json == "-":
-        print(encoder.dumps(facts, indent=2), flush=True)
-        return
     if json is not None:
-        with whole_file(Path(json)) as temporary:
-            temporary.write_text(encoder.dumps(facts, indent=2) + "\n")
+        write_or_print(encoder.dumps(facts, indent=2) + "\n", json)
+    if json == "-":
+        return
     table = Table(box=None, show_header=False, pad_edge=False)
     for name, value in facts.items():
         text = "\n".join(map(str, value)) if name == "checks" else _short(value)

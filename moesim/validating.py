@@ -25,7 +25,7 @@ from hwmodels.validation.tables import tables_folder
 from hwmodels.validation.timings import read_timings
 from scenarios.errors import HardwareError, ScenarioError
 from scenarios.explain import did_you_mean
-from scenarios.files import whole_file
+from scenarios.files import write_or_print, write_text
 from sim.published_steps import published
 from sim.step_validation import steps, steps_absent, steps_left_out
 
@@ -121,16 +121,12 @@ def _as_json(row: Judged) -> dict[str, object]:
 
 def _write(judged: Sequence[Judged], validations: Sequence[Validation], json: str | None, out: Path | None) -> None:
     text = encoder.dumps({"suites": [_as_json(row) for row in judged]}, indent=2) + "\n"
-    if json == "-":
-        print(text, end="", flush=True)
-    elif json is not None:
-        with whole_file(Path(json)) as temporary:
-            temporary.write_text(text)
+    if json is not None:
+        write_or_print(text, json)
     if out is not None:
         out.mkdir(parents=True, exist_ok=True)
         _plot(judged, validations, out)
-        with whole_file(out / "validation.json") as temporary:
-            temporary.write_text(text)
+        write_text(text, out / "validation.json")
 
 
 def _plot(judged: Sequence[Judged], validations: Sequence[Validation], out: Path) -> None:

@@ -32,6 +32,20 @@ def whole_file(path: Path) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
+def write_text(text: str, path: Path) -> None:
+    """Write a text file, whole or not at all."""
+    with whole_file(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+def write_or_print(text: str, target: str) -> None:
+    """Write a text file, or print where `target` is `-`."""
+    if target == "-":
+        print(text, end="", flush=True)  # a closed pipe shows here, not when Python ends
+    else:
+        write_text(text, Path(target))
+
+
 def check_file(path: Path) -> None:
     """Raise MoesimError where the file `path` could not be written; called before long work, not after it."""
     if path.is_dir():

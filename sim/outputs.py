@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from scenarios.errors import MoesimError
-from scenarios.files import whole_file
+from scenarios.files import whole_file, write_or_print
 from sim.report import Picture, render_report
 from sim.result import Comparison, Table
 from sim.timeline import write_trace
@@ -48,10 +48,7 @@ def write_outputs(comparison: Comparison, folder: Path) -> list[Path]:
 
 def write_json(comparison: Comparison, target: str) -> None:
     """Write the result as JSON to the file `target`, or to standard output where it is `-`."""
-    if target == "-":
-        print(json_text(comparison), end="", flush=True)  # a closed pipe shows here, not when Python ends
-    else:
-        _write(Path(target), json_text(comparison).encode())
+    write_or_print(json_text(comparison), target)
 
 
 def json_text(comparison: Comparison) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import TypedDict
 
 import numpy as np
 from numpy.typing import NDArray
@@ -105,17 +106,34 @@ def band_of(ratios: Times) -> tuple[float, float]:
     return low, high
 
 
-def residuals_of(predicted_s: Times, measured_s: Times, fold: NDArray[np.int64] | None = None) -> Residuals:
-    """Errors, 80 % band, and, where folds are given, how many rows lie inside the band of the other folds."""
+class Errors(TypedDict):
+    """Absolute errors over measured time; bias is the median of predicted over measured, minus one."""
+
+    n: int
+    mean_ape: float
+    median_ape: float
+    p90_ape: float
+    bias: float
+
+
+def errors_of(predicted_s: Times, measured_s: Times) -> Errors:
+    """Errors of predictions, float64[row] each."""
     ratio = predicted_s / measured_s - 1
     error = np.abs(ratio)
-    low, high = band_of(measured_s / predicted_s)
-    return Residuals(
+    return Errors(
         n=len(ratio),
         mean_ape=float(error.mean()),
         median_ape=float(np.median(error)),
         p90_ape=float(np.quantile(error, 0.9)),
         bias=float(np.median(ratio)),
+    )
+
+
+def residuals_of(predicted_s: Times, measured_s: Times, fold: NDArray[np.int64] | None = None) -> Residuals:
+    """Errors, 80 % band, and, where folds are given, how many rows lie inside the band of the other folds."""
+    low, high = band_of(measured_s / predicted_s)
+    return Residuals(
+        **errors_of(predicted_s, measured_s),
         low=low,
         high=high,
         coverage_80=None if fold is None else float(inside_others(measured_s / predicted_s, fold).mean()),

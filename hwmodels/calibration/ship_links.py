@@ -16,7 +16,7 @@ from hwmodels.cards import CardSet
 from hwmodels.library import LIBRARY
 from hwmodels.validation.tables import ORIGIN, Figures, Table, tables_folder
 from scenarios.errors import HardwareError
-from scenarios.files import whole_file
+from scenarios.files import write_text
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -83,8 +83,7 @@ def ship_links(tables: Path, folder: Path = LIBRARY) -> tuple[Path, ...]:
             continue
         path = folder / f"{kind}.yaml"
         head = f"# Written by `python -m hwmodels.calibration.ship_links TABLES`; the laws are in {LAWS[kind]}.\n"
-        with whole_file(path) as temporary:
-            temporary.write_text(head + cards_yaml(cards), encoding="utf-8")
+        write_text(head + cards_yaml(cards), path)
         written.append(path)
     return tuple(written)
 

@@ -13,7 +13,7 @@ from hwmodels.devices import Device
 from hwmodels.library import LIBRARY, find_device, find_kernels
 from hwmodels.validation.tables import ORIGIN, Table, tables_folder
 from hwmodels.validation.timings import Timings, read_timings
-from scenarios.files import whole_file
+from scenarios.files import write_text
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -114,8 +114,7 @@ def main(folder: Path | None) -> None:
     for shipped in SHIPPED:
         path = LIBRARY / f"kernels-{shipped.name}.yaml"
         calibration = calibrate_shipped(shipped, tables)
-        with whole_file(path) as temporary:
-            temporary.write_text(card_yaml(calibration.card))
+        write_text(card_yaml(calibration.card), path)
         print(f"{path.name}: {', '.join(f'{s.problem.block} {s.problem.dtype}' for s in calibration.solved)}")
         for text in calibration.unsolved:
             print(f"  not in the card: {text}")

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hwmodels.calibration.calibrate import ONE_RANK, main_kernels, problems_of, solve
-from hwmodels.calibration.fit import Times, inside_others
+from hwmodels.calibration.fit import Times, errors_of, inside_others
 from hwmodels.calibration.problem import Problem
 from hwmodels.devices import Device
 from hwmodels.fitted import Fitted
@@ -128,8 +128,6 @@ def score(
     inside: NDArray[np.bool_] | None = None,
 ) -> Score:
     """Errors of predictions; `inside` says which rows the band covers."""
-    ratio = predicted_s / measured_s - 1
-    error = np.abs(ratio)
     kernel, table, card, constants = label
     return Score(
         name=name,
@@ -138,18 +136,14 @@ def score(
         table=table,
         card=card,
         constants=constants,
-        n=len(ratio),
-        mean_ape=float(error.mean()),
-        median_ape=float(np.median(error)),
-        p90_ape=float(np.quantile(error, 0.9)),
-        bias=float(np.median(ratio)),
+        **errors_of(predicted_s, measured_s),
         coverage_80=None if inside is None else float(inside.mean()),
     )
 
 
 def inside_band(predicted_s: Times, measured_s: Times, constants: Fitted) -> NDArray[np.bool_] | None:
     """Rows inside the 80 % band that constants state: bool[row]; None where they state none."""
-    if constants.residuals is None and constants.band is None:
+    if not constants.states_error:
         return None
     low, high = constants.low_high
     ratio = measured_s / predicted_s
