@@ -17,7 +17,7 @@ from hwmodels.devices import Device
 from hwmodels.expert_exchange import DEFAULT_SMS
 from hwmodels.gemm import mlp_s, norm_s
 from hwmodels.launch import compute_slowdown
-from hwmodels.library import find_device, find_kernels
+from hwmodels.library import find_device
 from hwmodels.moe import expert_shape, grouped_gemm_moe_s
 from hwmodels.validation.goals import Judged, Progress, judged
 from hwmodels.validation.score import score
@@ -27,7 +27,7 @@ from scenarios.specs import ClusterSpec, ParallelSpec, PlacementSpec, ScheduleSp
 from sim.run import execute_schedule
 from sim.session import solve_placement
 from sim.setting import Setting, make_setting, open_trace
-from sim.tensor_parallel_step import with_kernels
+from sim.tensor_parallel_step import stacked_kernels, with_kernels
 from traces.routing import RoutingTrace
 
 MODEL, KERNELS = "deepseek-v3", ("h200-sglang", "h200-trtllm")
@@ -150,9 +150,7 @@ def published(folder: Path, progress: Progress) -> list[Judged]:
 
 def _h800(*kernels: str) -> Device:
     """An H800 with the constants of H200 kernels: same multiprocessors, its own memory."""
-    cards = {card.name: card for name in kernels for card in find_kernels(name).cards}
-    first = find_kernels(kernels[0])
-    return Device(card=find_device("h800"), kernels=replace(first, cards=tuple(cards.values())))
+    return Device(card=find_device("h800"), kernels=stacked_kernels(*kernels))
 
 
 @lru_cache(maxsize=2)

@@ -127,10 +127,14 @@ def _trace(served: ServedModel) -> RoutingTrace:
 
 def with_kernels(cluster: Cluster, names: tuple[str, ...]) -> Cluster:
     """The cluster with the constants of the named cards, the first that has an operation and data type, then bases."""
+    return replace(cluster, device=Device(card=cluster.device.card, kernels=stacked_kernels(*names)))
+
+
+def stacked_kernels(*names: str) -> Kernels:
+    """The named cards one after the other, then the cards that they rest on, each once."""
     chains = [find_kernels(name).cards for name in names]
     ordered = [chain[0] for chain in chains] + [card for chain in chains for card in chain[1:]]
-    cards = {card.name: card for card in ordered}
-    return replace(cluster, device=Device(card=cluster.device.card, kernels=Kernels(cards=tuple(cards.values()))))
+    return Kernels(cards=tuple({card.name: card for card in ordered}.values()))
 
 
 def _all_reduce_s(setting: Setting, engine: Engine, tokens: int) -> float:
