@@ -7,10 +7,23 @@ from traces.capture.decoder import Decoder, KvCache, Recorder  # noqa: E402
 from traces.capture.experts import BACKENDS  # noqa: E402
 
 
+SMALL = {
+    "vocab_size": 64,
+    "n_layers": 2,
+    "hidden_size": 32,
+    "n_heads": 4,
+    "n_kv_heads": 2,
+    "head_dim": 8,
+    "n_experts": 8,
+    "top_k": 2,
+    "expert_intermediate_size": 16,
+    "shared_intermediate_size": 16,
+    "max_tokens": 32,
+}
+
+
 def small(gating="softmax", **sizes):
-    shape = dict(vocab_size=64, n_layers=2, hidden_size=32, n_heads=4, n_kv_heads=2, head_dim=8, n_experts=8)
-    shape |= dict(top_k=2, expert_intermediate_size=16, shared_intermediate_size=16, gating=gating, max_tokens=32)
-    return MoeConfig(**(shape | sizes))
+    return MoeConfig(**(SMALL | sizes), gating=gating)
 
 
 def decoder(config):

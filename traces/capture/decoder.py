@@ -197,7 +197,7 @@ class Decoder(nn.Module):
     @property
     def layers(self) -> Sequence[Block]:
         """The blocks, in order."""
-        return list(self.blocks)  # type: ignore[arg-type]
+        return list(self.blocks)
 
     def forward(
         self,
