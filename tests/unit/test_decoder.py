@@ -6,7 +6,6 @@ from traces.capture.config import MoeConfig  # noqa: E402
 from traces.capture.decoder import Decoder, KvCache, Recorder  # noqa: E402
 from traces.capture.experts import BACKENDS  # noqa: E402
 
-
 SMALL = {
     "vocab_size": 64,
     "n_layers": 2,

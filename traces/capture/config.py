@@ -6,8 +6,6 @@ from dataclasses import dataclass
 from typing import Literal
 
 from scenarios.errors import ScenarioError
-from scenarios.models import DType, GroupedQueryAttention, ModelCard
-from scenarios.sources import Source
 
 Gating = Literal["softmax", "sigmoid"]
 
@@ -45,23 +43,3 @@ class MoeConfig:
             raise ScenarioError(f"{self.n_heads} heads do not share {self.n_kv_heads} KV heads; choose a divisor")
         if self.head_dim % 2:
             raise ScenarioError(f"head_dim {self.head_dim} is odd; rotary embedding turns pairs of values")
-
-    def model_card(self, name: str, dtype: DType, source: str) -> ModelCard:
-        """The card by which the simulator knows the model; weights, activations and cache in `dtype`."""
-        return ModelCard(
-            name=name,
-            sources={"default": Source(source=source, kind="measured")},
-            n_layers=self.n_layers,
-            hidden_size=self.hidden_size,
-            vocab_size=self.vocab_size,
-            attention=GroupedQueryAttention(n_heads=self.n_heads, n_kv_heads=self.n_kv_heads, head_dim=self.head_dim),
-            n_experts=self.n_experts,
-            top_k=self.top_k,
-            expert_intermediate_size=self.expert_intermediate_size,
-            shared_intermediate_size=self.shared_intermediate_size,
-            gating=self.gating,
-            weight_dtype=dtype,
-            activation_dtype=dtype,
-            kv_dtype=dtype,
-            tied_embeddings=True,
-        )
