@@ -112,6 +112,24 @@ def compare(
     _show(comparison, json, out, quiet=quiet)
 
 
+@app.command()
+def bound(
+    scenario: Scenario,
+    overrides: Overrides = None,
+    seed: Seed = None,
+    json: Json = None,
+    out: Annotated[Path | None, typer.Option("--out", metavar="DIR", help="Write plots and bound.json.")] = None,
+    quiet: Quiet = False,
+    debug: Debug = False,
+) -> None:
+    """Throughput bounds of the scenario's hardware: what binds, what more would bring, the best purchase."""
+    from moesim import bounding
+
+    del debug
+    _check_targets(json, out)
+    bounding.show(_load(scenario, overrides, seed), json, out, quiet=quiet)
+
+
 @app.command("list")
 def list_(
     kind: Annotated[

@@ -9,7 +9,7 @@ from pydantic import Field, model_validator
 
 from scenarios.models import DType
 from scenarios.sources import Spec
-from scenarios.units import BytesPerS, Seconds
+from scenarios.units import BytesPerS, Dollars, Seconds, Watts
 
 SolverName = Literal["contiguous", "round-robin", "random", "greedy", "eplb"]
 OverlapName = Literal["none", "chunked"]
@@ -190,6 +190,38 @@ class CompareSpec(Spec):
     workload: tuple[WorkloadSpec, ...] = ()
 
 
+class OfferSpec(Spec):
+    """One kind of node that can be bought; price and power are those of a whole node, as the buyer knows them."""
+
+    node: str = Field(description="node card")
+    device: str | None = Field(default=None, description="device card instead of the node's own")
+    kernels: str | None = Field(default=None, description="kernel card or its file, instead of the device's own")
+    price: Dollars = Field(gt=0)
+    power: Watts | None = None
+    rack_units: int | None = Field(default=None, gt=0)
+    most: int = Field(default=64, gt=0, description="nodes on offer")
+    group: tuple[int, ...] = Field(
+        default=(1,), min_length=1, description="nodes that serve one copy of the model together; each is tried"
+    )
+
+
+class BudgetSpec(Spec):
+    """What may be spent, and on what: `moesim bound` finds the mix of nodes with the highest bound."""
+
+    money: Dollars = Field(gt=0)
+    power: Watts | None = None
+    rack_units: int | None = Field(default=None, gt=0)
+    catalogue: tuple[OfferSpec, ...] = Field(min_length=1)
+
+    @model_validator(mode="after")
+    def _known_limits(self) -> BudgetSpec:
+        for limit in ("power", "rack_units"):
+            missing = [offer.node for offer in self.catalogue if getattr(offer, limit) is None]
+            if getattr(self, limit) is not None and missing:
+                raise ValueError(f"the budget limits {limit}: give {limit} for {', '.join(missing)}")
+        return self
+
+
 class ScenarioSpec(Spec):
     """A whole scenario, as in its YAML file."""
 
@@ -203,6 +235,7 @@ class ScenarioSpec(Spec):
     schedule: ScheduleSpec = ScheduleSpec()
     memory: MemorySpec = MemorySpec()
     compare: CompareSpec | None = None
+    budget: BudgetSpec | None = Field(default=None, description="bound: what may be bought")
     seed: int = Field(default=0, ge=0)
 
     @model_validator(mode="before")
