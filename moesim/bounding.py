@@ -44,6 +44,7 @@ def _print(bounds: Bounds, choice: Choice | None) -> None:
     console.print(tables.batch_table(bounds))
     lines = tables.gap_lines(bounds)
     if choice is not None:
+        console.print(tables.group_table(choice))
         console.print(tables.purchase_table(choice))
         lines += tables.purchase_lines(choice)
     for line in lines:

@@ -206,12 +206,15 @@ class OfferSpec(Spec):
 
 
 class BudgetSpec(Spec):
-    """What may be spent, and on what: `moesim bound` finds the mix of nodes with the highest bound."""
+    """What may be spent, and on what: `moesim bound` finds the mix of nodes with the highest throughput."""
 
     money: Dollars = Field(gt=0)
     power: Watts | None = None
     rack_units: int | None = Field(default=None, gt=0)
     catalogue: tuple[OfferSpec, ...] = Field(min_length=1)
+    rank_by: Literal["simulated", "bound"] = Field(
+        default="simulated", description="throughput of the scenario's own plan and schedule, or what nothing exceeds"
+    )
 
     @model_validator(mode="after")
     def _known_limits(self) -> BudgetSpec:

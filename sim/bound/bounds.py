@@ -120,20 +120,21 @@ def bound_of(session: Session, setting: Setting, placement: Placement, plan: Pla
 
 def batch_bound(session: Session, plan: Plan, tokens_per_device: int) -> Bound:
     """Bound of another batch, on a few steps."""
-    setting = _batch_setting(session, plan, tokens_per_device)
+    setting = batch_setting(session, plan, tokens_per_device)
     return bound_of(session, setting, solve_placement(setting, plan.placement, session.spec.seed), plan)
 
 
 def best_batch(session: Session, plan: Plan) -> Bound:
     """The batch with the highest bound among those that fit into memory; raises MemoryInfeasible where none does."""
-    first = _batch_setting(session, plan, 1)
+    first = batch_setting(session, plan, 1)
     placement = solve_placement(first, plan.placement, session.spec.seed)
     memory = device_memory(first, placement, session.spec.memory)
     check_memory(memory, first, placement)
     return max(_scan(session, plan, _largest_batch(first.workload, memory)), key=lambda bound: bound.tokens_per_s)
 
 
-def _batch_setting(session: Session, plan: Plan, tokens_per_device: int) -> Setting:
+def batch_setting(session: Session, plan: Plan, tokens_per_device: int) -> Setting:
+    """The setting of another batch, on a few steps."""
     steps = min(session.spec.workload.steps, SCAN_STEPS)
     changed = {"tokens_per_device": tokens_per_device, "steps": steps}
     return session.setting(plan.cluster, plan.parallel, session.spec.workload.model_copy(update=changed))

@@ -51,7 +51,7 @@ def batch_figure(bounds: Bounds) -> Figure:
 
 
 def budget_figure(choice: Choice) -> Figure:
-    """The Pareto front: the highest bound over the money spent, each step labelled with what is bought."""
+    """The Pareto front: the highest throughput over the money spent; names where there are few purchases."""
     with mpl.rc_context(STYLE):
         figure = Figure(figsize=(WIDTH_IN, 3.4), layout="constrained")
         axes = figure.subplots()
@@ -66,7 +66,7 @@ def budget_figure(choice: Choice) -> Figure:
                     purchase.name, (price, rate), xytext=(-5, 3), textcoords="offset points", fontsize=6.5, ha="right"
                 )
         axes.set_xlabel("money (kUSD)")
-        axes.set_ylabel("bound (tokens/s)")
+        axes.set_ylabel(f"{choice.ranked_by} tokens/s")
         axes.set_ylim(bottom=0)
         axes.grid(True)
         axes.set_title("What the money buys", loc="left", fontsize=8.5, fontweight="bold")

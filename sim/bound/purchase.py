@@ -1,7 +1,7 @@
 """The best purchase within a budget: which nodes, how many, joined into groups of what size.
 
 A group of equal nodes serves one copy of the model, at the batch with the highest bound that fits into its memory;
-groups do not talk to each other, so their bounds add up. How many of each kind to buy is an integer programme.
+groups do not talk to each other, so their throughputs add up. How many of each kind to buy is an integer programme.
 """
 
 from __future__ import annotations
@@ -23,23 +23,27 @@ from scenarios.specs import (
     ParallelSpec,
     ScenarioSpec,
 )
-from sim.bound.bounds import SCAN_STEPS, Bound, best_batch
+from sim.bound.bounds import Bound, batch_setting, best_batch
 from sim.run import simulate
 from sim.session import Plan, Session
 
 FRONT_POINTS = 40  # most purchases of a front
 CENT_USD = 0.01
-CHEAPER_FRAC = 1e-9  # of two purchases with equal bounds the cheaper one is taken
+CHEAPER_FRAC = 1e-9  # of two equal purchases the cheaper one is taken
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Group:
-    """Nodes that serve one copy of the model, and their bound at the best batch."""
+    """Nodes that serve one copy of the model, their bound at the best batch, and what the plan reaches there.
+
+    tokens_per_s  what purchases are ranked by: `simulated_tokens_per_s`, or the bound.
+    """
 
     offer: OfferSpec
     nodes: int
-    plan: Plan
     bound: Bound
+    simulated_tokens_per_s: float
+    tokens_per_s: float
 
     @property
     def name(self) -> str:
@@ -80,16 +84,13 @@ class Purchase:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Choice:
-    """The best purchase, cheaper ones on the Pareto front, what was left out and why, and the winner simulated.
-
-    simulated_tokens_per_s  by group of the best purchase: its own plan and schedule at the best batch.
-    """
+    """The best purchase, cheaper ones on the Pareto front, all kinds of groups, and what was left out and why."""
 
     best: Purchase
     front: tuple[Purchase, ...]
     groups: tuple[Group, ...]
     left_out: tuple[str, ...]
-    simulated_tokens_per_s: dict[str, float]
+    ranked_by: str
 
 
 def choose(spec: ScenarioSpec, session: Session, progress: Callable[[str, float], None] | None = None) -> Choice:
@@ -114,12 +115,12 @@ def choose(spec: ScenarioSpec, session: Session, progress: Callable[[str, float]
         front=_front(groups, spec.budget, best),
         groups=tuple(groups),
         left_out=tuple(left_out),
-        simulated_tokens_per_s={group.name: _simulated(session, group) for group, _ in best.counts},
+        ranked_by=spec.budget.rank_by,
     )
 
 
 def _front(groups: Sequence[Group], budget: BudgetSpec, best: Purchase) -> tuple[Purchase, ...]:
-    """The Pareto front by price, down from the best: each the highest bound for less money than the one above it."""
+    """The Pareto front by price, down from the best: each the most tokens/s for less than the one above it."""
     front = [best]
     while len(front) < FRONT_POINTS:
         cheaper = _best(groups, budget, front[-1].price_usd - CENT_USD)
@@ -132,7 +133,7 @@ def _front(groups: Sequence[Group], budget: BudgetSpec, best: Purchase) -> tuple
 def _groups(
     spec: ScenarioSpec, session: Session, progress: Callable[[str, float], None] | None
 ) -> tuple[list[Group], list[str]]:
-    """Every kind of group with its bound, and why the others are left out."""
+    """Every kind of group, and why the others are left out."""
     catalogue = spec.budget.catalogue if spec.budget is not None else ()
     pairs = [(offer, nodes) for offer in catalogue for nodes in offer.group if nodes <= offer.most]
     groups, left_out = [], []
@@ -140,11 +141,25 @@ def _groups(
         if progress is not None:
             progress(f"{nodes} x {offer.node}", number / len(pairs))
         try:
-            plan = _plan(spec, session, offer, nodes)
-            groups.append(Group(offer=offer, nodes=nodes, plan=plan, bound=best_batch(session, plan)))
+            groups.append(_group(spec, session, offer, nodes))
         except (MemoryInfeasible, PlacementInfeasible) as error:
             left_out.append(f"{nodes} x {offer.node}: {error}")
     return groups, left_out
+
+
+def _group(spec: ScenarioSpec, session: Session, offer: OfferSpec, nodes: int) -> Group:
+    plan = _plan(spec, session, offer, nodes)
+    bound = best_batch(session, plan)
+    setting = batch_setting(session, plan, bound.tokens_per_device)
+    reached = float(simulate(session, setting, plan).metrics["tokens_per_s"])
+    by_bound = spec.budget is not None and spec.budget.rank_by == "bound"
+    return Group(
+        offer=offer,
+        nodes=nodes,
+        bound=bound,
+        simulated_tokens_per_s=reached,
+        tokens_per_s=bound.tokens_per_s if by_bound else reached,
+    )
 
 
 def _plan(spec: ScenarioSpec, session: Session, offer: OfferSpec, nodes: int) -> Plan:
@@ -167,8 +182,8 @@ def _plan(spec: ScenarioSpec, session: Session, offer: OfferSpec, nodes: int) ->
 
 
 def _best(groups: Sequence[Group], budget: BudgetSpec, money_usd: float) -> Purchase:
-    """Counts y of groups that maximise the sum of bounds, within money, power, rack units and nodes on offer."""
-    gains = np.array([group.bound.tokens_per_s for group in groups])
+    """Counts y of groups that maximise the sum of throughputs, within money, power, rack units and nodes on offer."""
+    gains = np.array([group.tokens_per_s for group in groups])
     limits = {"money": money_usd, "power": budget.power, "rack_units": budget.rack_units}
     rows = [([group.amount(name) for group in groups], limit) for name, limit in limits.items() if limit is not None]
     for offer in {id(group.offer): group.offer for group in groups}.values():
@@ -198,11 +213,3 @@ def _needs(group: Group) -> str:
     parts = [f"{group.offer.power * group.nodes:,.0f} W"] if group.offer.power else []
     parts += [f"{group.offer.rack_units * group.nodes} rack units"] if group.offer.rack_units else []
     return ", ".join(parts) or f"{group.nodes} nodes"
-
-
-def _simulated(session: Session, group: Group) -> float:
-    """Throughput of a group under its own plan, at the batch of its bound [tokens/s]."""
-    changed = {"tokens_per_device": group.bound.tokens_per_device, "steps": SCAN_STEPS}
-    workload = session.spec.workload.model_copy(update=changed)
-    setting = session.setting(group.plan.cluster, group.plan.parallel, workload)
-    return float(simulate(session, setting, group.plan).metrics["tokens_per_s"])

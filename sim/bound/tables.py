@@ -9,10 +9,11 @@ import rich.table
 from rich.text import Text
 
 from sim.bound.bounds import Bound, Bounds
-from sim.bound.purchase import Choice, Purchase
+from sim.bound.purchase import Choice, Group, Purchase
 from sim.bound.resources import Resource
 from sim.wording import shown_percent, shown_rate, shown_time
 
+SHOWN_PURCHASES = 12
 UNIT_SCALES = (
     ("P", 1e15),
     ("T", 1e12),
@@ -97,9 +98,11 @@ def gap_lines(bounds: Bounds) -> list[str]:
 
 
 def purchase_table(choice: Choice) -> rich.table.Table:
-    """The Pareto front, the best purchase last."""
-    table = _table("what the money buys", "purchase", right=("price [USD]", "bound [tokens/s]", "tokens/s per kUSD"))
-    for purchase in choice.front:
+    """The Pareto front, the best purchase last; of a long front every n-th."""
+    title = f"what the money buys ({choice.ranked_by} tokens/s)"
+    table = _table(title, "purchase", right=("price [USD]", "tokens/s", "tokens/s per kUSD"))
+    every = -(-len(choice.front) // SHOWN_PURCHASES)
+    for purchase in choice.front[::-1][::every][::-1]:
         per_kusd = purchase.tokens_per_s / purchase.price_usd * 1e3
         bold = "bold" if purchase.name == choice.best.name else ""
         cells = (f"{purchase.price_usd:,.0f}", shown_rate(purchase.tokens_per_s), shown_rate(per_kusd))
@@ -107,19 +110,28 @@ def purchase_table(choice: Choice) -> rich.table.Table:
     return table
 
 
+def group_table(choice: Choice) -> rich.table.Table:
+    """Every kind of group on offer, the cheapest throughput first."""
+    right = ("tokens per device", "simulated", "bound", "reached", "USD per token/s", "binds")
+    table = _table("nodes on offer, each at its best batch", "group", right=right)
+    for group in sorted(choice.groups, key=lambda group: group.price_usd / group.tokens_per_s):
+        table.add_row(
+            group.name,
+            f"{group.bound.tokens_per_device:,}",
+            shown_rate(group.simulated_tokens_per_s),
+            shown_rate(group.bound.tokens_per_s),
+            shown_percent(group.simulated_tokens_per_s / group.bound.tokens_per_s),
+            shown_rate(group.price_usd / group.tokens_per_s),
+            group.bound.binding.name,
+        )
+    return table
+
+
 def purchase_lines(choice: Choice) -> list[str]:
-    """The winner in words, what it reaches when simulated, and what was left out."""
+    """The winner in words, and what was left out."""
     best = choice.best
     limits = ", ".join(best.limits) or "the nodes on offer"
     lines = [f"Best: {best.name} for {best.price_usd:,.0f} USD; what stops more: {limits}."]
-    for group, _ in best.counts:
-        reached = choice.simulated_tokens_per_s[group.name]
-        share = shown_percent(reached / group.bound.tokens_per_s)
-        lines.append(
-            f"{group.name}: {group.bound.tokens_per_device} tokens per device, {group.bound.binding.name} binds; the "
-            f"scenario's plan and schedule reach {shown_rate(reached)} of {shown_rate(group.bound.tokens_per_s)} "
-            f"tokens/s ({share})."
-        )
     return lines + [f"Left out: {reason}" for reason in choice.left_out]
 
 
@@ -148,7 +160,8 @@ def as_json(bounds: Bounds, choice: Choice | None, version: str) -> dict[str, An
         content["purchase"] = _purchase_json(choice.best)
         content["front"] = [_purchase_json(purchase) for purchase in choice.front]
         content["left_out"] = list(choice.left_out)
-        content["simulated_tokens_per_s"] = choice.simulated_tokens_per_s
+        content["ranked_by"] = choice.ranked_by
+        content["groups"] = [_group_json(group) for group in choice.groups]
     return content
 
 
@@ -176,18 +189,20 @@ def _resource_json(bound: Bound, row: Resource) -> dict[str, Any]:
     }
 
 
+def _group_json(group: Group) -> dict[str, Any]:
+    return {
+        "group": group.name,
+        "price_usd": group.price_usd,
+        "tokens_per_device": group.bound.tokens_per_device,
+        "tokens_per_s": group.simulated_tokens_per_s,
+        "bound_tokens_per_s": group.bound.tokens_per_s,
+        "binding": group.bound.binding.name,
+    }
+
+
 def _purchase_json(purchase: Purchase) -> dict[str, Any]:
     return {
-        "groups": [
-            {
-                "group": group.name,
-                "count": count,
-                "tokens_per_device": group.bound.tokens_per_device,
-                "tokens_per_s": group.bound.tokens_per_s,
-                "binding": group.bound.binding.name,
-            }
-            for group, count in purchase.counts
-        ],
+        "counts": {group.name: count for group, count in purchase.counts},
         "price_usd": purchase.price_usd,
         "tokens_per_s": purchase.tokens_per_s,
         "limits": list(purchase.limits),
