@@ -111,8 +111,10 @@ def tiny_config(model_type: str, **changes: Any) -> Any:
 def tiny_model(model_type: str, seed: int = 0, **changes: Any) -> Any:
     """The tiny model in float32, with weights wide enough that experts differ, and biases of routers that matter."""
     import torch
+    import transformers
     from transformers import AutoModelForCausalLM
 
+    transformers.utils.logging.set_verbosity_error()
     torch.manual_seed(seed)
     model = AutoModelForCausalLM.from_config(tiny_config(model_type, **changes)).float().eval()
     model.generation_config.eos_token_id = None
