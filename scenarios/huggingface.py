@@ -58,7 +58,12 @@ def _family(config: Config) -> str:
 
 
 def _model_name(path: Path) -> str:
-    """Name of the model's folder; in the Hugging Face cache (models--OWNER--NAME/snapshots/HASH), NAME."""
+    """Name of the model's folder; in the Hugging Face cache (models--OWNER--NAME/snapshots/HASH), NAME.
+
+    Of a file NAME.config.json, as `moesim capture hf` writes it beside a trace, NAME.
+    """
+    if path.name.endswith(".config.json"):
+        return path.name.removesuffix(".config.json")
     folder = path.absolute().parent
     name = folder.parent.parent.name.split("--")[-1] if folder.parent.name == "snapshots" else folder.name
     return name or path.stem

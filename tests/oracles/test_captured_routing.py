@@ -32,7 +32,7 @@ def best(scores, k):
     return np.argsort(-scores, kind="stable")[:k]
 
 
-def softmax_then_best(logits, k, config, bias):
+def softmax_then_best(logits, k, config, _bias):
     """Mixtral (arXiv 2401.04088), OLMoE, Qwen; the weights sum to one where `norm_topk_prob` says so."""
     scores = softmax(logits)
     chosen = best(scores, k)
@@ -40,7 +40,7 @@ def softmax_then_best(logits, k, config, bias):
     return chosen, scores[chosen] / (scores[chosen].sum() if normed else 1)
 
 
-def best_then_softmax(logits, k, config, bias):
+def best_then_softmax(logits, k, _config, _bias):
     """gpt-oss and Granite: softmax over the chosen logits alone."""
     chosen = best(logits, k)
     return chosen, softmax(logits[chosen])
@@ -53,7 +53,7 @@ def best_groups(scores, config, score_of_group):
     return np.where(np.isin(np.arange(config.n_group), kept)[:, None], groups, -np.inf).ravel()
 
 
-def deepseek_v2(logits, k, config, bias):
+def deepseek_v2(logits, k, config, _bias):
     """Device-limited routing by the best expert of each group (arXiv 2405.04434, section 2.2.2)."""
     scores = softmax(logits)
     chosen = best(best_groups(scores, config, np.max), k)
@@ -68,21 +68,21 @@ def deepseek_v3(logits, k, config, bias):
     return chosen, scores[chosen] / normed * config.routed_scaling_factor
 
 
-def sigmoid_with_bias(logits, k, config, bias):
+def sigmoid_with_bias(logits, k, _config, bias):
     """MiniMax-M2 and LFM2: as DeepSeek-V3, without groups."""
     scores = sigmoid(logits)
     chosen = best(scores + bias, k)
     return chosen, scores[chosen] / scores[chosen].sum()
 
 
-def ernie(logits, k, config, bias):
+def ernie(logits, k, _config, bias):
     """Ernie 4.5: softmax plus bias chooses, the softmax weighs."""
     scores = softmax(logits)
     chosen = best(scores + bias, k)
     return chosen, scores[chosen] / scores[chosen].sum()
 
 
-def sparsemixer(logits, k, config, bias):
+def sparsemixer(logits, k, config, _bias):
     """SparseMixer-v2 without jitter (arXiv 2409.12136): each of two picks weighs by softmax over scores near it."""
     chosen, weights, left = [], [], logits.copy()
     for _ in range(k):
@@ -94,7 +94,7 @@ def sparsemixer(logits, k, config, bias):
     return np.array(chosen), np.array(weights)
 
 
-def llama4(logits, k, config, bias):
+def llama4(logits, k, _config, _bias):
     """Llama 4: the best logits, each weighed by its own sigmoid."""
     chosen = best(logits, k)
     return chosen, sigmoid(logits[chosen])

@@ -75,6 +75,8 @@ def _check_numbers(options: argparse.Namespace) -> None:
 
 def _targets(options: argparse.Namespace) -> dict[Phase, Path]:
     """File to write for each phase."""
+    if options.out.suffix != ".npz":
+        raise MoesimError(f"--out {options.out}: the name of a trace must end in .npz")
     if options.phase == "both":
         out = options.out
         return {phase: out.with_name(f"{out.stem}-{phase}{out.suffix}") for phase in ("prefill", "decode")}
