@@ -181,7 +181,8 @@ def _qwen(config: Config) -> Fields:
     moe_layers = [layer for layer in range(n_layers) if layer not in dense and (layer + 1) % step == 0]
     shared = {"shared_intermediate_size": config.integer_or("shared_expert_intermediate_size", 0)}
     layers = _layers(config, moe_layers, n_layers, "intermediate_size")
-    return {**_base(config), **_gqa(config), **_experts(config, "num_experts"), **shared, **layers}
+    count = config.first("num_experts", "num_local_experts")  # the latter where transformers 5 wrote the file
+    return {**_base(config), **_gqa(config), **_experts(config, count), **shared, **layers}
 
 
 def _deepseek(config: Config, *, attention: Family = _mla, gating: str = "softmax") -> Fields:

@@ -67,7 +67,7 @@ def test_two_files_hold_what_the_mixed_one_holds(folder, prompts, tmp_path):
             assert np.array_equal(trace.ids[:, :, own], whole[:, :, trace.positions[own]])
 
 
-def test_a_text_is_run_through_the_models_tokenizer(folder, tmp_path):
+def test_a_text_is_run_through_the_models_tokenizer(tmp_path):
     tokenizers = pytest.importorskip("tokenizers")
     words = tokenizers.Tokenizer(tokenizers.models.WordLevel({"[UNK]": 0, "one": 5, "two": 6}, "[UNK]"))
     words.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
@@ -101,7 +101,7 @@ def broken(folder):
     return "cannot be loaded"
 
 
-def empty(folder):
+def empty(_folder):
     return "holds no config.json"
 
 

@@ -12,7 +12,8 @@ import torch
 from scenarios.errors import MoesimError, TraceError
 from traces.capture.readings import check_architecture
 
-DTYPES = ("auto", "float32", "bfloat16", "float16")
+# transformers makes an empty tokenizer, without complaint, where a model has none of these.
+VOCABULARIES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model", "tiktoken.model")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,7 +47,7 @@ def load_model(name_or_path: str, device: str, dtype: str = "auto") -> LocalMode
         raise MoesimError(f"{name_or_path}: does not fit on {device}; try --dtype bfloat16 or --device cpu") from None
     except (OSError, ValueError, ImportError, RuntimeError) as error:  # what transformers raises for unusable files
         raise MoesimError(f"{name_or_path}: cannot be loaded ({_first_line(error)})") from None
-    tokenizer = _tokenizer(transformers, name_or_path)
+    tokenizer = _tokenizer(transformers, name_or_path, config_path.parent)
     return LocalModel(name=name, model=model, tokenizer=tokenizer, config_path=config_path)
 
 
@@ -93,12 +94,14 @@ def _name(name_or_path: str) -> str:
     return folder.resolve().name if folder.is_dir() else name_or_path.split("/")[-1]
 
 
-def _tokenizer(transformers: Any, name_or_path: str) -> Any:
+def _tokenizer(transformers: Any, name_or_path: str, folder: Path) -> Any:
     """The model's tokenizer, or None where it comes without (which matters only to prompts that are texts)."""
+    if not any((folder / name).is_file() for name in VOCABULARIES):
+        return None
     try:
         return transformers.AutoTokenizer.from_pretrained(name_or_path, local_files_only=True)
-    except (OSError, ValueError, ImportError, KeyError, TypeError, AttributeError):
-        return None
+    except Exception as error:  # tokenizers raise what they like for files that they cannot read
+        raise MoesimError(f"{name_or_path}: its tokenizer cannot be loaded ({_first_line(error)})") from None
 
 
 def _first_line(error: Exception) -> str:
