@@ -10,6 +10,7 @@ from scenarios.errors import TraceError
 torch = pytest.importorskip("torch")
 
 from traces.capture import readings  # noqa: E402
+from traces.capture.commands.hf import _stop_ids  # noqa: E402
 from traces.capture.hooks import Recorder, Routes, recorded  # noqa: E402
 from traces.capture.huggingface import Capture, Generation, Request, capture, check_prompts, trace_of  # noqa: E402
 from traces.routing import Provenance  # noqa: E402
@@ -169,6 +170,11 @@ def test_prompts_that_the_model_cannot_run(prompts, new_tokens, message):
 def test_generation_needs_sound_numbers():
     with pytest.raises(TraceError, match="-1 new tokens in batches of 0"):
         Generation(new_tokens=-1, batch_size=0)
+
+
+@pytest.mark.parametrize(("eos", "ids"), [(None, set()), (7, {7}), ([7, 9], {7, 9})])
+def test_generation_ends_where_the_model_says(eos, ids):
+    assert _stop_ids(SimpleNamespace(generation_config=SimpleNamespace(eos_token_id=eos))) == ids
 
 
 @pytest.mark.slow
