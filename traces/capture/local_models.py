@@ -34,7 +34,7 @@ def load_model(name_or_path: str, device: str, dtype: str = "auto") -> LocalMode
     """
     transformers = _transformers()
     target = _device(device)
-    config_path = _config_path(name_or_path)
+    config_path = _config_path(transformers, name_or_path)
     name = _name(name_or_path)
     try:
         config = transformers.AutoConfig.from_pretrained(name_or_path, local_files_only=True)
@@ -67,26 +67,20 @@ def _device(name: str) -> torch.device:
     return torch.device(name)
 
 
-def _config_path(name_or_path: str) -> Path:
+def _config_path(transformers: Any, name_or_path: str) -> Path:
     """Path of the model's config.json. Raises TraceError where the model is not on this machine."""
-    from huggingface_hub import try_to_load_from_cache
-    from huggingface_hub.errors import HFValidationError
-
     folder = Path(name_or_path)
     if folder.is_dir():
         if not (folder / "config.json").is_file():
             raise TraceError(f"{name_or_path}: holds no config.json; give the folder of a Hugging Face model")
         return folder / "config.json"
     try:
-        cached = try_to_load_from_cache(name_or_path, "config.json")
-    except HFValidationError:
-        cached = None
-    if not isinstance(cached, str):
+        return Path(transformers.utils.cached_file(name_or_path, "config.json", local_files_only=True))
+    except (OSError, ValueError):
         raise TraceError(
             f"{name_or_path}: is no folder, and not in the Hugging Face cache of this machine; capture fetches "
             f"nothing: give the model's folder, or run `hf download {name_or_path}` first"
-        )
-    return Path(cached)
+        ) from None
 
 
 def _name(name_or_path: str) -> str:
