@@ -1,6 +1,6 @@
 """ExFlow's solution: CSV `Expert,Node`, Expert = layer x experts + expert over MoE layers, Node = GPU.
 
-Source: the solver of github.com/YJHMITWEB/ExFlow. It knows no replicas, and no order of the experts of a GPU.
+Source: the published solver of ExFlow (arXiv 2401.08383). It knows no replicas, and no order of the experts of a GPU.
 """
 
 from __future__ import annotations
