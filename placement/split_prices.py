@@ -37,7 +37,8 @@ class SplitPrices:
         It is the reduced cost of the variable y[e, r]: 0 where the expert is there already or a replica brings nothing
         on its own. It holds for the first tokens; more of them shift the prices.
         """
-        return np.maximum(self.expert_price[layer][:, None] - self.rank_price[layer][None, :], 0.0)
+        saved: FloatArray = self.expert_price[layer][:, None] - self.rank_price[layer][None, :]
+        return np.maximum(saved, 0.0)
 
 
 def split_prices(placement: Placement, loads: FloatArray) -> SplitPrices:
@@ -80,4 +81,4 @@ def _layer_prices(placement: Placement, layer: int, loads: FloatArray) -> tuple[
     rank_price = np.maximum(-solved.ineqlin.marginals, 0.0)
     held = np.full((n_experts, n_ranks), np.inf)
     held[expert, rank] = rank_price[rank]
-    return np.array(solved.fun * scale), rank_price, held.min(axis=1)
+    return np.array((solved.fun or 0.0) * scale), rank_price, held.min(axis=1)
