@@ -57,6 +57,8 @@ def solve(problem: PlacementProblem, spec: PlacementSpec) -> Solved:
     Raises PlacementError where `spec` and `problem` disagree on redundant slots, the problem lacks what the solver
     needs, or a plan fails its check.
     """
+    if spec.solver == "file":
+        raise PlacementError(f"the plan of {spec.file} is read, not solved; see placement.formats")
     solver = SOLVERS[spec.solver]
     if spec.redundant != problem.redundant:
         raise PlacementError(f"the plan asks for {spec.redundant} redundant slots, the problem has {problem.redundant}")

@@ -106,9 +106,12 @@ class ParallelSpec(Spec):
 
 
 class PlacementSpec(Spec):
-    """A placement solver with its options."""
+    """A placement solver with its options, or the file of a plan."""
 
-    solver: SolverName = "contiguous"
+    solver: Literal[SolverName, "file"] = "contiguous"
+    file: str | None = Field(
+        default=None, description="a plan of `moesim place` or of an engine, or counts for EPLB; see `list formats`"
+    )
     redundant: int = Field(default=0, ge=0, description="replica slots of a layer, over all ranks together")
     split: SplitName = Field(default="even", description="how tokens choose among replicas")
     seed: int = Field(default=0, ge=0)
@@ -116,6 +119,17 @@ class PlacementSpec(Spec):
         default=None, description="eplb: groups to nodes first; default: where it divides"
     )
     name: str | None = Field(default=None, description="name of the row in tables")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _file_solves(cls, raw: Any) -> Any:
+        return {"solver": "file", **raw} if isinstance(raw, dict) and raw.get("file") is not None else raw
+
+    @model_validator(mode="after")
+    def _file_or_solver(self) -> PlacementSpec:
+        if (self.solver == "file") != (self.file is not None):
+            raise ValueError("a plan is either solved ('solver: NAME') or read ('file: FILE')")
+        return self
 
 
 class ExchangeSpec(Spec):

@@ -86,7 +86,7 @@ def compare(spec: ScenarioSpec, base: Path, version: str, progress: Progress | N
 
 def simulate(session: Session, setting: Setting, plan: Plan) -> RunResult:
     """One plan: solve, check memory, reduce, price, execute, measure."""
-    placement = solve_placement(setting, plan.placement, session.spec.seed)
+    placement = solve_placement(setting, plan.placement, session.spec.seed, session.base)
     memory = device_memory(setting, placement, session.spec.memory)
     check_memory(memory, setting, placement)
     schedule = plan.schedule

@@ -15,6 +15,7 @@ from placement.solve import solve
 from scenarios.catalog import find_model
 from scenarios.models import ModelCard
 from scenarios.specs import ClusterSpec, ParallelSpec, PlacementSpec, ScenarioSpec, ScheduleSpec, WorkloadSpec
+from sim.plan_files import plan_of_file
 from sim.setting import Setting, make_setting, open_trace
 from sim.size import check_schedule
 from traces.routing import RoutingTrace
@@ -83,8 +84,13 @@ class Session:
         return self.reductions[key]
 
 
-def solve_placement(setting: Setting, spec: PlacementSpec, seed: int = 0) -> Placement:
-    """The plan of `spec`'s solver, fitted on the setting's fitted part; `seed` is that of the scenario."""
+def solve_placement(setting: Setting, spec: PlacementSpec, seed: int = 0, base: Path = Path()) -> Placement:
+    """The plan of `spec`'s solver, fitted on the setting's fitted part, or of its file, relative to `base`.
+
+    `seed` is that of the scenario.
+    """
+    if spec.file is not None:
+        return plan_of_file(setting, spec, base)
     problem = PlacementProblem(
         loads=setting.fit_loads.astype(np.float64),
         n_ranks=setting.layout.n_ranks,
