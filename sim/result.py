@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sim.log import OpTimes
+from sim.port_loads import PortLoads
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -33,6 +34,7 @@ class RunResult:
     device_experts     float64[layer, device]: distinct expert slots with a token, per step.
     layer_imbalance    float64[layer]: max over mean tokens of the ranks, averaged over steps.
     traffic_bytes      float64[source, destination]: dispatch and combine per step.
+    port_loads         bytes and busy time of the ports of each device.
     devices_per_node   neighbours in these arrays that share a node.
     log                operations of one typical step (the one of median time).
     """
@@ -46,6 +48,7 @@ class RunResult:
     device_experts: NDArray[np.float64]
     layer_imbalance: NDArray[np.float64]
     traffic_bytes: NDArray[np.float64]
+    port_loads: PortLoads
     devices_per_node: int
     log: tuple[OpTimes, ...] = field(repr=False)
     logged_step: int = 0

@@ -27,6 +27,7 @@ from sim.log import step_log
 from sim.memory import check_memory, device_memory
 from sim.metrics import Execution
 from sim.policies import POLICIES
+from sim.port_loads import port_loads
 from sim.pricing import Prices, price
 from sim.program import OpList, compile_program
 from sim.result import Comparison, RunResult, Table
@@ -116,6 +117,7 @@ def simulate(session: Session, setting: Setting, plan: Plan) -> RunResult:
         device_experts=(by_step > 0).sum(axis=(1, 3)) / n_steps,
         layer_imbalance=measure.step_imbalance(placement, reduction).mean(axis=1),
         traffic_bytes=measure.traffic_bytes(setting, reduction, schedule),
+        port_loads=port_loads(setting, reduction, schedule),
         devices_per_node=setting.cluster.devices_per_node,
         log=step_log(execution.op_list, execution.durations, execution.finished, typical),
         logged_step=typical,
