@@ -9,18 +9,16 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.stats import t as student
 
-from placement.plan import Placement
-from placement.problem import PlacementProblem
 from placement.reduction import reduce_trace
-from placement.solve import solve
 from scenarios.errors import TraceError
 from scenarios.specs import PlacementSpec, ScheduleSpec
 from sim import metrics as measure
+from sim.fitted import fitted_sequences, steps_of
 from sim.metrics import Execution
 from sim.run import execute_schedule
+from sim.session import solve_placement
 from sim.setting import Setting
-from traces.batches import compose_batches
-from traces.split import select_sequences, split_sequences
+from traces.split import select_sequences
 from traces.stats import expert_loads
 
 FOLDS = 5
@@ -75,7 +73,7 @@ def will_eplb_help(setting: Setting, schedule: ScheduleSpec, seed: int = 0) -> E
 
     Raises TraceError where the fitted part has one sequence only, which leaves nothing to tell noise from gain.
     """
-    fitted = _fitted_sequences(setting, seed)
+    fitted = fitted_sequences(setting, seed)
     folds = min(FOLDS, len(fitted))
     if folds < 2:
         raise TraceError(
@@ -103,25 +101,10 @@ def will_eplb_help(setting: Setting, schedule: ScheduleSpec, seed: int = 0) -> E
     return EplbAnswer(cases=tuple(cases), folds=folds, steps=steps)
 
 
-def _fitted_sequences(setting: Setting, seed: int) -> NDArray[np.int64]:
-    """The sequences that plans are fitted on, as `sim.setting.make_setting` draws them."""
-    split = setting.workload.split
-    fit, judged = split_sequences(setting.trace, split.fit, split.evaluate, seed)
-    return fit if len(fit) else judged
-
-
 def _fold(setting: Setting, parts: Sequence[NDArray[np.int64]], left_out: int, steps: int, seed: int) -> Setting:
     """The setting fitted on all parts but one and judged on that one."""
     others = np.sort(np.concatenate([part for number, part in enumerate(parts) if number != left_out]))
-    workload = setting.workload
-    batches = compose_batches(
-        setting.trace,
-        np.sort(parts[left_out]),
-        phase=workload.phase,
-        shape=(steps, setting.layout.n_devices, workload.tokens_per_device),
-        context_tokens=workload.context_tokens,
-        rng=np.random.default_rng([seed, 3, left_out]),
-    )
+    batches = steps_of(setting, np.sort(parts[left_out]), steps, np.random.default_rng([seed, 3, left_out]))
     loads = expert_loads(select_sequences(setting.trace, others))
     return replace(setting, fit_loads=loads, batches=batches)
 
@@ -141,8 +124,8 @@ def _gains(setting: Setting, schedule: ScheduleSpec, counts: list[int], seed: in
 
 def _simulated(setting: Setting, schedule: ScheduleSpec, counts: list[int], seed: int) -> list[Execution]:
     """Contiguous, then EPLB with each number of replicas, on the setting's steps."""
-    plans = [_plan(setting, PlacementSpec(redundant=counts[0]), seed)]
-    plans += [_plan(setting, PlacementSpec(solver="eplb", redundant=count), seed) for count in counts]
+    plans = [solve_placement(setting, PlacementSpec(redundant=counts[0]), seed)]
+    plans += [solve_placement(setting, PlacementSpec(solver="eplb", redundant=count), seed) for count in counts]
     chunks = schedule.chunks if schedule.overlap == "chunked" else 1
     keep_pairs = schedule.exchange.law != "port"
     executions = []
@@ -158,18 +141,6 @@ def _simulated(setting: Setting, schedule: ScheduleSpec, counts: list[int], seed
         )
         executions.append(execute_schedule(setting, plan, reduction, schedule))
     return executions
-
-
-def _plan(setting: Setting, spec: PlacementSpec, seed: int) -> Placement:
-    problem = PlacementProblem(
-        loads=setting.fit_loads.astype(np.float64),
-        n_ranks=setting.layout.n_ranks,
-        ranks_per_node=setting.layout.ranks_per_node,
-        redundant=spec.redundant,
-        n_groups=setting.model.n_group,
-        seed=seed,
-    )
-    return solve(problem, spec).placement
 
 
 def _gain(base: Execution, other: Execution) -> float:

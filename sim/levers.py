@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from scenarios.errors import MoesimError
 from scenarios.specs import ClusterSpec, ParallelSpec, PlacementSpec
@@ -42,7 +42,13 @@ class _Change:
 def levers(
     session: Session, setting: Setting, plan: Plan, base: RunResult, progress: Callable[[str], None]
 ) -> tuple[Lever, ...]:
-    """Every change that this setting allows, simulated; `base` is the plan as it is. `progress` is told each name."""
+    """Every change that this setting allows, simulated; `base` is the plan as it is. `progress` is told each name.
+
+    A plan that was read from a file is followed by plans of EPLB.
+    """
+    if plan.placement.file is not None:
+        redundant = session.plan_of(setting, plan).placement.redundant_slots
+        plan = replace(plan, placement=plan.placement.model_copy(update={"redundant": redundant}))
     found = []
     for change in _changes(setting, plan):
         progress(change.name)
@@ -90,7 +96,7 @@ def _changes(setting: Setting, plan: Plan) -> Iterator[_Change]:
 
 
 def _slot_changes(setting: Setting, plan: Plan) -> Iterator[_Change]:
-    """One slot a rank more, and one less where replicas are there; a plan of a file is followed by EPLB's."""
+    """One slot a rank more, and one less where replicas are there."""
     n_ranks, n_experts, spec = setting.layout.n_ranks, setting.model.n_experts, plan.placement
     for step, name in ((1, "one replica slot a rank more"), (-1, "one replica slot a rank less")):
         redundant = spec.redundant + step * n_ranks

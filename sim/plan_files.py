@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 
-from placement.formats import import_plan
+from placement.formats import format_of, import_plan
 from placement.formats.contents import Counts, Deployment, PlanFile
 from placement.plan import Placement
 from placement.problem import PlacementProblem
@@ -15,6 +15,14 @@ from placement.solve import solve
 from scenarios.errors import PlacementError
 from scenarios.specs import PlacementSpec
 from sim.setting import Setting
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReadPlan:
+    """A plan that came from a file, and the format of that file."""
+
+    placement: Placement
+    format: str
 
 
 def deployment_of(setting: Setting) -> Deployment:
@@ -34,7 +42,7 @@ def plan_file(setting: Setting, placement: Placement) -> PlanFile:
     return PlanFile(placement=placement, deployment=deployment_of(setting), loads=setting.fit_loads)
 
 
-def plan_of_file(setting: Setting, spec: PlacementSpec, base: Path) -> Placement:
+def plan_of_file(setting: Setting, spec: PlacementSpec, base: Path) -> ReadPlan:
     """The plan of `spec.file`, relative to `base`; of counts it is EPLB's with `spec.redundant` slots, as SGLang does.
 
     `split` and `name` of `spec` come before those of the file. Raises PlacementError where the file does not belong to
@@ -42,15 +50,17 @@ def plan_of_file(setting: Setting, spec: PlacementSpec, base: Path) -> Placement
     """
     path = _found(Path(str(spec.file)), base)
     content = import_plan(path, deployment_of(setting))
+    format = format_of(path)
     if not isinstance(content, Placement):
-        return _eplb(setting, spec, content, path.name)
+        return ReadPlan(placement=_eplb(setting, spec, content, path.name), format=format)
     stated = spec.model_fields_set
     if "redundant" in stated and content.redundant_slots != spec.redundant:
         raise PlacementError(
             f"{path}: the plan has {content.redundant_slots} redundant slots, not {spec.redundant}; leave redundant out"
         )
     split = spec.split if "split" in stated else content.split
-    return replace(content, name=spec.name or content.name, split=split)
+    name = path.name if content.name == path.stem else f"{content.name} ({path.name})"
+    return ReadPlan(placement=replace(content, name=spec.name or name, split=split), format=format)
 
 
 def _found(name: Path, base: Path) -> Path:

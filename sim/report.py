@@ -45,7 +45,7 @@ CAPTIONS = {
     "links": (
         "What the links carry",
         "Time that every port is busy per step: bytes of dispatch and combine in all MoE layers over the link's "
-        "effective bandwidth, without latency. Above each device its link inside the node, below it that between nodes.",
+        "effective bandwidth, without latency. Above each device its link inside the node, below it that between them.",
     ),
     "step-distribution": (
         "Spread of the step times",

@@ -31,7 +31,7 @@ from sim.port_loads import port_loads
 from sim.pricing import Prices, price
 from sim.program import OpList, compile_program
 from sim.result import Comparison, RunResult, Table
-from sim.session import Plan, Session, solve_placement
+from sim.session import Plan, Session
 from sim.setting import Setting, build_step
 from sim.vector import Finished, execute
 
@@ -51,8 +51,13 @@ def compare(spec: ScenarioSpec, base: Path, version: str, progress: Progress | N
     """
     if spec.compare is None:
         raise ScenarioError(f"{spec.name}: no `compare:` section; add its axes, or use `moesim run`")
+    return compare_in(Session(spec, base), spec.compare, version, progress)
+
+
+def compare_in(session: Session, axes: CompareSpec, version: str, progress: Progress | None = None) -> Comparison:
+    """Every plan of `axes` over the session's scenario, as `compare` simulates them."""
     started = time.perf_counter()
-    session, axes = Session(spec, base), spec.compare
+    spec = session.spec
     combinations = product(
         axes.cluster or [spec.cluster],
         axes.parallel or [spec.parallel],
@@ -87,7 +92,7 @@ def compare(spec: ScenarioSpec, base: Path, version: str, progress: Progress | N
 
 def simulate(session: Session, setting: Setting, plan: Plan) -> RunResult:
     """One plan: solve, check memory, reduce, price, execute, measure."""
-    placement = solve_placement(setting, plan.placement, session.spec.seed, session.base)
+    placement = session.plan_of(setting, plan).placement
     memory = device_memory(setting, placement, session.spec.memory)
     check_memory(memory, setting, placement)
     schedule = plan.schedule

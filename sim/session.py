@@ -11,16 +11,17 @@ import numpy as np
 from placement.plan import Placement
 from placement.problem import PlacementProblem
 from placement.reduction import Reduction, reduce_trace
-from placement.solve import solve
+from placement.solve import Solved, solve
 from scenarios.catalog import find_model
 from scenarios.models import ModelCard
 from scenarios.specs import ClusterSpec, ParallelSpec, PlacementSpec, ScenarioSpec, ScheduleSpec, WorkloadSpec
-from sim.plan_files import plan_of_file
+from sim.plan_files import ReadPlan, plan_of_file
 from sim.setting import Setting, make_setting, open_trace
 from sim.size import check_schedule
 from traces.routing import RoutingTrace
 
 ReductionKey = tuple[int, str, int, str, bool]
+PlanKey = tuple[int, str, str]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,6 +43,7 @@ class Session:
     model: ModelCard = field(init=False)
     traces: dict[str, RoutingTrace] = field(default_factory=dict)
     settings: dict[str, Setting] = field(default_factory=dict)
+    plans: dict[PlanKey, Solved | ReadPlan] = field(default_factory=dict)
     reductions: dict[ReductionKey, Reduction] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -65,6 +67,18 @@ class Session:
             )
         return self.settings[key]
 
+    def plan_of(self, setting: Setting, plan: Plan) -> Solved | ReadPlan:
+        """The plan of `plan.placement`: solved on the setting's fitted part, or read from its file."""
+        key = (id(setting), plan.placement.model_dump_json(), plan.schedule.exchange.model_dump_json())
+        if key not in self.plans:
+            self.plans[key] = self._planned(setting, plan.placement)
+        return self.plans[key]
+
+    def _planned(self, setting: Setting, spec: PlacementSpec) -> Solved | ReadPlan:
+        if spec.file is not None:
+            return plan_of_file(setting, spec, self.base)
+        return solve(placement_problem(setting, spec.redundant, self.spec.seed), spec)
+
     def reduction(self, setting: Setting, placement: Placement, schedule: ScheduleSpec) -> Reduction:
         """The reduction of the setting's steps under `placement`, shared by the schedules that can."""
         check_schedule(schedule, setting.workload, setting.model, setting.cluster.n_devices)
@@ -84,22 +98,21 @@ class Session:
         return self.reductions[key]
 
 
-def solve_placement(setting: Setting, spec: PlacementSpec, seed: int = 0, base: Path = Path()) -> Placement:
-    """The plan of `spec`'s solver, fitted on the setting's fitted part, or of its file, relative to `base`.
-
-    `seed` is that of the scenario.
-    """
-    if spec.file is not None:
-        return plan_of_file(setting, spec, base)
-    problem = PlacementProblem(
+def placement_problem(setting: Setting, redundant: int, seed: int) -> PlacementProblem:
+    """The problem of the setting's fitted part; `seed` is that of the scenario."""
+    return PlacementProblem(
         loads=setting.fit_loads.astype(np.float64),
         n_ranks=setting.layout.n_ranks,
         ranks_per_node=setting.layout.ranks_per_node,
-        redundant=spec.redundant,
+        redundant=redundant,
         n_groups=setting.model.n_group,
         seed=seed,
     )
-    return solve(problem, spec).placement
+
+
+def solve_placement(setting: Setting, spec: PlacementSpec, seed: int = 0) -> Placement:
+    """The plan of `spec`'s solver, fitted on the setting's fitted part; `seed` is that of the scenario."""
+    return solve(placement_problem(setting, spec.redundant, seed), spec).placement
 
 
 def placement_digest(placement: Placement) -> str:
