@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -52,8 +53,13 @@ def write_json(comparison: Comparison, target: str) -> None:
 
 
 def json_text(comparison: Comparison) -> str:
-    """The result as indented JSON; raises ValueError where a number is not finite, which JSON cannot hold."""
-    return json.dumps(comparison.as_json(), indent=2, allow_nan=False, default=_plain) + "\n"
+    """The result as indented JSON, as `json_of` writes it."""
+    return json_of(comparison.as_json())
+
+
+def json_of(content: dict[str, Any]) -> str:
+    """Indented JSON of a result; raises ValueError where a number is not finite, which JSON cannot hold."""
+    return json.dumps(content, indent=2, allow_nan=False, default=_plain) + "\n"
 
 
 def _plain(value: object) -> object:
