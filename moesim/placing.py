@@ -58,7 +58,7 @@ def show(
     if targets.export is not None:
         export_plan(targets.export[0], placed.file, targets.export[1])
     if targets.out is not None:
-        outputs.write_outputs(placed.comparison, targets.out)
+        outputs.write_outputs(placed.comparison, targets.out, {placed.comparison.tables[0].first, placed.plan})
         export_plan("moesim", placed.file, targets.out / OWN_FILE)
         write_or_print(outputs.json_of(placed.as_json()), str(targets.out / "result.json"))
     if targets.json is not None:

@@ -12,6 +12,7 @@ from matplotlib.collections import LineCollection
 from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
+from numpy.typing import NDArray
 
 from sim.plot_data import Panel, device_ticks
 from sim.port_loads import DIRECTIONS, PortLoads
@@ -29,8 +30,7 @@ def draw_links(panels: Sequence[Panel], width_in: float, title: Callable[[Axes, 
     """
     loads = [panel.result.port_loads for panel in panels]
     unit, length_s = time_unit(float(load.busy_s.max(initial=0.0)) for load in loads)
-    longest = max(float(load.busy_s.max(initial=0.0)) for load in loads) / length_s
-    norm = Normalize(0.0, longest or 1.0)
+    norm = _scale(np.concatenate([load.busy_s.ravel() for load in loads]) / length_s)
     height_in = sum(1.05 if len(load.links) == 1 else 1.6 for load in loads) + 0.45
     figure = Figure(figsize=(width_in, height_in), layout="constrained")
     heights = [len(load.links) + 0.6 for load in loads]
@@ -43,6 +43,12 @@ def draw_links(panels: Sequence[Panel], width_in: float, title: Callable[[Axes, 
     bar = figure.colorbar(colors, ax=list(grid), label=f"busy per step ({unit})", aspect=22, pad=0.015, shrink=0.9)
     bar.ax.spines["outline"].set_visible(False)
     return figure
+
+
+def _scale(busy: NDArray[np.float64]) -> Normalize:
+    """Colours from zero only where the least busy port is below half of the busiest, as in the matrix of devices."""
+    least, most = float(busy.min()), float(busy.max())
+    return Normalize(least if least > 0.5 * most else 0.0, most or 1.0)
 
 
 def _draw(axes: Axes, load: PortLoads, devices_per_node: int, norm: Normalize, length_s: float) -> None:

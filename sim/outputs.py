@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +18,10 @@ from sim.timeline import write_trace
 PAGE_DPI = 150
 
 
-def write_outputs(comparison: Comparison, folder: Path) -> list[Path]:
+def write_outputs(comparison: Comparison, folder: Path, drawn: Collection[str] | None = None) -> list[Path]:
     """Paths of report.html, result.json, timeline.json.gz and the plots (.svg, .png), written to `folder`.
+
+    Figures show all plans, or those named in `drawn`.
 
     The folder is made where it is missing; files of an earlier run are replaced. With several workloads the names of
     plots begin with the number of their table. Raises MoesimError where `folder` is a file or cannot be written.
@@ -32,7 +34,7 @@ def write_outputs(comparison: Comparison, folder: Path) -> list[Path]:
     for number, table in enumerate(comparison.tables, start=1):
         prefix = f"{number}-" if len(comparison.tables) > 1 else ""
         pictures.append([])
-        for picture in _drawn(table):
+        for picture in _drawn(table if drawn is None else table.only(drawn)):
             pictures[-1].append(picture)
             written.append(_write(plots / f"{prefix}{picture.name}.svg", picture.svg))
             written.append(_write(plots / f"{prefix}{picture.name}.png", picture.png))

@@ -45,7 +45,8 @@ CAPTIONS = {
     "links": (
         "What the links carry",
         "Time that every port is busy per step: bytes of dispatch and combine in all MoE layers over the link's "
-        "effective bandwidth, without latency. Above each device its link inside the node, below it that between them.",
+        "effective bandwidth, without latency. Above each device its link inside the node, below it that between them. "
+        "The colour scale starts at zero only where the least busy port is below half of the busiest.",
     ),
     "step-distribution": (
         "Spread of the step times",

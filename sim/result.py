@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Collection
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -68,6 +69,10 @@ class Table:
     first: str
     moe_layers: tuple[int, ...]
     notes: tuple[str, ...]
+
+    def only(self, names: Collection[str]) -> Table:
+        """The table of some plans; the first plan stays the one that gains are over, and must be among them."""
+        return replace(self, results=tuple(result for result in self.results if result.name in names))
 
     def gain(self, result: RunResult) -> float:
         """Throughput over that of the first plan of the scenario, minus one."""
