@@ -114,12 +114,16 @@ def _solvers() -> list[Table]:
 
 
 def _formats() -> list[Table]:
+    from placement.formats import FORMATS
     from traces.formats import IMPORTERS
 
     table = _table("trace formats (moesim trace import FORMAT FILE OUT)", "name", "what it reads")
     for name, importer in IMPORTERS.items():
         table.add_row(name, _first_line(importer))
-    return [table]
+    plans = _table("plan formats (moesim place SCENARIO --export FORMAT FILE)", "name", "files", "taken by")
+    for name, format in FORMATS.items():
+        plans.add_row(name, " ".join(format.suffixes), format.taken_by)
+    return [table, plans]
 
 
 def _table(title: str, *columns: str) -> Table:
