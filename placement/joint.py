@@ -17,6 +17,7 @@ from scenarios.specs import PlacementSpec
 
 SAMPLED_DEVICES = 256  # devices x steps: more steps generalise better, and cost in proportion
 LEAST_STEPS = 2
+ROUNDS_PER_SLOT = 20
 
 
 def joint(problem: PlacementProblem, spec: PlacementSpec) -> Placement:
@@ -39,4 +40,4 @@ def sampled(sample: TokenSample) -> TokenSample:
 
 def cooling_of(problem: PlacementProblem) -> Cooling:
     """More rounds for more slots; see docs/placement.md for what they bring."""
-    return Cooling(n_rounds=20 * problem.n_slots, n_candidates=4, hot=3e-3, cold=3e-5)
+    return Cooling(n_rounds=ROUNDS_PER_SLOT * problem.n_slots, n_candidates=4, hot=3e-3, cold=3e-5)

@@ -29,7 +29,7 @@ compare:
     - {solver: eplb, redundant: 8}
   cluster: [{nodes: 4}, {node: other}]
 """
-SOLVERS = "contiguous, round-robin, random, greedy, eplb"
+SOLVERS = "contiguous, round-robin, random, greedy, eplb, balance, saa, joint, auto"
 
 
 @pytest.fixture
