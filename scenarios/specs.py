@@ -3,7 +3,7 @@ a conformance test compares them with the implementations."""
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
@@ -11,7 +11,7 @@ from scenarios.models import DType
 from scenarios.sources import Spec
 from scenarios.units import BytesPerS, Seconds
 
-SolverName = Literal["contiguous", "round-robin", "random", "greedy", "eplb"]
+SolverName = Literal["contiguous", "round-robin", "random", "greedy", "eplb", "balance", "saa", "joint", "auto"]
 OverlapName = Literal["none", "chunked"]
 LawName = Literal["port", "fifo", "maxmin"]
 DedupName = Literal["none", "device", "node"]
@@ -114,6 +114,9 @@ class PlacementSpec(Spec):
     )
     redundant: int = Field(default=0, ge=0, description="replica slots of a layer, over all ranks together")
     split: SplitName = Field(default="even", description="how tokens choose among replicas")
+    spare: tuple[Annotated[int, Field(ge=0)], ...] = Field(
+        default=(0, 1, 2), min_length=1, description="auto: spare slots of a rank to try"
+    )
     seed: int = Field(default=0, ge=0)
     hierarchical: bool | None = Field(
         default=None, description="eplb: groups to nodes first; default: where it divides"
@@ -129,6 +132,16 @@ class PlacementSpec(Spec):
     def _file_or_solver(self) -> PlacementSpec:
         if (self.solver == "file") != (self.file is not None):
             raise ValueError("a plan is either solved ('solver: NAME') or read ('file: FILE')")
+        return self
+
+    @model_validator(mode="after")
+    def _own_options(self) -> PlacementSpec:
+        if self.solver == "auto" and self.redundant:
+            raise ValueError(
+                f"auto chooses the replica slots itself: give spare: [...], not redundant: {self.redundant}"
+            )
+        if self.solver != "auto" and "spare" in self.model_fields_set:
+            raise ValueError(f"spare is an option of solver auto, not of {self.solver}; give redundant")
         return self
 
 

@@ -101,7 +101,7 @@ def binding(setting: Setting, placement: Placement, reduction: Reduction, schedu
     return Binding(
         layers=tuple(layers),
         ranks=_ranks(last, experts_s),
-        wanted=_wanted(setting, prices),
+        wanted=_wanted(setting, prices, even),
         imbalance_even=float(imbalance(even).mean()),
         imbalance_split=float(np.mean(prices.busiest[mean > 0] / mean[mean > 0])),
     )
@@ -117,13 +117,17 @@ def _ranks(last: NDArray[np.intp], experts_s: Array) -> tuple[RankBinding, ...]:
     )
 
 
-def _wanted(setting: Setting, prices: SplitPrices) -> tuple[WantedReplica, ...]:
-    """The replica of each layer that relieves most, the largest relief first: price x tokens of the expert."""
+def _wanted(setting: Setting, prices: SplitPrices, loads: Array) -> tuple[WantedReplica, ...]:
+    """The replica of each layer that relieves most, the largest relief first: price x tokens of the expert.
+
+    Among equals it lies on the rank with the least of `loads` float64[layer, rank].
+    """
     found: list[tuple[float, WantedReplica]] = []
     for row, layer in enumerate(setting.model.moe_layers):
         relief = prices.relief(row)
         tokens = relief * setting.fit_loads[row][:, None]
-        expert, rank = (int(i) for i in np.unravel_index(tokens.argmax(), tokens.shape))
+        expert = int(tokens.max(axis=1).argmax())
+        rank = int(np.where(tokens[expert] == tokens[expert].max(), loads[row], np.inf).argmin())
         if tokens[expert, rank] > 0:
             wanted = WantedReplica(layer=layer, expert=expert, rank=rank, relief=float(relief[expert, rank]))
             found.append((float(tokens[expert, rank]), wanted))

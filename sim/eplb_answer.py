@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.stats import t as student
 
+from placement.auto import least_redundant
 from placement.reduction import reduce_trace
 from scenarios.errors import TraceError
 from scenarios.specs import PlacementSpec, ScheduleSpec
@@ -112,7 +113,7 @@ def _fold(setting: Setting, parts: Sequence[NDArray[np.int64]], left_out: int, s
 def _replica_counts(setting: Setting) -> list[int]:
     """Replica slots of a layer for each number of spare slots a rank, at least those that let experts divide evenly."""
     n_experts, n_ranks = setting.model.n_experts, setting.layout.n_ranks
-    least = -n_experts % n_ranks
+    least = least_redundant(n_experts, n_ranks)
     most = n_experts * (n_ranks - 1)
     return [least + spare * n_ranks for spare in SPARE_SLOTS if least + spare * n_ranks <= most]
 

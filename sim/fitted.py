@@ -1,4 +1,4 @@
-"""The part of the trace that plans are fitted on, in sequences and in steps."""
+"""The sequences that plans are fitted on, and steps made of some of them."""
 
 from __future__ import annotations
 
@@ -28,9 +28,3 @@ def steps_of(setting: Setting, sequences: NDArray[np.int64], n_steps: int, rng: 
         context_tokens=workload.context_tokens,
         rng=rng,
     )
-
-
-def fitted_steps(setting: Setting, seed: int) -> Batches:
-    """As many steps of the fitted part as plans are judged on."""
-    rng = np.random.default_rng([seed, 4])
-    return steps_of(setting, fitted_sequences(setting, seed), setting.batches.n_steps, rng)

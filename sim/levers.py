@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from scenarios.errors import MoesimError
 from scenarios.specs import ClusterSpec, ParallelSpec, PlacementSpec
@@ -46,11 +46,9 @@ def levers(
 
     A plan that was read from a file is followed by plans of EPLB.
     """
-    if plan.placement.file is not None:
-        redundant = session.plan_of(setting, plan).placement.redundant_slots
-        plan = replace(plan, placement=plan.placement.model_copy(update={"redundant": redundant}))
+    redundant = session.plan_of(setting, plan).placement.redundant_slots
     found = []
-    for change in _changes(setting, plan):
+    for change in _changes(setting, plan, redundant):
         progress(change.name)
         found.append(_pulled(session, setting, plan, base, change))
     return tuple(found)
@@ -74,17 +72,17 @@ def _pulled(session: Session, setting: Setting, plan: Plan, base: RunResult, cha
     )
 
 
-def _changes(setting: Setting, plan: Plan) -> Iterator[_Change]:
-    yield from _slot_changes(setting, plan)
+def _changes(setting: Setting, plan: Plan, redundant: int) -> Iterator[_Change]:
+    yield from _slot_changes(setting, plan, redundant)
     cluster, n_nodes = plan.cluster, setting.cluster.n_nodes
-    yield _moved(setting, plan, f"one node more ({n_nodes + 1})", {"nodes": n_nodes + 1})
+    yield _moved(setting, plan, redundant, f"one node more ({n_nodes + 1})", {"nodes": n_nodes + 1})
     if n_nodes > 1:
         n_devices = setting.cluster.n_devices
         single = {"nodes": 1, "devices_per_node": n_devices, "inter_bandwidth": None}
-        yield _moved(setting, plan, f"all {n_devices} devices in one node", single)
+        yield _moved(setting, plan, redundant, f"all {n_devices} devices in one node", single)
     elif setting.cluster.inter is not None and setting.layout.ranks_per_node % 2 == 0:
         half = setting.cluster.devices_per_node // 2
-        yield _moved(setting, plan, "the same devices in two nodes", {"nodes": 2, "devices_per_node": half})
+        yield _moved(setting, plan, redundant, "the same devices in two nodes", {"nodes": 2, "devices_per_node": half})
     links = {"intra_bandwidth": ("inside nodes", setting.cluster.intra)}
     if n_nodes > 1 and setting.cluster.inter is not None:
         links["inter_bandwidth"] = ("between nodes", setting.cluster.inter)
@@ -95,29 +93,29 @@ def _changes(setting: Setting, plan: Plan) -> Iterator[_Change]:
         )
 
 
-def _slot_changes(setting: Setting, plan: Plan) -> Iterator[_Change]:
-    """One slot a rank more, and one less where replicas are there."""
+def _slot_changes(setting: Setting, plan: Plan, redundant: int) -> Iterator[_Change]:
+    """One slot a rank more, and one less where replicas are there; `auto` is held to this number."""
     n_ranks, n_experts, spec = setting.layout.n_ranks, setting.model.n_experts, plan.placement
     for step, name in ((1, "one replica slot a rank more"), (-1, "one replica slot a rank less")):
-        redundant = spec.redundant + step * n_ranks
-        if 0 <= redundant <= n_experts * (n_ranks - 1):
+        slots = redundant + step * n_ranks
+        if 0 <= slots <= n_experts * (n_ranks - 1):
+            held = spec.model_copy(update={"spare": (slots // n_ranks,)})
             yield _Change(
-                name=f"{name} ({redundant})",
+                name=f"{name} ({slots})",
                 cluster=plan.cluster,
                 parallel=plan.parallel,
-                placement=_resolved(spec, redundant),
+                placement=held if spec.solver == "auto" else _resolved(spec, slots),
             )
 
 
-def _moved(setting: Setting, plan: Plan, name: str, update: dict[str, int | None]) -> _Change:
+def _moved(setting: Setting, plan: Plan, redundant: int, name: str, update: dict[str, int | None]) -> _Change:
     """The plan on other nodes; degrees of parallelism grow with the devices, replicas until slots divide."""
     cluster = plan.cluster.model_copy(update=update)
     per_node = cluster.devices_per_node or setting.cluster.devices_per_node
     n_devices = cluster.nodes * per_node
     factor = n_devices / setting.cluster.n_devices
     n_ranks = n_devices // setting.layout.tp
-    redundant = plan.placement.redundant
-    redundant += -(setting.model.n_experts + redundant) % n_ranks
+    slots = redundant + -(setting.model.n_experts + redundant) % n_ranks
     parallel = plan.parallel
     if parallel.attention is not None:
         scaled = parallel.attention.model_copy(update={"dp": round(parallel.attention.dp * factor)})
@@ -126,13 +124,13 @@ def _moved(setting: Setting, plan: Plan, name: str, update: dict[str, int | None
         parallel = parallel.model_copy(
             update={"experts": parallel.experts.model_copy(update={"ep": round(parallel.experts.ep * factor)})}
         )
-    same = n_ranks == setting.layout.n_ranks and redundant == plan.placement.redundant
-    placement = plan.placement if same else _resolved(plan.placement, redundant)
+    same = n_ranks == setting.layout.n_ranks or plan.placement.solver == "auto"
+    placement = plan.placement if same else _resolved(plan.placement, slots)
     return _Change(name=name, cluster=cluster, parallel=parallel, placement=placement)
 
 
 def _resolved(spec: PlacementSpec, redundant: int) -> PlacementSpec:
     """The same solver with other replicas; what came from a file is solved by EPLB."""
-    if spec.file is None:
-        return spec.model_copy(update={"redundant": redundant})
-    return PlacementSpec(solver="eplb", redundant=redundant, split=spec.split)
+    if spec.solver == "file":
+        return PlacementSpec(solver="eplb", redundant=redundant, split=spec.split)
+    return spec.model_copy(update={"redundant": redundant})

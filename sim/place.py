@@ -7,18 +7,17 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from placement.auto import least_redundant
 from placement.formats.contents import PlanFile
 from placement.objectives import OBJECTIVES
 from placement.plan import Placement
 from placement.reduction import reduce_trace
-from placement.sample import TokenSample
+from placement.sample import TokenSample, batch_loads
 from placement.solve import Solved
 from placement.solver import ExecutionModel, ObjectiveName
 from scenarios.specs import CompareSpec, PlacementSpec, ScenarioSpec
 from sim.binding import Binding, binding
 from sim.eplb_answer import EplbAnswer, will_eplb_help
-from sim.exchange_pricing import machine_of
-from sim.fitted import fitted_steps
 from sim.levers import Lever, levers
 from sim.plan_files import ReadPlan, plan_file
 from sim.result import Comparison, RunResult
@@ -142,7 +141,7 @@ def place(
 def _references(setting: Setting, own: PlacementSpec) -> list[PlacementSpec]:
     """Experts in order, and EPLB with one spare slot a rank, where the plan is neither."""
     n_experts, n_ranks = setting.model.n_experts, setting.layout.n_ranks
-    least = -n_experts % n_ranks
+    least = least_redundant(n_experts, n_ranks)
     references = [PlacementSpec(redundant=least)]
     if least + n_ranks <= n_experts * (n_ranks - 1):
         references.append(PlacementSpec(solver="eplb", redundant=least + n_ranks))
@@ -151,11 +150,11 @@ def _references(setting: Setting, own: PlacementSpec) -> list[PlacementSpec]:
 
 def _measures(session: Session, setting: Setting, plan: Plan, found: Solved | ReadPlan) -> tuple[Measure, ...]:
     placement = found.placement
-    problem = replace(
-        placement_problem(setting, placement.redundant_slots, session.spec.seed),
-        machine=machine_of(setting, plan.schedule.exchange),
-        sample=TokenSample(trace=setting.trace, tokens=fitted_steps(setting, session.spec.seed).tokens),
-    )
+    counted = PlacementSpec(redundant=placement.redundant_slots)
+    problem = placement_problem(setting, counted, session.spec.seed, plan.schedule.exchange)
+    if setting.fit_batches is not None:
+        sample = TokenSample(trace=setting.trace, tokens=setting.fit_batches.tokens)
+        problem = replace(problem, sample=sample, batch_loads=batch_loads(sample))
     measures = []
     if isinstance(found, Solved):
         own = Measure(

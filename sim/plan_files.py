@@ -76,6 +76,8 @@ def _eplb(setting: Setting, spec: PlacementSpec, counts: Counts, file: str) -> P
         redundant=spec.redundant,
         n_groups=setting.model.n_group,
     )
-    options = spec.model_dump(exclude={"file", "solver", "name"})
     name = spec.name or f"eplb of {file}" + (f" +{spec.redundant}" if spec.redundant else "")
-    return solve(problem, PlacementSpec(solver="eplb", name=name, **options)).placement
+    eplb = PlacementSpec(
+        solver="eplb", name=name, redundant=spec.redundant, split=spec.split, hierarchical=spec.hierarchical
+    )
+    return solve(problem, eplb).placement

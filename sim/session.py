@@ -8,20 +8,31 @@ from pathlib import Path
 
 import numpy as np
 
+from placement.auto import least_redundant
 from placement.plan import Placement
-from placement.problem import PlacementProblem
+from placement.problem import PlacementProblem, with_sample
 from placement.reduction import Reduction, reduce_trace
-from placement.solve import Solved, solve
+from placement.sample import TokenSample
+from placement.solve import SOLVERS, Solved, solve
 from scenarios.catalog import find_model
+from scenarios.errors import PlacementError
 from scenarios.models import ModelCard
-from scenarios.specs import ClusterSpec, ParallelSpec, PlacementSpec, ScenarioSpec, ScheduleSpec, WorkloadSpec
+from scenarios.specs import (
+    ClusterSpec,
+    ExchangeSpec,
+    ParallelSpec,
+    PlacementSpec,
+    ScenarioSpec,
+    ScheduleSpec,
+    WorkloadSpec,
+)
+from sim.exchange_pricing import machine_of
 from sim.plan_files import ReadPlan, plan_of_file
 from sim.setting import Setting, make_setting, open_trace
 from sim.size import check_schedule
 from traces.routing import RoutingTrace
 
 ReductionKey = tuple[int, str, int, str, bool]
-PlanKey = tuple[int, str, str]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,7 +54,7 @@ class Session:
     model: ModelCard = field(init=False)
     traces: dict[str, RoutingTrace] = field(default_factory=dict)
     settings: dict[str, Setting] = field(default_factory=dict)
-    plans: dict[PlanKey, Solved | ReadPlan] = field(default_factory=dict)
+    plans: dict[str, Solved | ReadPlan] = field(default_factory=dict)
     reductions: dict[ReductionKey, Reduction] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -68,16 +79,19 @@ class Session:
         return self.settings[key]
 
     def plan_of(self, setting: Setting, plan: Plan) -> Solved | ReadPlan:
-        """The plan of `plan.placement`: solved on the setting's fitted part, or read from its file."""
-        key = (id(setting), plan.placement.model_dump_json(), plan.schedule.exchange.model_dump_json())
-        if key not in self.plans:
-            self.plans[key] = self._planned(setting, plan.placement)
-        return self.plans[key]
+        """The plan of `plan.placement`, solved on the setting's fitted part or read from its file, once.
 
-    def _planned(self, setting: Setting, spec: PlacementSpec) -> Solved | ReadPlan:
-        if spec.file is not None:
-            return plan_of_file(setting, spec, self.base)
-        return solve(placement_problem(setting, spec.redundant, self.spec.seed), spec)
+        The exchange of the schedule counts where the solver prices plans.
+        """
+        spec, exchange = plan.placement, plan.schedule.exchange
+        priced = spec.solver != "file" and "machine" in SOLVERS[spec.solver].needs
+        key = f"{id(setting)} {spec} {sorted(spec.model_fields_set)} {exchange if priced else None}"
+        if key not in self.plans:
+            if spec.solver == "file":
+                self.plans[key] = plan_of_file(setting, spec, self.base)
+            else:
+                self.plans[key] = solve(placement_problem(setting, spec, self.spec.seed, exchange), spec)
+        return self.plans[key]
 
     def reduction(self, setting: Setting, placement: Placement, schedule: ScheduleSpec) -> Reduction:
         """The reduction of the setting's steps under `placement`, shared by the schedules that can."""
@@ -98,21 +112,37 @@ class Session:
         return self.reductions[key]
 
 
-def placement_problem(setting: Setting, redundant: int, seed: int) -> PlacementProblem:
-    """The problem of the setting's fitted part; `seed` is that of the scenario."""
-    return PlacementProblem(
+def solve_placement(
+    setting: Setting, spec: PlacementSpec, seed: int = 0, exchange: ExchangeSpec | None = None
+) -> Placement:
+    """The plan of `spec`'s solver, fitted on the setting's fitted part; `seed` is that of the scenario.
+
+    exchange  that of the schedule which the plan will run under; default: `ExchangeSpec()`.
+    """
+    return solve(placement_problem(setting, spec, seed, exchange or ExchangeSpec()), spec).placement
+
+
+def placement_problem(setting: Setting, spec: PlacementSpec, seed: int, exchange: ExchangeSpec) -> PlacementProblem:
+    """What the solver of `spec` is told: loads and machine, and steps where it needs them.
+
+    Raises PlacementError where the plan is that of a file.
+    """
+    if spec.solver == "file":
+        raise PlacementError(f"the plan of {spec.file} is read, not solved")
+    solver, layout = SOLVERS[spec.solver], setting.layout
+    least = least_redundant(setting.model.n_experts, layout.n_ranks) if solver.resizes else spec.redundant
+    problem = PlacementProblem(
         loads=setting.fit_loads.astype(np.float64),
-        n_ranks=setting.layout.n_ranks,
-        ranks_per_node=setting.layout.ranks_per_node,
-        redundant=redundant,
+        n_ranks=layout.n_ranks,
+        ranks_per_node=layout.ranks_per_node,
+        redundant=least,
         n_groups=setting.model.n_group,
         seed=seed,
+        machine=machine_of(setting, exchange),
     )
-
-
-def solve_placement(setting: Setting, spec: PlacementSpec, seed: int = 0) -> Placement:
-    """The plan of `spec`'s solver, fitted on the setting's fitted part; `seed` is that of the scenario."""
-    return solve(placement_problem(setting, spec.redundant, seed), spec).placement
+    if not solver.needs or setting.fit_batches is None:
+        return problem
+    return with_sample(problem, TokenSample(trace=setting.trace, tokens=setting.fit_batches.tokens))
 
 
 def placement_digest(placement: Placement) -> str:

@@ -33,7 +33,8 @@ def row(content: dict[str, Any]) -> dict[str, Any]:
 
 @pytest.mark.parametrize("solver", SOLVERS)
 def test_every_solver_states_objective_bound_and_gap(moesim: Command, solver: str) -> None:
-    content = placed(moesim, "--set", f"placement.solver={solver}", "--set", "placement.redundant=8")
+    options = "spare: [0, 1]" if solver == "auto" else "redundant: 8"
+    content = placed(moesim, "--set", f"placement={{solver: {solver}, {options}}}")
     facts = content["placement"]
     own = [measure for measure in facts["objectives"] if measure["minimised"]]
     assert (facts["solver"], len(own)) == (solver, 1)
