@@ -107,9 +107,9 @@ def _policies() -> list[Table]:
 def _solvers() -> list[Table]:
     from placement.solve import SOLVERS
 
-    table = _table("placement solvers (placement.solver)", "name", "what it does")
+    table = _table("placement solvers (placement.solver)", "name", "minimises", "execution", "what it does")
     for name, solver in SOLVERS.items():
-        table.add_row(name, _first_line(solver))
+        table.add_row(name, solver.objective, solver.execution, _first_line(solver.plan))
     return [table]
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
+from placement.moe_time import tokens_by_rank
 from placement.plan import Placement
 from placement.reduction import Reduction
 from scenarios.errors import ScenarioError
@@ -26,7 +27,7 @@ from sim.log import step_log
 from sim.memory import check_memory, device_memory
 from sim.metrics import Execution
 from sim.policies import POLICIES
-from sim.pricing import Prices, price, tokens_by_rank
+from sim.pricing import Prices, price
 from sim.program import OpList, compile_program
 from sim.result import Comparison, RunResult, Table
 from sim.session import Plan, Session, solve_placement
