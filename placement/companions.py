@@ -52,7 +52,7 @@ def _programme(rows: IntArray, weights: FloatArray, pair: IntArray, n_parts: int
     k = rows.shape[1]
     n_shares = rows.size
     copies_most = 1.0 if n_parts * room == n_experts else float(n_parts)
-    chords, limit = _chords(rows, pair, n_pairs, min(k, room * n_parts), n_experts)
+    chords, limit = _chords(rows, pair, n_pairs, n_experts)
     degree, level = _degrees(pair, n_pairs + n_shares, room)
     width = n_pairs + n_shares + n_experts
     slots = csr_array((np.ones(n_experts), (np.zeros(n_experts, int), np.arange(width - n_experts, width))), (1, width))
@@ -68,19 +68,18 @@ def _programme(rows: IntArray, weights: FloatArray, pair: IntArray, n_parts: int
     )
 
 
-def _chords(rows: IntArray, pair: IntArray, n_pairs: int, most: int, n_experts: int) -> tuple[Any, FloatArray]:
-    """slope_m * (companions of e in t) - s[t, e] <= slope_m (m - 1) - 1/m for m = 1..most - 1."""
+def _chords(rows: IntArray, pair: IntArray, n_pairs: int, n_experts: int) -> tuple[Any, FloatArray]:
+    """slope_m * (companions of e in t) - s[t, e] <= slope_m (m - 1) - 1/m for m = 1..k - 1."""
     n_rows, k = rows.shape
     others = np.array([[j for j in range(k) if j != place] for place in range(k)], dtype=np.intp).reshape(k, k - 1)
     companions = pair[rows[:, :, None], rows[:, others]].reshape(n_rows * k, k - 1)
-    tops = np.arange(1, max(most, 2))
+    tops = np.arange(1, max(k, 2))
     slopes = 1.0 / (tops + 1) - 1.0 / tops
     n_shares, n_chords = n_rows * k, len(tops)
     number = np.arange(n_shares * n_chords).reshape(n_shares, n_chords)
     row = np.concatenate([np.repeat(number.ravel(), k - 1), number.ravel()])
-    column = np.concatenate(
-        [np.repeat(companions[:, None, :], n_chords, axis=1).ravel(), n_pairs + np.repeat(np.arange(n_shares), n_chords)]
-    )
+    share = n_pairs + np.repeat(np.arange(n_shares), n_chords)
+    column = np.concatenate([np.repeat(companions[:, None, :], n_chords, axis=1).ravel(), share])
     value = np.concatenate([np.tile(np.repeat(slopes, k - 1), n_shares), np.full(number.size, -1.0)])
     matrix = coo_array((value, (row, column)), shape=(number.size, n_pairs + n_shares + n_experts)).tocsr()
     return matrix, np.tile(slopes * (tops - 1) - 1.0 / tops, n_shares)
@@ -97,7 +96,7 @@ def _degrees(pair: IntArray, first_copy: int, room: int) -> tuple[Any, FloatArra
 
 
 def _violated_triangles(z: FloatArray) -> IntArray:
-    """Triples (e, f, g) with z_ef + z_eg - z_fg > 1, the worst first, intp[cut, 3]: companions of one are companions."""
+    """Triples (e, f, g) with z_ef + z_eg - z_fg > 1, worst first, intp[cut, 3]: companions of e are companions."""
     found: list[NDArray[np.intp]] = []
     excess: list[FloatArray] = []
     for e, row in enumerate(z):

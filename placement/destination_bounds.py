@@ -68,7 +68,7 @@ def pairs_bound(experts: NDArray[np.integer], *, n_experts: int, n_parts: int) -
     numbers = np.arange(-(-k // room), min(k, n_parts) + 1)
     evenly = np.array([(k % n) * comb(k // n + 1, 2) + (n - k % n) * comb(k // n, 2) for n in numbers], dtype=float)
     result = linprog(numbers, A_ub=[evenly], b_ub=[share], A_eq=[np.ones(len(numbers))], b_eq=[1.0], method="highs")
-    return float(result.fun) if result.success else float(numbers[0])
+    return float(numbers[0]) if result.fun is None else float(result.fun)
 
 
 def companions_bound(experts: NDArray[np.integer], *, n_experts: int, n_parts: int, n_slots: int) -> float:
@@ -163,7 +163,7 @@ def _membership(experts: NDArray[np.integer], n_experts: int) -> FloatArray:
 
 def _room(n_experts: int, n_parts: int) -> int:
     if n_parts < 1 or n_experts % n_parts:
-        raise PlacementInfeasible(f"{n_experts} experts do not divide over {n_parts} parts; this bound needs equal ones")
+        raise PlacementInfeasible(f"{n_experts} experts do not divide over {n_parts} parts; the bound needs equal ones")
     return n_experts // n_parts
 
 
