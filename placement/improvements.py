@@ -30,7 +30,7 @@ class Step:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _State:
-    """A plan while it is improved: copies held intp[expert, rank], now and at the origin, and rank loads [batch, rank]."""
+    """A plan while it is improved: copies held intp[expert, rank] now and at the origin, loads by batch and rank."""
 
     loads: FloatArray
     slots: IntArray

@@ -21,6 +21,8 @@ from scenarios.errors import PlacementError, PlacementInfeasible
 
 IntArray = NDArray[np.intp]
 
+ROUNDING = 1e-12  # relative; a greedy choice this close to the relaxation is optimal
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AtLeast:
@@ -33,14 +35,17 @@ class AtLeast:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Choice:
-    """An option for every item, intp[item], its `cost`, and `bound`: no choice costs less (both in the cost's unit).
+    """An option for every item, intp[item], and its `cost`.
 
-    status "optimal", or "time limit" where the best choice found in time was returned.
+    bound    no choice costs less, as the search proved.
+    relaxed  optimum of the linear relaxation, below which no choice costs either; all in the unit of the costs.
+    status   "optimal", or "time limit" where the best choice found in time was returned.
     """
 
     option: IntArray
     cost: float
     bound: float
+    relaxed: float
     status: Literal["optimal", "time limit"]
 
     @property
@@ -68,21 +73,28 @@ def choose(
     short), PlacementError where no solver is installed, or none was found within `time_limit_s` [s].
     """
     _check(costs, weights, limits)
-    start = None if at_least else cheapest_by_hull(costs, weights, limits)
+    limits = np.array([_attainable(limit, weight) for limit, weight in zip(limits, weights, strict=True)])
+    start, relaxed = (None, -np.inf) if at_least or len(limits) > 1 else cheapest_by_hull(costs, weights[0], limits[0])
+    if start is not None and _cost(costs, start) - relaxed <= ROUNDING * abs(relaxed):
+        cost = _cost(costs, start)
+        return Choice(option=start, cost=cost, bound=min(relaxed, cost), relaxed=min(relaxed, cost), status="optimal")
     programme, chosen = knapsack_programme(costs, weights, limits, at_least)
+    if start is None:
+        relaxed = solve_programme(programme, time_limit_s=time_limit_s, relaxed=True).bound
     values = None if start is None else {f"x_{i}_{o}": 1.0 for i, o in enumerate(start.tolist())}
     outcome = solve_programme(programme, time_limit_s=time_limit_s, start=values)
     if outcome.status == "infeasible":
         raise PlacementInfeasible("no choice keeps the limits together; raise one, or ask for fewer at least")
-    if not outcome.found and start is None:
-        raise PlacementError(f"no choice found within {time_limit_s:g} s; give more time")
-    option = start
+    found = [] if start is None else [start]
     if outcome.found:
-        found = np.asarray(values_of(chosen).argmax(axis=1), dtype=np.intp)
-        option = found if start is None or _cost(costs, found) < _cost(costs, start) else start
-    cost = _cost(costs, np.asarray(option))
+        found.append(np.asarray(values_of(chosen).argmax(axis=1), dtype=np.intp))
+    if not found:
+        raise PlacementError(f"no choice found within {time_limit_s:g} s; give more time")
+    option = min(found, key=lambda choice: _cost(costs, choice))
+    cost = _cost(costs, option)
     status: Literal["optimal", "time limit"] = "optimal" if outcome.status == "optimal" else "time limit"
-    return Choice(option=np.asarray(option), cost=cost, bound=min(outcome.bound, cost), status=status)
+    bound = min(max(outcome.bound, relaxed), cost)
+    return Choice(option=option, cost=cost, bound=bound, relaxed=min(relaxed, cost), status=status)
 
 
 def knapsack_programme(
@@ -100,26 +112,16 @@ def knapsack_programme(
     return programme, chosen
 
 
-def linear_bound(costs: FloatArray, weights: FloatArray, limit: float) -> float:
-    """Optimum of the linear relaxation with one resource, by the convex hull of every item's options.
+def cheapest_by_hull(costs: FloatArray, weights: FloatArray, limit: float) -> tuple[IntArray | None, float]:
+    """A choice within one limit, intp[item], and the optimum of the linear relaxation, both by convex hulls.
 
-    costs, weights float64[item, option]. Sorting the hulls' steps by saving per weight and taking them until the limit
-    is met is optimal (Sinha and Zoltners 1979). Infinite where even the lightest options are too heavy.
+    costs, weights float64[item, option]. Steps along the lower hull of every item's (weight, cost), taken by saving per
+    weight until the limit is met, solve the relaxation (Sinha and Zoltners 1979); whole steps alone are the choice.
+    None and infinite where even the lightest options are too heavy.
     """
-    _, relaxed = _by_hull(costs, weights, limit)
-    return relaxed
-
-
-def cheapest_by_hull(costs: FloatArray, weights: FloatArray, limits: FloatArray) -> IntArray | None:
-    """A choice within the limits, intp[item], from whole steps of the hulls; None with several resources."""
-    return _by_hull(costs, weights[0], float(limits[0]))[0] if len(limits) == 1 else None
-
-
-def _by_hull(costs: FloatArray, weights: FloatArray, limit: float) -> tuple[IntArray | None, float]:
-    """The greedy choice and the optimum of the relaxation; (None, inf) where even the lightest is too heavy."""
     hulls = [_hull(cost, weight) for cost, weight in zip(costs, weights, strict=True)]
     option = np.array([hull[0] for hull in hulls], dtype=np.intp)
-    left = limit - sum(weights[i, o] for i, o in enumerate(option))
+    left = float(limit - weights[np.arange(len(option)), option].sum())
     if left < 0:
         return None, float("inf")
     steps = [
@@ -130,8 +132,7 @@ def _by_hull(costs: FloatArray, weights: FloatArray, limit: float) -> tuple[IntA
     relaxed, full = _cost(costs, option), False
     for saving, item, before, after in sorted(steps, key=lambda step: (-step[0], step[1])):
         more = weights[item, after] - weights[item, before]
-        if not full:
-            relaxed -= saving * min(more, left)
+        relaxed -= 0.0 if full else saving * min(more, left)
         full = full or more > left
         if option[item] == before and more <= left:
             option[item], left = after, left - more
@@ -183,6 +184,11 @@ def _enough_of(programme: Any, chosen: Any, at_least: Sequence[AtLeast]) -> None
 
 def _cost(costs: FloatArray, option: IntArray) -> float:
     return float(costs[np.arange(len(costs)), option].sum())
+
+
+def _attainable(limit: float, weights: FloatArray) -> float:
+    """The limit, or the whole number below it where all weights are whole: the rest can never be used."""
+    return float(np.floor(limit)) if (weights == np.rint(weights)).all() else float(limit)
 
 
 def _check(costs: FloatArray, weights: FloatArray, limits: FloatArray) -> None:

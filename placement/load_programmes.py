@@ -1,7 +1,8 @@
 """Replication and placement of one layer as one integer programme: the smallest mean load of the busiest rank.
 
 Exact if given time; a referee for `balance` and `saa` rather than a rival. Copies of an expert share its tokens evenly.
-y[e, c, g] = 1: expert e has c copies, one of them on rank g. u[e, c] = 1: expert e has c copies.
+y[e, c, g]: copies of expert e on rank g where it has c copies, else 0. u[e, c] = 1: expert e has c copies. Several on
+one rank are allowed, as in EPLB's plans: they waste a slot, but no plan may escape the bound.
 
 loads           float64[scenario, expert]  tokens of one layer; one scenario is plain load balance.
 expert_of_slot  intp[slot]                 slot p lies on rank p // (slots / ranks).
@@ -17,8 +18,9 @@ import pulp
 from numpy.typing import NDArray
 
 from placement.bounds import busiest_rank_bound
+from placement.improvements import copies_held
 from placement.plan import FloatArray
-from placement.programmes import binaries, solve_programme, total, values_of, weighted_sum
+from placement.programmes import binaries, integers, solve_programme, total, values_of, weighted_sum
 from scenarios.errors import PlacementError
 
 IntArray = NDArray[np.intp]
@@ -52,7 +54,7 @@ def solve_load(
 
     Raises PlacementError where no solver is installed, or `start` itself moves more than `limit` allows.
     """
-    held = _held(start, loads.shape[1], n_ranks)
+    held = copies_held(start, n_ranks, loads.shape[1])
     if limit is not None and _moves(held, limit) > limit.moves:
         raise PlacementError(f"the start moves {_moves(held, limit)} copies, the limit is {limit.moves}; start from it")
     programme, copies = load_programme(loads, len(start), n_ranks, limit)
@@ -60,7 +62,7 @@ def solve_load(
     outcome = solve_programme(programme, time_limit_s=time_limit_s, start=_start_values(loads, first))
     best, busiest = start, busiest_load(loads, start, n_ranks)
     if outcome.found:
-        found = _slots(values_of(copies).sum(axis=1) > 0.5)
+        found = _slots(np.rint(values_of(copies).sum(axis=1)).astype(np.intp))
         busiest_found = busiest_load(loads, found, n_ranks)
         best, busiest = (found, busiest_found) if busiest_found < busiest else (best, busiest)
     counted = float(busiest_rank_bound(loads, n_slots=len(start), n_ranks=n_ranks).mean())
@@ -79,8 +81,8 @@ def load_programme(loads: FloatArray, n_slots: int, n_ranks: int, limit: MoveLim
     """The programme and its y[expert, copies - 1, rank]: min mean_s z_s."""
     programme = pulp.LpProblem("load", pulp.LpMinimize)
     n_scenarios, n_experts = loads.shape
-    most = min(n_ranks, n_slots - n_experts + 1)
-    copies = binaries(programme, "y", (n_experts, most, n_ranks))
+    most = n_slots - n_experts + 1
+    copies = integers(programme, "y", (n_experts, most, n_ranks), np.arange(1, most + 1)[None, :, None])
     number = binaries(programme, "u", (n_experts, most))
     busiest = [programme.add_variable(f"z_{s}", 0) for s in range(n_scenarios)]
     programme += weighted_sum(busiest, [1.0 / n_scenarios] * n_scenarios), "mean_busiest"
@@ -102,12 +104,9 @@ def _choose_number(programme: Any, number: Any) -> None:
 
 
 def _place_copies(programme: Any, copies: Any, number: Any) -> None:
-    """sum_g y[e, c, g] = c u[e, c] and y[e, c, g] <= u[e, c]: copies on different ranks."""
+    """sum_g y[e, c, g] = c u[e, c]."""
     for (expert, index), chosen in np.ndenumerate(number):
-        ranks = copies[expert, index]
-        programme += total(ranks) - (index + 1) * chosen == 0, f"copies_{expert}_{index}"
-        for rank, copy in enumerate(ranks):
-            programme += copy - chosen <= 0, f"copy_{expert}_{index}_{rank}"
+        programme += total(copies[expert, index]) - (index + 1) * chosen == 0, f"copies_{expert}_{index}"
 
 
 def _fill_ranks(programme: Any, copies: Any, room: int) -> None:
@@ -127,14 +126,14 @@ def _busiest_is_above(programme: Any, copies: Any, busiest: list[Any], loads: Fl
 
 
 def _order_ranks(programme: Any, copies: Any, loads: FloatArray) -> None:
-    """sum_c y[e, c, g] = 0 for the i-th heaviest expert e and g > i, without replicas; with them only for the first.
+    """sum_c y[e, c, g] = 0 for the i-th heaviest expert e, g > i; with replicas only sum_c y[e, c, 0] >= 1 for i = 0.
 
     Ranks are alike and named in the order in which the heaviest experts use them.
     """
     n_experts, most, n_ranks = copies.shape
     order = _heaviest_first(loads)
     if most > 1:
-        programme += total(copies[order[0], :, 0]) == 1, "order_0"
+        programme += total(copies[order[0], :, 0]) >= 1, "order_0"
         return
     for place in range(min(n_experts, n_ranks)):
         for rank in range(place + 1, n_ranks):
@@ -143,8 +142,8 @@ def _order_ranks(programme: Any, copies: Any, loads: FloatArray) -> None:
 
 def _move_few(programme: Any, copies: Any, n_slots: int, limit: MoveLimit) -> None:
     """sum over (e, g) held now of sum_c y[e, c, g] >= slots - moves."""
-    held = _held(limit.current, copies.shape[0], copies.shape[2])
-    kept = [copy for e, g in np.argwhere(held) for copy in copies[e, :, g]]
+    held = copies_held(limit.current, copies.shape[2], copies.shape[0])
+    kept = [copy for e, g in np.argwhere(held > 0) for copy in copies[e, :, g]]
     programme += total(kept) >= n_slots - limit.moves, "moves"
 
 
@@ -152,36 +151,27 @@ def _heaviest_first(loads: FloatArray) -> IntArray:
     return np.argsort(-loads.mean(axis=0), kind="stable")
 
 
-def _held(expert_of_slot: IntArray, n_experts: int, n_ranks: int) -> NDArray[np.bool_]:
-    """Whether a rank holds an expert, bool[expert, rank]. Raises PlacementError where it holds one twice."""
-    room = len(expert_of_slot) // n_ranks
-    counts = np.zeros((n_experts, n_ranks), np.intp)
-    np.add.at(counts, (expert_of_slot, np.arange(len(expert_of_slot)) // room), 1)
-    if counts.max() > 1:
-        expert, rank = (int(i) for i in np.argwhere(counts > 1)[0])
-        raise PlacementError(f"rank {rank} holds expert {expert} twice; begin from a plan without such duplicates")
-    return counts > 0
+def _slots(held: IntArray) -> IntArray:
+    """Slots intp[slot] of copies held intp[expert, rank]: rank by rank, experts ascending."""
+    n_experts, n_ranks = held.shape
+    return np.repeat(np.tile(np.arange(n_experts), n_ranks), held.T.ravel())
 
 
-def _slots(held: NDArray[np.bool_]) -> IntArray:
-    """Slots intp[slot] of a table bool[expert, rank]: rank by rank, experts ascending."""
-    return np.asarray(np.nonzero(held.T)[1], dtype=np.intp)
+def _moves(held: IntArray, limit: MoveLimit) -> int:
+    before = copies_held(limit.current, held.shape[1], held.shape[0])
+    return int(held[before == 0].sum())
 
 
-def _moves(held: NDArray[np.bool_], limit: MoveLimit) -> int:
-    return int((held & ~_held(limit.current, *held.shape)).sum())
-
-
-def _in_symmetry_order(held: NDArray[np.bool_], loads: FloatArray) -> NDArray[np.bool_]:
+def _in_symmetry_order(held: IntArray, loads: FloatArray) -> IntArray:
     """The same plan with ranks named in the order in which the heaviest experts use them."""
-    first_use = held[_heaviest_first(loads)].argmax(axis=0)
+    first_use = (held[_heaviest_first(loads)] > 0).argmax(axis=0)
     return held[:, np.argsort(first_use, kind="stable")]
 
 
-def _start_values(loads: FloatArray, held: NDArray[np.bool_]) -> dict[str, float]:
+def _start_values(loads: FloatArray, held: IntArray) -> dict[str, float]:
     """Values of the variables in the plan `held` that are not 0, by name."""
     number = held.sum(axis=1)
-    values = {f"y_{e}_{number[e] - 1}_{g}": 1.0 for e, g in np.argwhere(held).tolist()}
+    values = {f"y_{e}_{number[e] - 1}_{g}": float(held[e, g]) for e, g in np.argwhere(held).tolist()}
     values |= {f"u_{e}_{n - 1}": 1.0 for e, n in enumerate(number.tolist())}
     busiest = ((loads / number) @ held).max(axis=1)
     return values | {f"z_{s}": float(z) for s, z in enumerate(busiest)}

@@ -93,12 +93,17 @@ def total(variables: Iterable[Any]) -> Any:
 
 def binaries(programme: Any, name: str, shape: tuple[int, ...]) -> NDArray[Any]:
     """New 0/1 variables in an object array of `shape`, named name_i_j_..."""
-    return _variables(programme, name, shape, "Integer")
+    return _variables(programme, name, np.ones(shape), "Integer")
 
 
 def fractions(programme: Any, name: str, shape: tuple[int, ...]) -> NDArray[Any]:
     """New variables in 0..1, not integer, in an object array of `shape`, named name_i_j_..."""
-    return _variables(programme, name, shape, "Continuous")
+    return _variables(programme, name, np.ones(shape), "Continuous")
+
+
+def integers(programme: Any, name: str, shape: tuple[int, ...], most: NDArray[Any]) -> NDArray[Any]:
+    """New integer variables in 0..`most` (broadcast to `shape`) in an object array, named name_i_j_..."""
+    return _variables(programme, name, np.broadcast_to(most, shape), "Integer")
 
 
 def values_of(variables: NDArray[Any]) -> NDArray[np.float64]:
@@ -106,10 +111,10 @@ def values_of(variables: NDArray[Any]) -> NDArray[np.float64]:
     return np.array([v.varValue or 0.0 for v in variables.ravel()]).reshape(variables.shape)
 
 
-def _variables(programme: Any, name: str, shape: tuple[int, ...], category: str) -> NDArray[Any]:
-    array = np.empty(shape, dtype=object)
-    for index in np.ndindex(*shape):
-        array[index] = programme.add_variable("_".join((name, *map(str, index))), 0, 1, category)
+def _variables(programme: Any, name: str, most: NDArray[Any], category: str) -> NDArray[Any]:
+    array = np.empty(most.shape, dtype=object)
+    for index, upper in np.ndenumerate(most):
+        array[index] = programme.add_variable("_".join((name, *map(str, index))), 0, float(upper), category)
     return array
 
 
