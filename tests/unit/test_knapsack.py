@@ -25,7 +25,7 @@ def cheapest(costs: np.ndarray, weights: np.ndarray, limits: np.ndarray, at_leas
 def test_one_limit_is_solved_exactly(seed: int) -> None:
     rng = np.random.default_rng(seed)
     costs, weights = rng.random((5, 3)), rng.integers(0, 6, (1, 5, 3)).astype(float)
-    costs[0, 2] = np.inf
+    costs[0, 2], weights[0, 0, 2] = np.inf, 9
     limit = weights[0].min(axis=1).sum() + rng.integers(1, 8)
     found = choose(costs, weights, np.array([limit + 0.7]))
     assert found.cost == pytest.approx(cheapest(costs, weights, np.array([limit])))

@@ -1,5 +1,7 @@
 """Re-planning near the plan in force: labels that keep most in place, moves counted, budgets kept."""
 
+from itertools import pairwise
+
 import numpy as np
 import pytest
 
@@ -39,7 +41,7 @@ def test_steps_only_improve_within_the_moves(seed: int) -> None:
     current = np.concatenate([rng.permutation(8), [0, 1, 2, 3]])
     steps = improvements(loads, current, 4, most_moves=5)
     assert steps[0].expert_of_slot.tolist() == current.tolist()
-    for before, after in zip(steps[:-1], steps[1:], strict=True):
+    for before, after in pairwise(steps):
         assert after.busiest < before.busiest
     for step in steps:
         assert step.busiest == pytest.approx(busiest_load(loads, step.expert_of_slot, 4))
