@@ -5,8 +5,6 @@ expert, and only a change of rank costs a transfer. Under home-return execution 
 
 transitions      float64[layer - 1, expert, expert]  tokens that go from expert e of a layer to expert f of the next.
 rank_of_expert   intp[layer, expert]  rank of each expert; every rank holds experts / ranks of each layer.
-closeness        float64[rank, rank]  what a token between two ranks is worth; 1 on the same rank and 0 elsewhere is
-                 the plain count of tokens that stay. Symmetric, for instance 1 / 0.5 / 0 for rank / node / elsewhere.
 """
 
 from __future__ import annotations
@@ -21,38 +19,31 @@ from scenarios.errors import PlacementError, PlacementInfeasible
 
 IntArray = NDArray[np.intp]
 
-
-def tokens_that_stay(transitions: FloatArray, rank_of_expert: IntArray, closeness: FloatArray | None = None) -> float:
-    """Worth of all transitions [tokens]: with no `closeness`, tokens whose next expert lies on their present rank."""
-    total = 0.0
-    for counts, here, there in zip(transitions, rank_of_expert[:-1], rank_of_expert[1:], strict=True):
-        if closeness is None:
-            total += float(counts[here[:, None] == there[None, :]].sum())
-        else:
-            total += float((counts * closeness[here[:, None], there[None, :]]).sum())
-    return total
+GAIN = 1e-12  # relative; a smaller gain of a sweep is rounding
 
 
-def alternating_assignment(
-    transitions: FloatArray, start: IntArray, n_ranks: int, *, closeness: FloatArray | None = None
-) -> IntArray:
+def tokens_that_stay(transitions: FloatArray, rank_of_expert: IntArray) -> float:
+    """Tokens whose next expert lies on their present rank [tokens], over all layers."""
+    layers = zip(transitions, rank_of_expert[:-1], rank_of_expert[1:], strict=True)
+    return sum(float(counts[here[:, None] == there[None, :]].sum()) for counts, here, there in layers)
+
+
+def alternating_assignment(transitions: FloatArray, start: IntArray, n_ranks: int) -> IntArray:
     """A rank for every expert, intp[layer, expert]: each layer is optimal given its neighbours (ALSA).
 
     Layer l with both neighbours fixed is a transportation problem with the benefit
-    B[e, g] = sum_f A_{l-1}[f, e] W[r(f), g] + sum_f A_l[e, f] W[g, r(f)], solved exactly by assignment to experts /
+    B[e, g] = sum_f A_{l-1}[f, e] [r(f) = g] + sum_f A_l[e, f] [r(f) = g], solved exactly by assignment to experts /
     ranks copies of each rank. Sweeps forth and back until none gains: a local optimum, never worse than `start`.
     """
     ranks = start.copy()
-    worth = np.eye(n_ranks) if closeness is None else closeness
     room = experts_per_rank(ranks.shape[1], n_ranks)
-    best = tokens_that_stay(transitions, ranks, worth)
+    best = tokens_that_stay(transitions, ranks)
     n_layers = len(ranks)
     while True:
         for layer in (*range(n_layers), *range(n_layers - 2, -1, -1)):
-            benefit = _benefit(transitions, ranks, worth, layer)
-            ranks[layer] = transport(benefit, room)
-        value = tokens_that_stay(transitions, ranks, worth)
-        if value <= best * (1 + 1e-12):
+            ranks[layer] = transport(_benefit(transitions, ranks, n_ranks, layer), room)
+        value = tokens_that_stay(transitions, ranks)
+        if value <= best * (1 + GAIN):
             return ranks
         best = value
 
@@ -109,13 +100,13 @@ def experts_per_rank(n_experts: int, n_ranks: int) -> int:
     return n_experts // n_ranks
 
 
-def _benefit(transitions: FloatArray, ranks: IntArray, worth: FloatArray, layer: int) -> FloatArray:
-    """Worth of each expert of a layer on each rank, float64[expert, rank], with both neighbouring layers fixed."""
-    benefit = np.zeros((ranks.shape[1], len(worth)))
+def _benefit(transitions: FloatArray, ranks: IntArray, n_ranks: int, layer: int) -> FloatArray:
+    """Tokens that stay by expert and rank, float64[expert, rank], with both neighbouring layers fixed."""
+    benefit = np.zeros((ranks.shape[1], n_ranks))
     if layer > 0:
-        benefit += transitions[layer - 1].T @ worth[ranks[layer - 1]]
+        benefit += transitions[layer - 1].T @ np.eye(n_ranks)[ranks[layer - 1]]
     if layer < len(transitions):
-        benefit += transitions[layer] @ worth[ranks[layer + 1]]
+        benefit += transitions[layer] @ np.eye(n_ranks)[ranks[layer + 1]]
     return benefit
 
 

@@ -18,29 +18,21 @@ from placement.plan import FloatArray
 STARTS = 8  # of alternating assignment
 
 
-def alsa(
-    transitions: FloatArray,
-    n_ranks: int,
-    rng: np.random.Generator,
-    *,
-    starts: int = STARTS,
-    closeness: FloatArray | None = None,
-) -> IntArray:
+def alsa(transitions: FloatArray, n_ranks: int, rng: np.random.Generator, *, starts: int = STARTS) -> IntArray:
     """A rank for every expert, intp[layer, expert]: the best of several alternating assignments, recombined.
 
-    The first starts from spectral groups (`spectral_start`), the others from random balanced ones of `rng`. With
-    uniform links the best chain through all splits found follows, and one more alternating assignment from it.
+    The first starts from spectral groups (`spectral_start`), the others from random balanced ones of `rng`. The best
+    chain through all splits found follows, and one more alternating assignment from it.
     """
     check_affinity(transitions, n_ranks)
     n_layers, n_experts = len(transitions) + 1, transitions.shape[1]
     balanced = np.arange(n_experts) // experts_per_rank(n_experts, n_ranks)
     begin = [spectral_start(transitions, n_ranks)]
     begin += [np.stack([rng.permutation(balanced) for _ in range(n_layers)]) for _ in range(starts - 1)]
-    found = [alternating_assignment(transitions, start, n_ranks, closeness=closeness) for start in begin]
-    if closeness is None:
-        joined, _ = best_chain(transitions, np.stack(found, axis=1), n_ranks)
-        found.append(alternating_assignment(transitions, joined, n_ranks))
-    return max(found, key=lambda ranks: tokens_that_stay(transitions, ranks, closeness))
+    found = [alternating_assignment(transitions, start, n_ranks) for start in begin]
+    joined, _ = best_chain(transitions, np.stack(found, axis=1), n_ranks)
+    found.append(alternating_assignment(transitions, joined, n_ranks))
+    return max(found, key=lambda ranks: tokens_that_stay(transitions, ranks))
 
 
 def spectral_start(transitions: FloatArray, n_ranks: int) -> IntArray:

@@ -9,6 +9,7 @@ from typing import Literal
 from placement import baselines
 from placement.checker import check_placement
 from placement.eplb import eplb
+from placement.exact import EXACT_SOLVERS
 from placement.objectives import OBJECTIVES
 from placement.plan import Placement
 from placement.problem import PlacementProblem
@@ -22,6 +23,7 @@ SOLVERS: dict[SolverName, Solver] = {
     "random": Solver(plan=baselines.random),
     "greedy": Solver(plan=baselines.greedy),
     "eplb": Solver(plan=eplb),
+    **EXACT_SOLVERS,
 }
 
 ROUNDING = 1e-9  # relative; sums of loads differ by less between orders of summation

@@ -11,7 +11,21 @@ from scenarios.models import DType
 from scenarios.sources import Spec
 from scenarios.units import BytesPerS, Seconds
 
-SolverName = Literal["contiguous", "round-robin", "random", "greedy", "eplb"]
+SolverName = Literal[
+    "contiguous",
+    "round-robin",
+    "random",
+    "greedy",
+    "eplb",
+    "chain-exact",
+    "alsa",
+    "two-stage",
+    "exflow",
+    "ilp-affinity",
+    "ilp-load",
+    "ilp-saa",
+    "migrate",
+]
 OverlapName = Literal["none", "chunked"]
 LawName = Literal["port", "fifo", "maxmin"]
 DedupName = Literal["none", "device", "node"]
@@ -115,6 +129,8 @@ class PlacementSpec(Spec):
     hierarchical: bool | None = Field(
         default=None, description="eplb: groups to nodes first; default: where it divides"
     )
+    time_limit: Seconds = Field(default=60.0, gt=0, description="exflow, ilp-*: time of all programmes together")
+    moves: int | None = Field(default=None, ge=0, description="migrate: most copies moved, all layers; default: any")
     name: str | None = Field(default=None, description="name of the row in tables")
 
 
