@@ -42,8 +42,8 @@ def matching_bound(counts: FloatArray, n_ranks: int, *, square_rounds: int | Non
 
     `counts` is float64[expert, expert]. Without squares it equals the relaxation of
     `affinity_programmes.transport_programme`. Square inequalities z_ef + z_eg + z_df - z_dg <= 2 (where e shares a rank
-    with f and g, and d with f, d shares it with g) are added where violated, in `square_rounds` rounds: by default those
-    of SQUARE_ROUNDS (on gpt-oss-20b a pair's bound falls from 0.697 to 0.634, 0.627, 0.626 of its tokens).
+    with f and g, and d with f, d shares it with g) are added where violated, in `square_rounds` rounds: by default
+    SQUARE_ROUNDS (on gpt-oss-20b a pair's bound falls from 0.697 to 0.634, 0.627, 0.626 of its tokens).
     """
     n_experts = len(counts)
     default = next((rounds for most, rounds in SQUARE_ROUNDS.items() if n_experts <= most), 0)

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from placement.counting import Counts, Routes, Rows, TokenCounts, Tokens, count_layer
 from placement.layout import ExpertLayout
 from placement.plan import Placement
-from placement.token_split import even_table, least_loaded_slots
+from placement.token_split import even_quotas, even_table, greedy_quotas, levelled_slots
 from placement.traffic import PortTokens, direct_ports, forwarded_ports
 from scenarios.errors import PlacementError
 from scenarios.specs import DedupName
@@ -184,7 +184,7 @@ def _routes(ids: Rows, tokens: Tokens, tables: _Tables, layer: int, *, dedup: bo
     """Routes of one layer, with the tokens as they find their ids there."""
     n_slots = tables.placement.n_slots
     slots_of_expert = tables.slots_of_expert[layer]
-    if tables.placement.split == "least-loaded" and slots_of_expert.shape[1] > 1:
+    if tables.placement.split != "even" and slots_of_expert.shape[1] > 1:
         ids = _levelled(ids[:, tokens.index], tokens, tables, layer)
         tokens = replace(tokens, index=np.arange(ids.shape[1]))
         slot_of_id = np.arange(n_slots + 1, dtype=np.uint16)[:, None]
@@ -201,12 +201,14 @@ def _routes(ids: Rows, tokens: Tokens, tables: _Tables, layer: int, *, dedup: bo
 
 
 def _levelled(ids: Rows, tokens: Tokens, tables: _Tables, layer: int) -> NDArray[np.uint16]:
-    """Slots uint16[k, token] where the least loaded replica is chosen; unused places hold `n_slots`."""
+    """Slots uint16[k, token] where replicas are levelled; unused places hold `n_slots`."""
     used = ids < tables.placement.n_experts
     part = np.broadcast_to(tokens.part, ids.shape)[used].astype(np.int64)
     slots = np.full(ids.shape, tables.placement.n_slots, np.uint16)
     ranks = tables.placement.rank_of_slot[layer]
-    slots[used] = least_loaded_slots(ids[used].astype(np.int64), part, tables.slots_of_expert[layer], ranks)
+    quotas_of = even_quotas if tables.placement.split == "lp" else greedy_quotas
+    experts = ids[used].astype(np.int64)
+    slots[used] = levelled_slots(experts, part, tables.slots_of_expert[layer], ranks, quotas_of)
     return slots
 
 

@@ -7,12 +7,16 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from placement import baselines
+from placement.auto import auto
+from placement.balance import balance
 from placement.checker import check_placement
 from placement.eplb import eplb
 from placement.exact import EXACT_SOLVERS
+from placement.joint import joint
 from placement.objectives import OBJECTIVES
 from placement.plan import Placement
 from placement.problem import PlacementProblem
+from placement.saa import saa
 from placement.solver import Answer, ExecutionModel, ObjectiveName, Solver
 from scenarios.errors import PlacementError
 from scenarios.specs import PlacementSpec, SolverName
@@ -23,6 +27,12 @@ SOLVERS: dict[SolverName, Solver] = {
     "random": Solver(plan=baselines.random),
     "greedy": Solver(plan=baselines.greedy),
     "eplb": Solver(plan=eplb),
+    "balance": Solver(plan=balance),
+    "saa": Solver(plan=saa, objective="batch-load", needs=("batch_loads",)),
+    "joint": Solver(plan=joint, objective="time", execution="home-return", needs=("batch_loads", "sample", "machine")),
+    "auto": Solver(
+        plan=auto, objective="time", execution="home-return", needs=("batch_loads", "sample", "machine"), resizes=True
+    ),
     **EXACT_SOLVERS,
 }
 
@@ -60,7 +70,7 @@ def solve(problem: PlacementProblem, spec: PlacementSpec) -> Solved:
     needs, or a plan fails its check.
     """
     solver = SOLVERS[spec.solver]
-    if spec.redundant != problem.redundant:
+    if not solver.resizes and spec.redundant != problem.redundant:
         raise PlacementError(f"the plan asks for {spec.redundant} redundant slots, the problem has {problem.redundant}")
     missing = [field for field in solver.needs if getattr(problem, field) is None]
     if missing:

@@ -3,7 +3,7 @@ a conformance test compares them with the implementations."""
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
@@ -17,6 +17,10 @@ SolverName = Literal[
     "random",
     "greedy",
     "eplb",
+    "balance",
+    "saa",
+    "joint",
+    "auto",
     "chain-exact",
     "alsa",
     "two-stage",
@@ -29,7 +33,7 @@ SolverName = Literal[
 OverlapName = Literal["none", "chunked"]
 LawName = Literal["port", "fifo", "maxmin"]
 DedupName = Literal["none", "device", "node"]
-SplitName = Literal["even", "least-loaded"]
+SplitName = Literal["even", "least-loaded", "lp"]
 FittedKernelName = Literal["deepep-normal", "deepep-low-latency", "nvl72-one-sided", "nvl72-two-sided"]
 KernelName = Literal["alpha-beta", "nccl"] | FittedKernelName
 KERNEL_DEDUP: dict[str, DedupName] = {
@@ -125,6 +129,9 @@ class PlacementSpec(Spec):
     solver: SolverName = "contiguous"
     redundant: int = Field(default=0, ge=0, description="replica slots of a layer, over all ranks together")
     split: SplitName = Field(default="even", description="how tokens choose among replicas")
+    spare: tuple[Annotated[int, Field(ge=0)], ...] = Field(
+        default=(0, 1, 2), min_length=1, description="auto: spare slots of a rank to try"
+    )
     seed: int = Field(default=0, ge=0)
     hierarchical: bool | None = Field(
         default=None, description="eplb: groups to nodes first; default: where it divides"
@@ -132,6 +139,18 @@ class PlacementSpec(Spec):
     time_limit: Seconds = Field(default=60.0, gt=0, description="exflow, ilp-*: time of all programmes together")
     moves: int | None = Field(default=None, ge=0, description="migrate: most copies moved, all layers; default: any")
     name: str | None = Field(default=None, description="name of the row in tables")
+
+    @model_validator(mode="after")
+    def _own_options(self) -> PlacementSpec:
+        if self.solver == "auto" and self.redundant:
+            raise ValueError(
+                f"auto chooses the replica slots itself: give spare: [...], not redundant: {self.redundant}"
+            )
+        if self.solver != "auto" and "spare" in self.model_fields_set:
+            raise ValueError(f"spare is an option of solver auto, not of {self.solver}; give redundant")
+        if self.solver != "migrate" and self.moves is not None:
+            raise ValueError(f"moves is an option of solver migrate, not of {self.solver}")
+        return self
 
 
 class ExchangeSpec(Spec):

@@ -30,7 +30,7 @@ from sim.policies import POLICIES
 from sim.pricing import Prices, price
 from sim.program import OpList, compile_program
 from sim.result import Comparison, RunResult, Table
-from sim.session import Plan, Session, solve_placement
+from sim.session import Plan, Session
 from sim.setting import Setting, build_step
 from sim.vector import Finished, execute
 
@@ -86,7 +86,7 @@ def compare(spec: ScenarioSpec, base: Path, version: str, progress: Progress | N
 
 def simulate(session: Session, setting: Setting, plan: Plan) -> RunResult:
     """One plan: solve, check memory, reduce, price, execute, measure."""
-    placement = solve_placement(setting, plan.placement, session.spec.seed)
+    placement = session.placement(setting, plan.placement, plan.schedule.exchange)
     memory = device_memory(setting, placement, session.spec.memory)
     check_memory(memory, setting, placement)
     schedule = plan.schedule

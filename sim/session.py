@@ -8,13 +8,24 @@ from pathlib import Path
 
 import numpy as np
 
+from placement.auto import least_redundant
 from placement.plan import Placement
-from placement.problem import PlacementProblem
+from placement.problem import PlacementProblem, with_sample
 from placement.reduction import Reduction, reduce_trace
-from placement.solve import solve
+from placement.sample import TokenSample
+from placement.solve import SOLVERS, solve
 from scenarios.catalog import find_model
 from scenarios.models import ModelCard
-from scenarios.specs import ClusterSpec, ParallelSpec, PlacementSpec, ScenarioSpec, ScheduleSpec, WorkloadSpec
+from scenarios.specs import (
+    ClusterSpec,
+    ExchangeSpec,
+    ParallelSpec,
+    PlacementSpec,
+    ScenarioSpec,
+    ScheduleSpec,
+    WorkloadSpec,
+)
+from sim.exchange_pricing import machine_of
 from sim.setting import Setting, make_setting, open_trace
 from sim.size import check_schedule
 from traces.routing import RoutingTrace
@@ -42,6 +53,7 @@ class Session:
     traces: dict[str, RoutingTrace] = field(default_factory=dict)
     settings: dict[str, Setting] = field(default_factory=dict)
     reductions: dict[ReductionKey, Reduction] = field(default_factory=dict)
+    placements: dict[str, Placement] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.model = find_model(self.spec.model, self.base)
@@ -64,6 +76,14 @@ class Session:
             )
         return self.settings[key]
 
+    def placement(self, setting: Setting, spec: PlacementSpec, exchange: ExchangeSpec) -> Placement:
+        """The plan of `spec` on the setting, solved once; the exchange counts where the solver prices plans."""
+        priced = exchange if "machine" in SOLVERS[spec.solver].needs else None
+        key = f"{id(setting)} {spec} {sorted(spec.model_fields_set)} {priced}"
+        if key not in self.placements:
+            self.placements[key] = solve_placement(setting, spec, self.spec.seed, exchange)
+        return self.placements[key]
+
     def reduction(self, setting: Setting, placement: Placement, schedule: ScheduleSpec) -> Reduction:
         """The reduction of the setting's steps under `placement`, shared by the schedules that can."""
         check_schedule(schedule, setting.workload, setting.model, setting.cluster.n_devices)
@@ -83,17 +103,32 @@ class Session:
         return self.reductions[key]
 
 
-def solve_placement(setting: Setting, spec: PlacementSpec, seed: int = 0) -> Placement:
-    """The plan of `spec`'s solver, fitted on the setting's fitted part; `seed` is that of the scenario."""
+def solve_placement(
+    setting: Setting, spec: PlacementSpec, seed: int = 0, exchange: ExchangeSpec | None = None
+) -> Placement:
+    """The plan of `spec`'s solver, fitted on the setting's fitted part; `seed` is that of the scenario.
+
+    exchange  that of the schedule which the plan will run under; default: `ExchangeSpec()`.
+    """
+    return solve(placement_problem(setting, spec, seed, exchange or ExchangeSpec()), spec).placement
+
+
+def placement_problem(setting: Setting, spec: PlacementSpec, seed: int, exchange: ExchangeSpec) -> PlacementProblem:
+    """What the solver of `spec` is told: loads, and steps and machine where it needs them."""
+    solver, layout = SOLVERS[spec.solver], setting.layout
+    least = least_redundant(setting.model.n_experts, layout.n_ranks) if solver.resizes else spec.redundant
     problem = PlacementProblem(
         loads=setting.fit_loads.astype(np.float64),
-        n_ranks=setting.layout.n_ranks,
-        ranks_per_node=setting.layout.ranks_per_node,
-        redundant=spec.redundant,
+        n_ranks=layout.n_ranks,
+        ranks_per_node=layout.ranks_per_node,
+        redundant=least,
         n_groups=setting.model.n_group,
         seed=seed,
+        machine=machine_of(setting, exchange),
     )
-    return solve(problem, spec).placement
+    if not solver.needs or setting.fit_batches is None:
+        return problem
+    return with_sample(problem, TokenSample(trace=setting.trace, tokens=setting.fit_batches.tokens))
 
 
 def placement_digest(placement: Placement) -> str:
