@@ -11,6 +11,7 @@ from placement.auto import auto
 from placement.balance import balance
 from placement.checker import check_placement
 from placement.eplb import eplb
+from placement.exact import EXACT_SOLVERS
 from placement.joint import joint
 from placement.objectives import OBJECTIVES
 from placement.plan import Placement
@@ -32,6 +33,7 @@ SOLVERS: dict[SolverName, Solver] = {
     "auto": Solver(
         plan=auto, objective="time", execution="home-return", needs=("batch_loads", "sample", "machine"), resizes=True
     ),
+    **EXACT_SOLVERS,
 }
 
 ROUNDING = 1e-9  # relative; sums of loads differ by less between orders of summation

@@ -11,7 +11,25 @@ from scenarios.models import DType
 from scenarios.sources import Spec
 from scenarios.units import BytesPerS, Seconds
 
-SolverName = Literal["contiguous", "round-robin", "random", "greedy", "eplb", "balance", "saa", "joint", "auto"]
+SolverName = Literal[
+    "contiguous",
+    "round-robin",
+    "random",
+    "greedy",
+    "eplb",
+    "balance",
+    "saa",
+    "joint",
+    "auto",
+    "chain-exact",
+    "alsa",
+    "two-stage",
+    "exflow",
+    "ilp-affinity",
+    "ilp-load",
+    "ilp-saa",
+    "migrate",
+]
 OverlapName = Literal["none", "chunked"]
 LawName = Literal["port", "fifo", "maxmin"]
 DedupName = Literal["none", "device", "node"]
@@ -121,6 +139,8 @@ class PlacementSpec(Spec):
     hierarchical: bool | None = Field(
         default=None, description="eplb: groups to nodes first; default: where it divides"
     )
+    time_limit: Seconds = Field(default=60.0, gt=0, description="exflow, ilp-*: time of all programmes together")
+    moves: int | None = Field(default=None, ge=0, description="migrate: most copies moved, all layers; default: any")
     name: str | None = Field(default=None, description="name of the row in tables")
 
     @model_validator(mode="before")
@@ -142,6 +162,8 @@ class PlacementSpec(Spec):
             )
         if self.solver != "auto" and "spare" in self.model_fields_set:
             raise ValueError(f"spare is an option of solver auto, not of {self.solver}; give redundant")
+        if self.solver != "migrate" and self.moves is not None:
+            raise ValueError(f"moves is an option of solver migrate, not of {self.solver}")
         return self
 
 

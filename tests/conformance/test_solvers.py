@@ -17,6 +17,7 @@ import placement.joint as joint_module
 import placement.saa as saa_module
 from placement.bounds import busiest_rank_bound
 from placement.checker import check_placement
+from placement.exact import EXACT_SOLVERS
 from placement.exchange_time import Machine
 from placement.layout import ExpertLayout
 from placement.problem import PlacementProblem, with_sample
@@ -29,6 +30,8 @@ from sim.program import Program, Step, Work, compile_program
 from sim.vector import execute
 from tests.small import tiny_cluster, tiny_model, tiny_setting, trace_of
 
+# Exact and affinity solvers need small problems or time: test_exact_solvers.py is their suite.
+GENERAL = [solver for solver in SOLVERS if solver not in EXACT_SOLVERS]
 EMPTY_STEP = Step(layers=(), head=Work("head"))
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -162,7 +165,7 @@ def short_searches(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def cases() -> Iterator[Any]:
     """Every solver on every problem; searches on the large ones are slow."""
-    for solver, row in product(SOLVERS, PROBLEMS):
+    for solver, row in product(GENERAL, PROBLEMS):
         slow = bool(SOLVERS[solver].needs) and row[1] * row[2] > 100
         name = "-".join(map(str, (solver, *row)))
         yield pytest.param(solver, row, id=name, marks=[pytest.mark.slow] if slow else [])
@@ -188,7 +191,7 @@ def test_plans_are_valid_and_judged_rightly(solver: SolverName, row: tuple[str, 
 
 
 @pytest.mark.parametrize("split", get_args(SplitName))
-@pytest.mark.parametrize("solver", SOLVERS)
+@pytest.mark.parametrize("solver", GENERAL)
 def test_split_and_name_are_passed_on(solver: SolverName, split: SplitName) -> None:
     extra = {} if SOLVERS[solver].resizes else {"redundant": 4}
     spec = PlacementSpec(solver=solver, split=split, name="mine", **extra)
@@ -198,7 +201,7 @@ def test_split_and_name_are_passed_on(solver: SolverName, split: SplitName) -> N
     assert plan.name == f"{solver}+4" or (solver == "auto" and plan.name.startswith("auto: "))
 
 
-@pytest.mark.parametrize("solver", [name for name, solver in SOLVERS.items() if not solver.resizes])
+@pytest.mark.parametrize("solver", [name for name in GENERAL if not SOLVERS[name].resizes])
 @pytest.mark.parametrize("row", [PROBLEMS[3], pytest.param(PROBLEMS[10], marks=pytest.mark.slow)], ids=["small", "V3"])
 def test_a_layer_is_solved_the_same_alone(solver: SolverName, row: tuple[str, int, int, int, int, int, int]) -> None:
     whole = problem_of(row)
@@ -218,7 +221,7 @@ SEARCHES = {"saa", "joint", "auto"}
 
 
 def test_both_seeds_change_a_random_plan_and_searches_but_no_other() -> None:
-    for solver in SOLVERS:
+    for solver in GENERAL:
         plans = [
             solved(solver, problem_of(PROBLEMS[3], seed), own).placement.expert_of_slot.tobytes()
             for seed, own in ((0, 0), (0, 1), (1, 0), (1, 0))
@@ -237,7 +240,7 @@ def test_random_layers_differ() -> None:
 def fingerprint() -> str:
     """Hash of all plans of all solvers on some problems."""
     digest = hashlib.sha256()
-    for solver in SOLVERS:
+    for solver in GENERAL:
         for row in PROBLEMS[2:6]:
             digest.update(solved(solver, problem_of(row, seed=5), seed=7).placement.expert_of_slot.tobytes())
     return digest.hexdigest()
