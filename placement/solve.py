@@ -76,7 +76,8 @@ def solve(problem: PlacementProblem, spec: PlacementSpec) -> Solved:
         raise PlacementError(f"the plan asks for {spec.redundant} redundant slots, the problem has {problem.redundant}")
     missing = [field for field in solver.needs if getattr(problem, field) is None]
     if missing:
-        raise PlacementError(f"solver {spec.solver} needs {' and '.join(missing)}, which the problem lacks")
+        remedy = "; name the file of the plan in force: current: FILE" if missing == ["current"] else ""
+        raise PlacementError(f"solver {spec.solver} needs {' and '.join(missing)}, which the problem lacks{remedy}")
     start_s = time.perf_counter()
     found = solver.plan(problem, spec)
     time_s = time.perf_counter() - start_s

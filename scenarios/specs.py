@@ -140,6 +140,7 @@ class PlacementSpec(Spec):
         default=None, description="eplb: groups to nodes first; default: where it divides"
     )
     time_limit: Seconds = Field(default=60.0, gt=0, description="exflow, ilp-*: time of all programmes together")
+    current: str | None = Field(default=None, description="migrate: file of the plan in force; see `list formats`")
     moves: int | None = Field(default=None, ge=0, description="migrate: most copies moved, all layers; default: any")
     name: str | None = Field(default=None, description="name of the row in tables")
 

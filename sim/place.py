@@ -7,8 +7,11 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from placement.auto import least_redundant
 from placement.formats.contents import PlanFile
+from placement.migration import moved_copies
 from placement.objectives import OBJECTIVES
 from placement.plan import Placement
 from placement.reduction import reduce_trace
@@ -22,7 +25,7 @@ from sim.levers import Lever, levers
 from sim.plan_files import ReadPlan, plan_file
 from sim.result import Comparison, RunResult
 from sim.run import compare_in
-from sim.session import Plan, Session, placement_problem
+from sim.session import Plan, Session, current_plan, placement_problem
 from sim.setting import Setting
 
 Told = Callable[[str], None]
@@ -68,6 +71,7 @@ class Placed:
     comparison   the plan, experts in order, and EPLB with one spare slot a rank, simulated on held-out requests.
     plan         name of the plan's row there.
     solver       solver, or `file` with its format; status, execution model and time are those of `Solved`.
+    moved_copies copies on ranks that lack the expert under the plan in force; None where there is none.
     """
 
     comparison: Comparison
@@ -77,6 +81,7 @@ class Placed:
     execution: ExecutionModel
     solve_time_s: float
     measures: tuple[Measure, ...]
+    moved_copies: int | None
     file: PlanFile
     explanation: Explanation | None
 
@@ -94,6 +99,7 @@ class Placed:
             "status": self.status,
             "execution": self.execution,
             "solve_time_s": self.solve_time_s,
+            "moved_copies": self.moved_copies,
             "objectives": measures,
         }
         if self.explanation is not None:
@@ -133,9 +139,19 @@ def place(
         execution="any" if isinstance(found, ReadPlan) else found.execution,
         solve_time_s=0.0 if isinstance(found, ReadPlan) else found.time_s,
         measures=measures,
+        moved_copies=_moved(setting, spec.placement, base, found.placement),
         file=plan_file(setting, found.placement),
         explanation=_explanation(session, setting, plan, comparison, told) if explain else None,
     )
+
+
+def _moved(setting: Setting, spec: PlacementSpec, base: Path, plan: Placement) -> int | None:
+    """Copies that an engine must fetch to go from the plan in force to `plan`, in all layers."""
+    current = current_plan(setting, spec, base)
+    if current is None:
+        return None
+    before, after = (each.expert_of_slot.astype(np.intp) for each in (current, plan))
+    return int(moved_copies(before, after, plan.n_ranks, plan.n_experts).sum())
 
 
 def _references(setting: Setting, own: PlacementSpec) -> list[PlacementSpec]:

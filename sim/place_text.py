@@ -21,7 +21,9 @@ SHOWN_RANKS = 4
 def measures_table(placed: Placed) -> rich.table.Table:
     """Objectives of the plan on the fitted part, with bound and gap."""
     took = f", {shown_time(placed.solve_time_s)}" if placed.solve_time_s else ""
-    title = f"{shown_name(placed.plan)}: {placed.solver}, {placed.status}{took}; execution model: {placed.execution}"
+    moved = "" if placed.moved_copies is None else f"; {placed.moved_copies:,} copies move"
+    facts = f"{placed.solver}, {placed.status}{took}; execution model: {placed.execution}{moved}"
+    title = f"{shown_name(placed.plan)}: {facts}"
     rows = [
         (
             f"{measure.name}{' (minimised)' if measure.minimised else ''}",

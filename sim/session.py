@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -90,7 +90,8 @@ class Session:
             if spec.solver == "file":
                 self.plans[key] = plan_of_file(setting, spec, self.base)
             else:
-                self.plans[key] = solve(placement_problem(setting, spec, self.spec.seed, exchange), spec)
+                problem = placement_problem(setting, spec, self.spec.seed, exchange)
+                self.plans[key] = solve(replace(problem, current=current_plan(setting, spec, self.base)), spec)
         return self.plans[key]
 
     def reduction(self, setting: Setting, placement: Placement, schedule: ScheduleSpec) -> Reduction:
@@ -120,6 +121,21 @@ def solve_placement(
     exchange  that of the schedule which the plan will run under; default: `ExchangeSpec()`.
     """
     return solve(placement_problem(setting, spec, seed, exchange or ExchangeSpec()), spec).placement
+
+
+def current_plan(setting: Setting, spec: PlacementSpec, base: Path) -> Placement | None:
+    """The plan in force, from the file `spec.current` relative to `base`, or None where there is none.
+
+    Raises PlacementError where the solver has no use for it.
+    """
+    if spec.current is None:
+        return None
+    users = [name for name, solver in SOLVERS.items() if "current" in solver.needs]
+    if spec.solver not in users:
+        raise PlacementError(
+            f"current is the plan that {' and '.join(users)} adjust; solver {spec.solver} has no use for it"
+        )
+    return plan_of_file(setting, PlacementSpec(file=spec.current), base).placement
 
 
 def placement_problem(setting: Setting, spec: PlacementSpec, seed: int, exchange: ExchangeSpec) -> PlacementProblem:

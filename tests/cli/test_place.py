@@ -31,10 +31,27 @@ def row(content: dict[str, Any]) -> dict[str, Any]:
     return dict(found)
 
 
-@pytest.mark.parametrize("solver", SOLVERS)
-def test_every_solver_states_objective_bound_and_gap(moesim: Command, solver: str) -> None:
-    options = "spare: [0, 1]" if solver == "auto" else "redundant: 8"
-    content = placed(moesim, "--set", f"placement={{solver: {solver}, {options}}}")
+OPTIONS = {
+    "auto": "spare: [0, 1]",
+    "joint": "redundant: 8",
+    "migrate": "redundant: 8, current: now.json, moves: 9",
+    "chain-exact": "redundant: 0",
+    "ilp-saa": "redundant: 8, time_limit: 2 s",
+} | dict.fromkeys(("alsa", "two-stage", "exflow", "ilp-affinity", "ilp-load"), "redundant: 0, time_limit: 2 s")
+SLOW = ("auto", "joint", "exflow", "ilp-affinity", "ilp-load", "ilp-saa", "migrate")
+
+
+@pytest.mark.parametrize(
+    "solver", [pytest.param(name, marks=pytest.mark.slow if name in SLOW else ()) for name in SOLVERS]
+)
+def test_every_solver_states_objective_bound_and_gap(moesim: Command, folder: Path, solver: str) -> None:
+    arguments = ["--set", f"placement={{solver: {solver}, {OPTIONS.get(solver, 'redundant: 8')}}}"]
+    if solver == "migrate":
+        moesim("place", "tiny.yaml", *EPLB, "--seed", "1", "--export", "moesim", "now.json").succeeded()
+    if solver == "chain-exact":  # exact for few experts only
+        (folder / "tiny-moe.yaml").write_text(CARD.replace("n_experts: 16", "n_experts: 8"))
+        arguments += ["--set", "cluster.devices_per_node=4"]
+    content = placed(moesim, *arguments)
     facts = content["placement"]
     own = [measure for measure in facts["objectives"] if measure["minimised"]]
     assert (facts["solver"], len(own)) == (solver, 1)
@@ -47,6 +64,10 @@ def test_every_solver_states_objective_bound_and_gap(moesim: Command, solver: st
             assert measure["gap"] == pytest.approx(measure["value"] / measure["bound"] - 1)
     assert (facts["status"] == "optimal") == (own[0]["value"] <= own[0]["bound"] * (1 + 1e-9))
     assert row(content)["metrics"]["load_imbalance"] >= 1
+
+    assert (facts["moved_copies"] is None) == (solver != "migrate")
+    assert solver != "migrate" or facts["moved_copies"] <= 9
+    assert solver != "chain-exact" or facts["status"] == "optimal"
 
 
 def test_tables_show_the_plan_beside_experts_in_order_and_eplb(moesim: Command) -> None:
@@ -155,6 +176,10 @@ def test_quiet_prints_nothing(moesim: Command) -> None:
         (["--set", "placement.solver=file"], 2, ["a plan is either solved ('solver: NAME') or read ('file: FILE')"]),
         (["--set", "placement.redundant=3"], 3, ["16 experts + 3 redundant = 19 slots do not divide over 8 ranks"]),
         (["--set", "placement.redundant=128"], 3, ["16 experts on 8 ranks can use at most 112"]),
+        (["--set", "placement.solver=migrate"], 2, ["needs current", "name the file of the plan in force"]),
+        (["--set", "placement.current=p.json"], 2, ["current is the plan that", "solver contiguous has no use for it"]),
+        (["--set", "placement={solver: alsa, redundant: 8}"], 3, ["set redundant 0"]),
+        (["--set", "placement={solver: chain-exact}"], 3, ["experts"]),
         (["--set", "memory.reserve=0.9999"], 3, ["short by", "Levers: fewer than 8 redundant slots, more"]),
     ],
 )
