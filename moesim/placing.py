@@ -83,11 +83,12 @@ def _print(placed: Placed, targets: Targets) -> None:
     from rich.console import Console
 
     from sim import tables
-    from sim.place_text import explanation_parts, measures_table
+    from sim.place_text import explanation_parts, judgement_table, measures_table
 
     console = Console()
     (table,) = placed.comparison.tables
     console.print(measures_table(placed))
+    console.print(judgement_table(placed))
     console.print(tables.comparison_table(table))
     for part in explanation_parts(placed):
         console.print(part, highlight=False, markup=False) if isinstance(part, str) else console.print(part)

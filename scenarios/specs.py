@@ -76,6 +76,9 @@ class SplitSpec(Spec):
 
     fit: float = Field(default=0.5, ge=0, le=1)
     evaluate: float = Field(default=0.5, gt=0, le=1)
+    shifted: str | None = Field(
+        default=None, description="label of a domain that is in neither part: `place` judges plans on it, too"
+    )
 
     @model_validator(mode="after")
     def _parts(self) -> SplitSpec:

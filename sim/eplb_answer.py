@@ -14,11 +14,11 @@ from placement.reduction import reduce_trace
 from scenarios.errors import TraceError
 from scenarios.specs import PlacementSpec, ScheduleSpec
 from sim import metrics as measure
-from sim.fitted import fitted_sequences, steps_of
+from sim.fitted import steps_of
 from sim.metrics import Execution
 from sim.run import execute_schedule
 from sim.session import solve_placement
-from sim.setting import Setting
+from sim.setting import Setting, sequence_parts
 from traces.split import select_sequences
 from traces.stats import expert_loads
 
@@ -74,7 +74,7 @@ def will_eplb_help(setting: Setting, schedule: ScheduleSpec, seed: int = 0) -> E
 
     Raises TraceError where the fitted part has one sequence only, which leaves nothing to tell noise from gain.
     """
-    fitted = fitted_sequences(setting, seed)
+    fitted = sequence_parts(setting.trace, setting.workload, seed).fit
     folds = min(FOLDS, len(fitted))
     if folds < 2:
         raise TraceError(

@@ -1,4 +1,4 @@
-"""The sequences that plans are fitted on, and steps made of some of them."""
+"""Steps of a setting made of other sequences than its own."""
 
 from __future__ import annotations
 
@@ -7,14 +7,6 @@ from numpy.typing import NDArray
 
 from sim.setting import Setting
 from traces.batches import Batches, compose_batches
-from traces.split import split_sequences
-
-
-def fitted_sequences(setting: Setting, seed: int) -> NDArray[np.int64]:
-    """The sequences that plans are fitted on, as `sim.setting.make_setting` draws them."""
-    split = setting.workload.split
-    fit, judged = split_sequences(setting.trace, split.fit, split.evaluate, seed)
-    return fit if len(fit) else judged
 
 
 def steps_of(setting: Setting, sequences: NDArray[np.int64], n_steps: int, rng: np.random.Generator) -> Batches:

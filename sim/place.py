@@ -11,6 +11,7 @@ import numpy as np
 
 from placement.auto import least_redundant
 from placement.formats.contents import PlanFile
+from placement.judgement import Judgement
 from placement.migration import moved_copies
 from placement.objectives import OBJECTIVES
 from placement.plan import Placement
@@ -21,6 +22,7 @@ from placement.solver import ExecutionModel, ObjectiveName
 from scenarios.specs import CompareSpec, PlacementSpec, ScenarioSpec
 from sim.binding import Binding, binding
 from sim.eplb_answer import EplbAnswer, will_eplb_help
+from sim.judging import judged, reference_spec
 from sim.levers import Lever, levers
 from sim.plan_files import ReadPlan, plan_file
 from sim.result import Comparison, RunResult
@@ -71,6 +73,7 @@ class Placed:
     comparison   the plan, experts in order, and EPLB with one spare slot a rank, simulated on held-out requests.
     plan         name of the plan's row there.
     solver       solver, or `file` with its format; status, execution model and time are those of `Solved`.
+    judgement    MoE time over that of `reference`, a plan of EPLB, on fitted, held-out and shifted requests.
     moved_copies copies on ranks that lack the expert under the plan in force; None where there is none.
     """
 
@@ -81,6 +84,8 @@ class Placed:
     execution: ExecutionModel
     solve_time_s: float
     measures: tuple[Measure, ...]
+    judgement: Judgement
+    reference: str
     moved_copies: int | None
     file: PlanFile
     explanation: Explanation | None
@@ -101,6 +106,7 @@ class Placed:
             "solve_time_s": self.solve_time_s,
             "moved_copies": self.moved_copies,
             "objectives": measures,
+            "judgement": asdict(self.judgement) | {"reference": self.reference},
         }
         if self.explanation is not None:
             told = self.explanation
@@ -130,7 +136,9 @@ def place(
     session.spec = spec.model_copy(update={"compare": axes})
     comparison = compare_in(session, axes, version, lambda name, _: told(f"simulating {name}"))
     name = found.placement.name
-    measures = _measures(session, setting, plan, found)
+    told("judging")
+    reference = session.plan_of(setting, replace(plan, placement=reference_spec(setting))).placement
+    exchange = spec.schedule.exchange
     return Placed(
         comparison=comparison,
         plan=name,
@@ -138,7 +146,9 @@ def place(
         status="read" if isinstance(found, ReadPlan) else found.status,
         execution="any" if isinstance(found, ReadPlan) else found.execution,
         solve_time_s=0.0 if isinstance(found, ReadPlan) else found.time_s,
-        measures=measures,
+        measures=_measures(session, setting, plan, found),
+        judgement=judged(setting, found.placement, reference, exchange, spec.seed),
+        reference=reference.name,
         moved_copies=_moved(setting, spec.placement, base, found.placement),
         file=plan_file(setting, found.placement),
         explanation=_explanation(session, setting, plan, comparison, told) if explain else None,
@@ -156,11 +166,8 @@ def _moved(setting: Setting, spec: PlacementSpec, base: Path, plan: Placement) -
 
 def _references(setting: Setting, own: PlacementSpec) -> list[PlacementSpec]:
     """Experts in order, and EPLB with one spare slot a rank, where the plan is neither."""
-    n_experts, n_ranks = setting.model.n_experts, setting.layout.n_ranks
-    least = least_redundant(n_experts, n_ranks)
-    references = [PlacementSpec(redundant=least)]
-    if least + n_ranks <= n_experts * (n_ranks - 1):
-        references.append(PlacementSpec(solver="eplb", redundant=least + n_ranks))
+    least = least_redundant(setting.model.n_experts, setting.layout.n_ranks)
+    references = [PlacementSpec(redundant=least), reference_spec(setting)]
     return [spec for spec in references if spec.model_dump() != own.model_dump()]
 
 

@@ -36,6 +36,26 @@ def measures_table(placed: Placed) -> rich.table.Table:
     return _table(title, ("on the fitted part", "plan", "lower bound", "gap"), rows)
 
 
+def judgement_table(placed: Placed) -> rich.table.Table:
+    """MoE time of the plan over EPLB's on every part of the requests."""
+    rows = [
+        (
+            part.name,
+            shown_time(part.step_s),
+            f"{part.over_eplb:.3f}",
+            f"{part.low:.3f}–{part.high:.3f}",
+            shown_percent(part.fixed_frac),
+        )
+        for part in placed.judgement.parts
+    ]
+    title = f"Time of all MoE layers over that of {shown_name(placed.reference)}; overfit: {_yes(placed)}"
+    return _table(title, ("requests", "MoE time", "ratio", "90 % interval", "no plan changes"), rows)
+
+
+def _yes(placed: Placed) -> str:
+    return "yes, the gain on fitted requests is more than twice that on others" if placed.judgement.overfit else "no"
+
+
 def explanation_parts(placed: Placed) -> Iterator[rich.table.Table | str]:
     """Tables and sentences of `--explain`, in order; nothing without it."""
     told = placed.explanation

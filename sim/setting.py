@@ -17,7 +17,7 @@ from sim.program import Chunk, Layer, Step, Work
 from sim.size import check_workload
 from traces.batches import Batches, compose_batches
 from traces.routing import RoutingTrace
-from traces.split import select_sequences, split_sequences
+from traces.split import label_sequences, select_sequences, split_sequences
 from traces.stats import expert_loads
 from traces.storage import load_trace
 from traces.synth import fit_knobs, knobs_from_spec, synthesise
@@ -65,8 +65,7 @@ def make_setting(
     layout, attention_tp = _layout(machine, parallel)
     check_workload(workload, model, layout.n_devices)
     check_trace(trace, model)
-    fit, judged = split_sequences(trace, workload.split.fit, workload.split.evaluate, seed)
-    fitted = fit if len(fit) else judged
+    parts = sequence_parts(trace, workload, seed)
     batches, fit_batches = (
         compose_batches(
             trace,
@@ -76,7 +75,10 @@ def make_setting(
             context_tokens=workload.context_tokens,
             rng=np.random.default_rng([seed, stream]),
         )
-        for sequences, steps, stream in ((judged, workload.steps, 1), (fitted, min(workload.steps, FIT_STEPS), 2))
+        for sequences, steps, stream in (
+            (parts.judged, workload.steps, 1),
+            (parts.fit, min(workload.steps, FIT_STEPS), 2),
+        )
     )
     return Setting(
         model=model,
@@ -85,12 +87,35 @@ def make_setting(
         attention_tp=attention_tp,
         workload=workload,
         trace=trace,
-        fit_loads=expert_loads(select_sequences(trace, fitted)),
-        fit_sequences=len(fit),
+        fit_loads=expert_loads(select_sequences(trace, parts.fit)),
+        fit_sequences=len(parts.fit) if workload.split.fit > 0 else 0,
         fit_batches=fit_batches,
         batches=batches,
-        judged_sequences=len(judged),
+        judged_sequences=len(parts.judged),
     )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SequenceParts:
+    """Sequences int64[n] to fit plans on, to judge them on, and of the shifted domain (none where there is none)."""
+
+    fit: NDArray[np.int64]
+    judged: NDArray[np.int64]
+    shifted: NDArray[np.int64]
+
+
+def sequence_parts(trace: RoutingTrace, workload: WorkloadSpec, seed: int) -> SequenceParts:
+    """The parts of `workload.split`; with fit: 0 plans are fitted on the sequences that judge them.
+
+    Raises TraceError where a part stays empty, or no sequence has the label of the shifted domain.
+    """
+    split = workload.split
+    fit, judged = split_sequences(trace, split.fit, split.evaluate, seed)
+    shifted = np.empty(0, np.int64) if split.shifted is None else label_sequences(trace, split.shifted)
+    fit, judged = (np.setdiff1d(part, shifted) for part in (fit, judged))
+    if len(judged) == 0 or (len(fit) == 0 and split.fit > 0):
+        raise TraceError(f"outside of the shifted domain '{split.shifted}' a part is empty; name a smaller domain")
+    return SequenceParts(fit=fit if len(fit) else judged, judged=judged, shifted=shifted)
 
 
 def open_trace(workload: WorkloadSpec, model: ModelCard, base: Path) -> RoutingTrace:

@@ -13,6 +13,8 @@ from placement.formats import FORMATS
 from placement.solve import SOLVERS
 from tests.cli.command import CARD, SCENARIO
 from tests.cli.conftest import Command
+from tests.small import random_ids, trace_of
+from traces.storage import save_trace
 
 EPLB = ["--set", "placement={solver: eplb, redundant: 8}"]
 PLANS = [name for name in FORMATS if name not in ("sglang-counts", "ktransformers", "exflow")]
@@ -77,6 +79,31 @@ def test_tables_show_the_plan_beside_experts_in_order_and_eplb(moesim: Command) 
         assert text in done.out
     rows = [line.split()[1] for line in done.out.splitlines() if line[:3] in ("1  ", "2  ", "3  ")]
     assert sorted(rows) == ["contiguous", "eplb+8", "greedy"]
+
+
+def two_domains(path: Path) -> None:
+    """A trace of the tiny model: `chat` visits the lower half of the experts, `code` the upper half."""
+    ids = random_ids((3, 2, 1024), 8, seed=3)
+    ids[:, :, 512:] += 8
+    labels = tuple(["chat"] * 16 + ["code"] * 16)
+    save_trace(trace_of(ids, 16, [32] * 32, moe_layers=(0, 1, 2), labels=labels), path)
+
+
+def test_plans_are_judged_on_a_domain_that_they_never_saw(moesim: Command, folder: Path) -> None:
+    two_domains(folder / "two.npz")
+    trace = ["--set", "workload={trace: two.npz, tokens_per_device: 8, steps: 8, split: {shifted: code}}"]
+    facts = placed(moesim, *trace, "--export", "sglang-counts", "c.json")["placement"]
+    parts = {part["name"]: part for part in facts["judgement"]["parts"]}
+    assert list(parts) == ["fitted", "held out", "shifted: code"]
+    assert (facts["judgement"]["reference"], facts["judgement"]["overfit"]) == ("eplb+8", False)
+    for part in parts.values():
+        assert part["low"] <= part["over_eplb"] <= part["high"]
+        assert 0 < part["fixed_frac"] < 1
+    fitted = np.array(json.loads(Path("c.json").read_text())["logical_count"])
+    assert (fitted[:, 8:] == 0).all()  # nothing of `code` was seen
+    assert fitted.sum() == 3 * 2 * 32 * 8  # layers, top-k, tokens of a sequence, half of the other domain
+    wrong = ["--set", "workload={trace: two.npz, split: {shifted: cod}}"]
+    moesim("place", "tiny.yaml", *wrong).refused(2, "no sequence has the label 'cod' (did you mean 'code'?)")
 
 
 def test_a_plan_is_not_compared_with_itself(moesim: Command) -> None:
