@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import fields
 from typing import Any
 
 import numpy as np
@@ -86,18 +87,14 @@ class JointState:
             slot_visits = self.slot_visits[pair]
             slot_visits[there] = self.slot_visits[layer[..., None], ranks[..., ::-1], places[..., ::-1]]
             visits = slot_visits.sum(axis=3)
-        pair_s = self._expert_s(tokens, visits, ranks)
         expert_s = np.repeat(self.expert_s[:, None], first.shape[1], axis=1)
-        expert_s[layer[..., None], candidate[..., None], :, ranks] = pair_s
-        all_visits = np.repeat(self.visits[:, None], first.shape[1], axis=1)
-        all_visits[layer[..., None], candidate[..., None], ranks] = visits
-        all_masks = None
-        if self.machine.forwards:
-            all_masks = np.repeat(self.rank_masks[:, None], first.shape[1], axis=1)
-            all_masks[layer[..., None], candidate[..., None], ranks] = rank_masks
-        ports = self._ports(all_visits, all_masks)
+        expert_s[layer[..., None], candidate[..., None], :, ranks] = self._expert_s(tokens, visits, ranks)
+        if self.machine.forwards or self.machine.layout.tp > 1:
+            ports = self._all_ports(ranks, visits, rank_masks)
+        else:
+            ports = self._moved_ports(ranks, visits)
         costs = self._cost(ports, expert_s)
-        made = {"rank_masks": rank_masks, "visits": all_visits, "expert_s": expert_s, "ports": ports, "costs": costs}
+        made = {"rank_masks": rank_masks, "visits": visits, "expert_s": expert_s, "ports": ports, "costs": costs}
         return costs, made
 
     def take(self, layers: Index, candidate: Index, first: Index, second: Index, made: dict[str, Any]) -> None:
@@ -108,7 +105,9 @@ class JointState:
         self.slots[layers, first], self.slots[layers, second] = self.slots[layers, second], self.slots[layers, first]
         for side, slot in enumerate((first, second)):
             self.rank_masks[layers, slot // self.room] = made["rank_masks"][layers, candidate, side]
-        self.visits[layers] = made["visits"][layers, candidate]
+            self.visits[layers, slot // self.room] = made["visits"][layers, candidate, side]
+        for field in fields(PortTokens):
+            getattr(self.ports, field.name)[layers] = getattr(made["ports"], field.name)[layers, candidate]
         self.expert_s[layers] = made["expert_s"][layers, candidate]
         self.costs[layers] = made["costs"][layers, candidate]
 
@@ -123,29 +122,43 @@ class JointState:
         speeds = self.speeds if ranks is None else self.speeds[ranks]
         return times_s / speeds[..., None]
 
-    def _ports(self, visits: Counts, rank_masks: Words | None) -> PortTokens:
+    def _ports(self, visits: Counts, rank_masks: Words) -> PortTokens:
         """Tokens at the ports, int64[..., step, device], from visits [..., rank, step, source]."""
         layout = self.machine.layout
         pairs = np.moveaxis(visits, -3, -1)
         if not self.machine.forwards:
-            return self._direct(pairs)
-        assert rank_masks is not None
+            return direct_ports(np.repeat(pairs, layout.tp, axis=-1), layout)
         by_node = rank_masks.reshape(*rank_masks.shape[:-3], layout.n_nodes, -1, *rank_masks.shape[-2:])
         node_visits = _ones(np.bitwise_or.reduce(by_node, axis=-3))
         return forwarded_ports(np.repeat(pairs, layout.tp, axis=-1), np.moveaxis(node_visits, -3, -1), layout)
 
-    def _direct(self, pairs: Counts) -> PortTokens:
-        """`direct_ports` by products with fixed masks, several times faster on small tables."""
-        if self.machine.layout.tp > 1:
-            return direct_ports(np.repeat(pairs, self.machine.layout.tp, axis=-1), self.machine.layout)
-        inside = pairs * self.home[0]
-        between = pairs * self.home[1] if self.machine.layout.n_nodes > 1 else np.zeros_like(pairs)
-        return PortTokens(
-            send_intra=inside.sum(axis=-1),
-            receive_intra=inside.sum(axis=-2),
-            send_inter=between.sum(axis=-1),
-            receive_inter=between.sum(axis=-2),
-        )
+    def _all_ports(self, ranks: Index, visits: Counts, rank_masks: Words) -> PortTokens:
+        """Ports of each candidate from all ranks, those of its two replaced; where `_moved_ports` does not apply."""
+        layer, candidate = self.layers[:, None, None], np.arange(ranks.shape[1])[None, :, None]
+        all_visits = np.repeat(self.visits[:, None], ranks.shape[1], axis=1)
+        all_masks = np.repeat(self.rank_masks[:, None], ranks.shape[1], axis=1)
+        all_visits[layer, candidate, ranks], all_masks[layer, candidate, ranks] = visits, rank_masks
+        return self._ports(all_visits, all_masks)
+
+    def _moved_ports(self, ranks: Index, visits: Counts) -> PortTokens:
+        """`direct_ports` of each candidate, from the visits [layer, candidate, 2, step, source] of its two ranks."""
+        layer, candidate = self.layers[:, None, None], np.arange(ranks.shape[1])[None, :, None]
+        moved = visits - self.visits[layer, ranks]
+        ports: dict[str, Counts] = {}
+        for kind, home in zip(("intra", "inter"), self.home, strict=True):
+            sent, received = getattr(self.ports, f"send_{kind}"), getattr(self.ports, f"receive_{kind}")
+            if not home.any():
+                same = [np.broadcast_to(t[:, None], (*ranks.shape[:2], *t.shape[1:])) for t in (sent, received)]
+                ports |= {f"send_{kind}": same[0], f"receive_{kind}": same[1]}
+                continue
+            counted = home.T[ranks][:, :, :, None, :]
+            arrived = np.repeat(received[:, None], ranks.shape[1], axis=1)
+            arrived[layer, candidate, :, ranks] = (visits * counted).sum(axis=-1)
+            ports |= {
+                f"send_{kind}": sent[:, None] + (moved * counted).sum(axis=2),
+                f"receive_{kind}": arrived,
+            }
+        return PortTokens(**ports)
 
     def _cost(self, ports: PortTokens, expert_s: FloatArray) -> FloatArray:
         """Mean over steps of the time of a layer, float64[...], from [..., step, device]."""

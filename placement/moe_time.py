@@ -15,6 +15,7 @@ from placement.sample import TokenSample
 from placement.traffic import PortTokens
 
 Tokens = NDArray[np.integer]
+SIDES: tuple[Side, Side] = ("dispatch", "combine")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,6 +57,20 @@ def layer_times(machine: Machine, placement: Placement, reduction: Reduction, to
     dispatch = _both_ports_s(machine, "dispatch", held, reduction.ports)
     combine = _both_ports_s(machine, "combine", held, reduction.ports.reversed())
     return together(dispatch, experts_s, combine)
+
+
+def idle_times_s(machine: Machine, placement: Placement, tokens_per_device: int) -> float:
+    """Time of all MoE layers where no expert gets a token and no copy travels: launches and latencies alone [s]."""
+    none, held = np.zeros((1, 1)), np.full((1, 1), tokens_per_device)
+    empty_s = [port_times_s(machine, side, held, (none, none)).max() for side in SIDES]
+    slots = np.zeros((placement.n_layers, 1, placement.n_ranks, int(placement.slots_per_rank().max())), np.int64)
+    experts_s = grouped_gemm_moe_s(
+        slots,
+        expert_shape(machine.model, machine.layout.tp),
+        machine.cluster.device,
+        n_slots=placement.slots_per_rank()[:, None, :],
+    )
+    return float(sum(empty_s) * placement.n_layers + experts_s.max(axis=-1).sum())
 
 
 def _both_ports_s(machine: Machine, side: Side, held: Tokens, ports: PortTokens) -> tuple[Seconds, Seconds]:

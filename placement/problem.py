@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -132,15 +134,17 @@ def plan_name(spec: PlacementSpec) -> str:
     return f"{spec.solver}{policy}{replicas}{split}{seed}"
 
 
-def with_sample(problem: PlacementProblem, sample: TokenSample) -> PlacementProblem:
-    """The problem with `sample` and all that is counted in it; `loads` stay those of the whole fitted part."""
-    return replace(
-        problem,
-        sample=sample,
-        batch_loads=batch_loads(sample),
-        transitions=transitions(sample),
-        coactivation=coactivation(sample),
-    )
+COUNTED: dict[str, Callable[[TokenSample], FloatArray]] = {
+    "batch_loads": batch_loads,
+    "transitions": transitions,
+    "coactivation": coactivation,
+}
+
+
+def with_sample(problem: PlacementProblem, sample: TokenSample, needs: Iterable[str] = COUNTED) -> PlacementProblem:
+    """The problem with `sample` and those tables of `needs` that are counted in it; `loads` stay as they are."""
+    counted: dict[str, Any] = {field: count(sample) for field, count in COUNTED.items() if field in set(needs)}
+    return replace(problem, sample=sample, **counted)
 
 
 def _read_only(

@@ -128,7 +128,8 @@ def placement_problem(setting: Setting, spec: PlacementSpec, seed: int, exchange
     )
     if not solver.needs or setting.fit_batches is None:
         return problem
-    return with_sample(problem, TokenSample(trace=setting.trace, tokens=setting.fit_batches.tokens))
+    sample = TokenSample(trace=setting.trace, tokens=setting.fit_batches.tokens)
+    return with_sample(problem, sample, solver.needs)
 
 
 def placement_digest(placement: Placement) -> str:
