@@ -17,7 +17,7 @@ from placement.affinity import check_affinity, experts_per_rank
 from placement.linear import LinearProgramme, solve_linear
 from placement.plan import FloatArray
 
-SQUARE_ROUNDS = {32: 4, 64: 2}  # rounds by experts, up to; a round looks at experts^4 squares, none beyond 64 experts
+SQUARE_ROUNDS = {32: 3, 64: 1}  # rounds by experts, up to; a round looks at experts^4 squares, none beyond 64 experts
 SQUARES_PER_ROUND = 3000
 VIOLATED = 1e-3  # by more than this a square inequality is worth a row
 

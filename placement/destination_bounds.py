@@ -1,6 +1,6 @@
 """Lower bounds on the distinct parts (ranks, or nodes) that a token visits: lambda, home-return execution.
 
-docs/placement-bounds.md has the proofs. Three bounds, from weak to strong; each holds for every placement:
+docs/placement-bounds.md has the proofs. Each holds for every placement; from weak to strong on real traces:
 
 - `pairs_bound`        how many pairs of a token's experts can share a part at all;
 - `companions_bound`   which experts can be companions, decided once for all tokens: a linear programme;
@@ -35,11 +35,15 @@ def destination_bound(
 ) -> float:
     """No placement sends a token to fewer distinct parts on average [parts per token].
 
-    The set-partitioning bound where its sets can be enumerated and no expert has a replica, else the companions'.
+    The set-partitioning bound where its sets can be enumerated and no expert has a replica, else the companions'; the
+    pairs bound where it is higher, which happens on no trace that was tried.
     """
-    if n_slots == n_experts and comb(n_experts, n_slots // n_parts) <= most_sets:
-        return partition_bound(experts, n_experts=n_experts, n_parts=n_parts)
-    return companions_bound(experts, n_experts=n_experts, n_parts=n_parts, n_slots=n_slots)
+    if n_slots != n_experts:
+        return companions_bound(experts, n_experts=n_experts, n_parts=n_parts, n_slots=n_slots)
+    pairs = pairs_bound(experts, n_experts=n_experts, n_parts=n_parts)
+    if comb(n_experts, n_slots // n_parts) <= most_sets:
+        return max(pairs, partition_bound(experts, n_experts=n_experts, n_parts=n_parts))
+    return max(pairs, companions_bound(experts, n_experts=n_experts, n_parts=n_parts, n_slots=n_slots))
 
 
 def visits_per_token(experts: NDArray[np.integer], part_of_expert: IntArray) -> float:
@@ -49,7 +53,7 @@ def visits_per_token(experts: NDArray[np.integer], part_of_expert: IntArray) -> 
 
 
 def pairs_bound(experts: NDArray[np.integer], *, n_experts: int, n_parts: int) -> float:
-    """The convex envelope bound on parts per token, without replicas: what the others are measured against.
+    """The convex envelope's bound on parts per token, without replicas: what the others are measured against.
 
     A token in n parts has at least the pairs of its most even split; by Jensen the mean number of pairs that share a
     part, at most P, bounds the mean of n. P: the lower of the strongest room - 1 partners of every expert, and the

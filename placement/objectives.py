@@ -13,6 +13,7 @@ from placement.plan import FloatArray, Placement, rank_loads
 from placement.problem import PlacementProblem
 from placement.solver import ObjectiveName
 from placement.time_bound import moe_time_bound_s
+from placement.visits import node_visits, node_visits_bound, rank_visits, rank_visits_bound
 from scenarios.errors import PlacementError
 
 
@@ -76,6 +77,8 @@ OBJECTIVES: dict[ObjectiveName, Objective] = {
     "batch-load": Objective(unit="tokens", value=mean_busiest_load, bound=mean_busiest_load_bound),
     "time": Objective(unit="s", value=moe_time_s, bound=moe_time_bound_s),
     "hops": Objective(unit="tokens", value=hops, bound=lambda _problem: 0.0),
+    "visits": Objective(unit="ranks per token", value=rank_visits, bound=rank_visits_bound),
+    "node-visits": Objective(unit="nodes per token", value=node_visits, bound=node_visits_bound),
 }
 
 

@@ -11,7 +11,7 @@ from placement.problem import PlacementProblem
 from scenarios.specs import PlacementSpec
 
 ExecutionModel = Literal["home-return", "context-coherent", "any"]
-ObjectiveName = Literal["load", "batch-load", "time", "hops"]
+ObjectiveName = Literal["load", "batch-load", "time", "hops", "visits", "node-visits"]
 Need = Literal["batch_loads", "transitions", "coactivation", "sample", "machine", "speeds", "memory", "current"]
 
 
