@@ -11,11 +11,23 @@ from scenarios.models import DType
 from scenarios.sources import Spec
 from scenarios.units import BytesPerS, Seconds
 
-SolverName = Literal["contiguous", "round-robin", "random", "greedy", "eplb", "balance", "saa", "joint", "auto"]
+SolverName = Literal[
+    "contiguous",
+    "round-robin",
+    "random",
+    "greedy",
+    "eplb",
+    "balance",
+    "flexmoe",
+    "smartmoe",
+    "saa",
+    "joint",
+    "auto",
+]
 OverlapName = Literal["none", "chunked"]
 LawName = Literal["port", "fifo", "maxmin"]
 DedupName = Literal["none", "device", "node"]
-SplitName = Literal["even", "least-loaded", "lp"]
+SplitName = Literal["even", "least-loaded", "lp", "lp-local"]
 FittedKernelName = Literal["deepep-normal", "deepep-low-latency", "nvl72-one-sided", "nvl72-two-sided"]
 KernelName = Literal["alpha-beta", "nccl"] | FittedKernelName
 KERNEL_DEDUP: dict[str, DedupName] = {
