@@ -105,7 +105,7 @@ EXACT_SOLVERS: dict[SolverName, Solver] = {
     "ilp-affinity": _affinity(plan_ilp_affinity),
     "ilp-load": Solver(plan=plan_ilp_load),
     "ilp-saa": Solver(plan=plan_ilp_saa, objective="batch-load", needs=("batch_loads",)),
-    "migrate": Solver(plan=plan_migrate, objective="batch-load", needs=("current",)),
+    "migrate": Solver(plan=plan_migrate, objective="batch-load", needs=("current",), adjusts=True),
 }
 
 

@@ -37,6 +37,7 @@ class Solver:
     execution  "home-return": tokens go back to their own device after the experts; "context-coherent": they stay where
                the expert was; "any": the objective is the same in both.
     needs      fields of the problem that may be left out elsewhere, but not here.
+    adjusts    whether it begins with the plan in force, where the problem has one.
     resizes    whether the plan may have other redundant slots than the problem, up to them.
     """
 
@@ -44,4 +45,5 @@ class Solver:
     objective: ObjectiveName = "load"
     execution: ExecutionModel = "any"
     needs: tuple[Need, ...] = ()
+    adjusts: bool = False
     resizes: bool = False

@@ -18,6 +18,8 @@ SolverName = Literal[
     "greedy",
     "eplb",
     "balance",
+    "flexmoe",
+    "smartmoe",
     "saa",
     "joint",
     "auto",
@@ -33,7 +35,7 @@ SolverName = Literal[
 OverlapName = Literal["none", "chunked"]
 LawName = Literal["port", "fifo", "maxmin"]
 DedupName = Literal["none", "device", "node"]
-SplitName = Literal["even", "least-loaded", "lp"]
+SplitName = Literal["even", "least-loaded", "lp", "lp-local"]
 FittedKernelName = Literal["deepep-normal", "deepep-low-latency", "nvl72-one-sided", "nvl72-two-sided"]
 KernelName = Literal["alpha-beta", "nccl"] | FittedKernelName
 KERNEL_DEDUP: dict[str, DedupName] = {
@@ -143,7 +145,7 @@ class PlacementSpec(Spec):
         default=None, description="eplb: groups to nodes first; default: where it divides"
     )
     time_limit: Seconds = Field(default=60.0, gt=0, description="exflow, ilp-*: time of all programmes together")
-    current: str | None = Field(default=None, description="migrate: file of the plan in force; see `list formats`")
+    current: str | None = Field(default=None, description="migrate, flexmoe, smartmoe: file of the plan in force")
     moves: int | None = Field(default=None, ge=0, description="migrate: most copies moved, all layers; default: any")
     name: str | None = Field(default=None, description="name of the row in tables")
 

@@ -130,10 +130,10 @@ def current_plan(setting: Setting, spec: PlacementSpec, base: Path) -> Placement
     """
     if spec.current is None:
         return None
-    users = [name for name, solver in SOLVERS.items() if "current" in solver.needs]
+    users = [name for name, solver in SOLVERS.items() if solver.adjusts]
     if spec.solver not in users:
         raise PlacementError(
-            f"current is the plan that {' and '.join(users)} adjust; solver {spec.solver} has no use for it"
+            f"current is the plan that {', '.join(users)} adjust; solver {spec.solver} has no use for it"
         )
     return plan_of_file(setting, PlacementSpec(file=spec.current), base).placement
 
