@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -39,6 +39,8 @@ def _unheard(_what: str) -> None:
 
 ALWAYS: tuple[ObjectiveName, ...] = ("load", "time")
 """Objectives that every plan is measured by, beside the one that its solver minimises."""
+BOUNDED_EXPERTS = 64
+"""Experts of a layer up to which `--explain` bounds the ranks that a token visits: 3 s a layer, 20 s with 256."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -136,6 +138,8 @@ def place(
     session.spec = spec.model_copy(update={"compare": axes})
     comparison = compare_in(session, axes, version, lambda name, _: told(f"simulating {name}"))
     name = found.placement.name
+    counted = explain and setting.model.n_experts <= BOUNDED_EXPERTS
+    names: tuple[ObjectiveName, ...] = (*ALWAYS, "visits") if counted else ALWAYS
     told("judging")
     reference = session.plan_of(setting, replace(plan, placement=reference_spec(setting))).placement
     exchange = spec.schedule.exchange
@@ -146,7 +150,7 @@ def place(
         status="read" if isinstance(found, ReadPlan) else found.status,
         execution="any" if isinstance(found, ReadPlan) else found.execution,
         solve_time_s=0.0 if isinstance(found, ReadPlan) else found.time_s,
-        measures=_measures(session, setting, plan, found),
+        measures=_measures(session, setting, plan, found, names),
         judgement=judged(setting, found.placement, reference, exchange, spec.seed),
         reference=reference.name,
         moved_copies=_moved(setting, spec.placement, base, found.placement),
@@ -171,7 +175,9 @@ def _references(setting: Setting, own: PlacementSpec) -> list[PlacementSpec]:
     return [spec for spec in references if spec.model_dump() != own.model_dump()]
 
 
-def _measures(session: Session, setting: Setting, plan: Plan, found: Solved | ReadPlan) -> tuple[Measure, ...]:
+def _measures(
+    session: Session, setting: Setting, plan: Plan, found: Solved | ReadPlan, names: Sequence[ObjectiveName]
+) -> tuple[Measure, ...]:
     placement = found.placement
     counted = PlacementSpec(redundant=placement.redundant_slots)
     problem = placement_problem(setting, counted, session.spec.seed, plan.schedule.exchange)
@@ -184,7 +190,7 @@ def _measures(session: Session, setting: Setting, plan: Plan, found: Solved | Re
             name=found.objective_name, unit=found.unit, value=found.objective, bound=found.bound, minimised=True
         )
         measures.append(own)
-    for name in ALWAYS:
+    for name in names:
         if not any(measure.name == name for measure in measures):
             objective = OBJECTIVES[name]
             value, bound = objective.value(placement, problem), objective.bound(problem)

@@ -167,7 +167,9 @@ def _eplb_table(answer: EplbAnswer) -> rich.table.Table:
 
 
 def _amount(measure: Measure, value: float) -> str:
-    return shown_time(value) if measure.unit == "s" else f"{value:,.0f} {measure.unit}"
+    if measure.unit == "s":
+        return shown_time(value)
+    return f"{value:,.0f} tokens" if measure.unit == "tokens" else f"{value:.3f} {measure.unit}"
 
 
 def _table(title: str, header: Sequence[str], rows: Sequence[Sequence[str]]) -> rich.table.Table:
