@@ -22,9 +22,9 @@ TRIED: dict[str, Maker] = {"eplb": eplb, "balance": balance, "saa": saa, "joint"
 def auto(problem: PlacementProblem, spec: PlacementSpec) -> Placement:
     """The plan of least MoE time on the fitted steps among EPLB (both policies), balance, saa and joint.
 
-    All with each number of spare slots of `spec.spare`, and with replicas in turn and levelled (split lp) unless `spec`
-    says which. EPLB is among them, so on the fitted steps no variant of it is better. Raises PlacementInfeasible where
-    the ranks have room for none.
+    All with each number of spare slots of `spec.spare`, and replicas in turn or levelled (lp, lp-local) unless `spec`
+    says which. EPLB is among them, so on the fitted steps no variant of it is better.
+    Raises PlacementInfeasible where the ranks have room for none.
     """
     plans = list(candidates(problem, spec))
     if not plans:
@@ -62,10 +62,10 @@ def least_redundant(n_experts: int, n_ranks: int) -> int:
 
 
 def splits(spec: PlacementSpec, redundant: int) -> tuple[SplitName, ...]:
-    """The splits to try: the one that `spec` names, or else in turn and, with replicas, levelled."""
+    """The splits to try: the one that `spec` names, or else, with replicas, in turn and levelled in both ways."""
     if "split" in spec.model_fields_set or redundant == 0:
         return (spec.split,)
-    return ("even", "lp")
+    return ("even", "lp", "lp-local")
 
 
 def renamed(plan: Placement, spec: PlacementSpec, split: SplitName) -> Placement:

@@ -20,7 +20,7 @@ from placement.traffic import PortTokens, direct_ports, forwarded_ports
 Words = NDArray[np.uint64]
 Counts = NDArray[np.int64]
 WORD = 64  # sampled tokens of one device in a step: bits of a word
-MEAN_WEIGHT = 0.05  # of mean times beside maxima: tells plans apart that have the same busiest device
+MEAN_WEIGHT = 0.3  # of mean times beside maxima: they vary less between batches, and so generalise better
 
 
 class JointState:

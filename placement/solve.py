@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from placement import baselines
+from placement.adjust import flexmoe, smartmoe
 from placement.auto import auto
 from placement.balance import balance
 from placement.checker import check_placement
@@ -28,6 +29,8 @@ SOLVERS: dict[SolverName, Solver] = {
     "greedy": Solver(plan=baselines.greedy),
     "eplb": Solver(plan=eplb),
     "balance": Solver(plan=balance),
+    "flexmoe": Solver(plan=flexmoe),
+    "smartmoe": Solver(plan=smartmoe),
     "saa": Solver(plan=saa, objective="batch-load", needs=("batch_loads",)),
     "joint": Solver(plan=joint, objective="time", execution="home-return", needs=("batch_loads", "sample", "machine")),
     "auto": Solver(

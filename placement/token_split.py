@@ -37,25 +37,34 @@ def levelled_slots(
     slots_of_expert: NDArray[np.int32],
     rank_of_slot: NDArray[np.int32],
     quotas_of: Quotas,
+    liking: NDArray[np.int8] | None = None,
 ) -> NDArray[np.int64]:
     """Slot of every routed token, replicas filled so that the fullest rank of each part is low.
 
     experts, part  int64[routed token]: logical expert, and the part (step, chunk) whose tokens are balanced together.
-    quotas_of      `greedy_quotas` (split least-loaded) or `even_quotas` (split lp).
-    Tokens of one expert go to its replicas in order of arrival, each up to its quota.
+    quotas_of      `greedy_quotas` (split least-loaded) or `even_quotas` (splits lp and lp-local).
+    liking         int8[routed token, copy]: how much rather than others the token takes the copy; None: all alike.
+    Tokens of one expert go to its replicas in order of arrival, those first that like the replica better than the later
+    ones, each up to its quota.
     """
     n_experts, n_copies = slots_of_expert.shape
     n_parts = int(part.max()) + 1 if len(part) else 0
     key = part * n_experts + experts
     counts = np.bincount(key, minlength=n_parts * n_experts).reshape(n_parts, n_experts)
-    quotas = quotas_of(counts, slots_of_expert, rank_of_slot)
+    quotas = quotas_of(counts, slots_of_expert, rank_of_slot).reshape(-1, n_copies)
     copy = np.zeros(len(key), np.int64)
-    replicated = np.flatnonzero((slots_of_expert[:, 1] >= 0)[experts]) if n_copies > 1 else np.zeros(0, np.int64)
-    order = replicated[np.argsort(key[replicated], kind="stable")]
-    sizes = np.bincount(key[order], minlength=n_parts * n_experts)
-    turn = np.arange(len(order)) - np.repeat(np.cumsum(sizes) - sizes, sizes)
-    limits = np.cumsum(quotas.reshape(-1, n_copies), axis=1)[key[order]]
-    copy[order] = (turn[:, None] >= limits).sum(axis=1)
+    left = np.flatnonzero((slots_of_expert[:, 1] >= 0)[experts]) if n_copies > 1 else np.zeros(0, np.int64)
+    for number in range(n_copies):
+        if liking is None or number == n_copies - 1:
+            order = left[np.argsort(key[left], kind="stable")]
+        else:
+            rather = liking[left, number] - liking[left, number + 1 :].max(axis=1)
+            order = left[np.lexsort((-rather, key[left]))]
+        sizes = np.bincount(key[order], minlength=n_parts * n_experts)
+        turn = np.arange(len(order)) - np.repeat(np.cumsum(sizes) - sizes, sizes)
+        taken = turn < quotas[key[order], number]
+        copy[order[taken]] = number
+        left = np.sort(order[~taken])
     return slots_of_expert[experts, copy].astype(np.int64)
 
 

@@ -18,6 +18,8 @@ SolverName = Literal[
     "greedy",
     "eplb",
     "balance",
+    "flexmoe",
+    "smartmoe",
     "saa",
     "joint",
     "auto",
@@ -33,7 +35,7 @@ SolverName = Literal[
 OverlapName = Literal["none", "chunked"]
 LawName = Literal["port", "fifo", "maxmin"]
 DedupName = Literal["none", "device", "node"]
-SplitName = Literal["even", "least-loaded", "lp"]
+SplitName = Literal["even", "least-loaded", "lp", "lp-local"]
 FittedKernelName = Literal["deepep-normal", "deepep-low-latency", "nvl72-one-sided", "nvl72-two-sided"]
 KernelName = Literal["alpha-beta", "nccl"] | FittedKernelName
 KERNEL_DEDUP: dict[str, DedupName] = {

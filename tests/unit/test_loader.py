@@ -30,6 +30,7 @@ compare:
     - {solver: eplb, redundant: 8}
   cluster: [{nodes: 4}, {node: other}]
 """
+
 SOLVERS = ", ".join(get_args(SolverName))
 
 
