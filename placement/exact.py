@@ -15,14 +15,15 @@ from placement.affinity import IntArray, tokens_that_stay, two_stage
 from placement.affinity_bounds import affinity_bound
 from placement.affinity_programmes import FormName, solve_affinity
 from placement.alsa import alsa
+from placement.balance import balance
 from placement.bounds import busiest_rank_bound
 from placement.chain import chain_exact
-from placement.eplb import rebalance_experts
 from placement.improvements import improvements
 from placement.load_programmes import solve_load
 from placement.migration import replan
 from placement.plan import FloatArray, Placement
 from placement.problem import PlacementProblem, placement_from
+from placement.redivision import best_redivided
 from placement.solver import Answer, Solver
 from scenarios.errors import PlacementError, PlacementInfeasible
 from scenarios.specs import PlacementSpec, SolverName
@@ -152,21 +153,24 @@ def _by_programme(problem: PlacementProblem, spec: PlacementSpec, start: IntArra
     )
 
 
+def _start(loads: FloatArray, slots: IntArray, n_ranks: int) -> IntArray:
+    """A good plan of one layer to begin from: re-divided for one scenario, improved change by change for several."""
+    if len(loads) == 1:
+        return best_redivided(loads[0], slots, n_ranks)
+    return improvements(loads, slots, n_ranks, most_moves=len(slots))[-1].expert_of_slot
+
+
 def _by_layers(problem: PlacementProblem, spec: PlacementSpec, batch_loads: FloatArray) -> Answer:
     """Each layer by its own programme: an equal share of what is left of the time, and the start where that is up."""
     if problem.speeds is not None and np.ptp(problem.speeds) > 0:
         raise PlacementError("the load programme takes ranks to be alike, but problem.speeds differ; use balance")
-    starts = rebalance_experts(
-        batch_loads.sum(axis=0), n_slots=problem.n_slots, n_groups=1, n_nodes=1, n_ranks=problem.n_ranks
-    )
+    starts = balance(problem, spec).expert_of_slot.astype(np.intp)
     too_large = problem.n_slots * problem.n_ranks * (problem.redundant + 1) > MOST_CELLS
     end_s = time.perf_counter() + spec.time_limit
     slots, bound, stopped = [], 0.0, False
     for layer, first in enumerate(starts):
         loads = batch_loads[:, layer]
-        start = improvements(loads, first.astype(np.intp), problem.n_ranks, most_moves=problem.n_slots)[
-            -1
-        ].expert_of_slot
+        start = _start(loads, first, problem.n_ranks)
         left_s = (end_s - time.perf_counter()) / (problem.n_layers - layer)
         if too_large or left_s <= 0:
             slots.append(start)
