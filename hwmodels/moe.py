@@ -198,6 +198,34 @@ def activation_bytes(routed_tokens: ArrayLike, shape: ExpertShape, own_tokens: A
     return BYTES_PER_VALUE["bf16"] * (values * routed + hidden * own)
 
 
+def fluid_moe_s(routed: ArrayLike, active: ArrayLike, n_slots: int, shape: ExpertShape, device: Device) -> Times:
+    """Less than `moe_s` of any tokens, and convex in them: float64[...] [s]; no tile or wave is left partly filled.
+
+    routed, active  float[...]: tokens times choices, and slots with a token; means over devices, too: by Jensen's
+                    inequality the slowest device takes at least the time of the mean device.
+
+        T = fixed_s + n_slots expert_s + routed row_s + sum over GEMMs of sqrt(C^2 + W^2) + A / (activation_frac BW)
+        C = routed 2 N K / (compute_frac peak)
+    """
+    constants = device.kernels.moe(shape.weight_dtype)
+    tokens, slots = np.asarray(routed, np.float64), np.asarray(active, np.float64)
+    peak, bandwidth = device.peak_flop_per_s(shape.weight_dtype), device.memory_bytes_per_s
+    roofline = isinstance(constants, Roofline)
+    if isinstance(constants, Roofline):
+        weight_frac, activation_frac, fixed_s = constants.memory_frac, constants.memory_frac, constants.fixed_s
+    else:
+        weight_frac = max(constants.weight_frac, constants.small_tile_frac or 0.0)
+        activation_frac, fixed_s = constants.activation_frac, constants.fixed_s + constants.expert_s * n_slots
+    total_s = fixed_s + activation_bytes(tokens, shape) / (activation_frac * bandwidth)
+    if not isinstance(constants, Roofline):
+        total_s = total_s + constants.row_s * tokens
+    for n, k in shape.gemm_sizes:
+        computed_s = tokens * (2.0 * n * k / (constants.compute_frac * peak))
+        streamed_s = slots * (n * k * BYTES_PER_VALUE[shape.weight_dtype] / (weight_frac * bandwidth))
+        total_s = total_s + (np.maximum if roofline else norm2)(computed_s, streamed_s)
+    return np.asarray(total_s)
+
+
 def _roofline_s(work: ExpertWork, shape: ExpertShape, device: Device, constants: Roofline) -> Times:
     bandwidth = constants.memory_frac * device.memory_bytes_per_s
     flop_per_s = constants.compute_frac * device.peak_flop_per_s(shape.weight_dtype)
