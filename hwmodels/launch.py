@@ -6,6 +6,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from pydantic import Field
 
+from hwmodels.core_constants import ChoiceConstants
 from hwmodels.fitted import Band, Fitted
 from scenarios.errors import HardwareError
 from scenarios.units import Seconds
@@ -44,6 +45,12 @@ def norm_bytes(tokens: ArrayLike, hidden: int, value_bytes: float = 2.0) -> Time
 def top_k_bytes(tokens: ArrayLike, n_experts: int, top_k: int) -> Times:
     """Bytes of softmax and top-k: float32 scores read, k weights and k ids of 4 bytes written: float64[...]."""
     return np.asarray(tokens, np.float64) * (4 * n_experts + 8 * top_k)
+
+
+def choice_s(tokens: ArrayLike, n_experts: int, constants: ChoiceConstants) -> Times:
+    """Time of the router's choice from scores: float64[...] [s]; T = fixed_s + tokens (row_s + experts score_s)."""
+    row_s = constants.row_s + n_experts * constants.score_s
+    return constants.fixed_s + np.asarray(tokens, np.float64) * row_s
 
 
 def permute_bytes(routed_tokens: ArrayLike, hidden: int, value_bytes: float = 2.0) -> Times:

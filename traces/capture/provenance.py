@@ -16,6 +16,7 @@ import torch
 
 from scenarios.files import write_text
 
+PROVENANCE = "provenance.json"
 CPU_INFO = Path("/proc/cpuinfo")
 CACHES = Path("/sys/devices/system/cpu/cpu0/cache")
 UNITS = {"K": 1 << 10, "M": 1 << 20, "G": 1 << 30}
@@ -46,6 +47,11 @@ def provenance(device: torch.device) -> dict[str, object]:
 def write_provenance(facts: Mapping[str, object], path: Path) -> None:
     """Write the facts as JSON, whole or not at all."""
     write_text(json.dumps(facts, indent=2) + "\n", path)
+
+
+def read_provenance(path: Path) -> dict[str, object]:
+    """Facts that a file holds; none where it is not there."""
+    return dict(json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else {}
 
 
 def device_name(device: torch.device) -> str:

@@ -13,11 +13,12 @@ from traces.capture.cores import claim_core
 from traces.capture.kernels.bench import bench_of
 from traces.capture.kernels.grid import grid_of
 from traces.capture.kernels.session import FAMILIES, measure_families
-from traces.capture.provenance import cache_bytes, clocks, provenance, write_provenance
+from traces.capture.provenance import PROVENANCE, cache_bytes, clocks, provenance, read_provenance, write_provenance
 
 
 def capture_kernels(device: torch.device, folder: Path, seconds: float, only: Sequence[str] | None = None) -> None:
-    """Measure kernels of a device into `folder`: a CSV file a family, and provenance.json with what became of each."""
+    """Measure kernels of a device into `folder`: a CSV file a family, and provenance.json, which says of each
+    what it was measured on, when and how."""
     check_folder(folder)
     folder.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(0)
@@ -28,6 +29,6 @@ def capture_kernels(device: torch.device, folder: Path, seconds: float, only: Se
     for one in found:
         tail = "" if one.complete else ", cut off by the time limit"
         print(f"{folder / one.family}.csv: {one.rows} rows, {one.disturbed} disturbed by other programs{tail}")
-    facts |= {"clocks_after": clocks(device), "families": [asdict(one) for one in found]}
-    name = "provenance.json" if only is None else f"provenance-{'-'.join(only)}.json"
-    write_provenance(facts, folder / name)
+    facts |= {"clocks_after": clocks(device)}
+    earlier = read_provenance(folder / PROVENANCE)
+    write_provenance(earlier | {one.family: facts | asdict(one) for one in found}, folder / PROVENANCE)

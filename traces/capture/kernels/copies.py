@@ -13,6 +13,7 @@ from traces.capture.clock import Work
 from traces.capture.kernels.bench import Bench, Case, Row, timed
 from traces.capture.kernels.beside import beside
 
+READ_BYTES = 1 << 28
 GEMM = 1024  # m, n and k of the product that runs beside
 
 
@@ -46,7 +47,9 @@ UNDER = ("none", "gemm")
 
 
 def cases(bench: Bench, copies: Sequence[Copy]) -> Iterator[Case]:
-    """All copies."""
+    """Reading the memory of the device, and all copies."""
+    read = {"direction": "read", "host_memory": "none", "bytes": READ_BYTES, "streams": 1, "under": "none"}
+    yield Case(shape=dict(read), measure=partial(_measure_read, bench))
     for copy in copies:
         yield Case(shape=asdict(copy), measure=partial(_measure, bench, copy))
 
@@ -60,6 +63,12 @@ def _measure(bench: Bench, copy: Copy) -> Row:
         work = partial(torch.matmul, a, a)
     with beside(work, bench.device):
         return timed(bench.time(_copier(bench, copy, pairs)))
+
+
+def _measure_read(bench: Bench) -> Row:
+    """Reading the device's own memory: the sum of a buffer that no cache holds."""
+    data = torch.ones(READ_BYTES // 4, device=bench.device)
+    return timed(bench.time(lambda _turn: data.sum()))
 
 
 def _buffers(bench: Bench, copy: Copy) -> list[tuple[Tensor, Tensor]]:

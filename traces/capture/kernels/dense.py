@@ -30,8 +30,15 @@ def repeated_cases(bench: Bench, shapes: Sequence[Sizes], tokens: Sequence[int],
 
 def _case(bench: Bench, m: int, sizes: Sizes, dtype: str, *, repeated: bool = False) -> Case:
     n, k = sizes
-    source = "torch_linear_repeated" if repeated else "torch_linear"
-    shape = {"gemm_dtype": LONG_NAMES[dtype], "m": m, "n": n, "k": k, "kernel_source": source}
+    weights = "repeated" if repeated else "rotating"
+    shape = {
+        "gemm_dtype": LONG_NAMES[dtype],
+        "m": m,
+        "n": n,
+        "k": k,
+        "kernel_source": "torch_linear",
+        "weights": weights,
+    }
     return Case(shape=shape, measure=partial(_measure, bench, m, sizes, dtype, repeated))
 
 

@@ -96,7 +96,7 @@ def _case(bench: Bench, stack: Stack, counts: Counts, kind: str, backend: str) -
         "moe_dtype": LONG_NAMES[stack.dtype], "num_tokens": int(counts.sum()) // layer.top_k,
         "hidden_size": layer.hidden, "inter_size": layer.intermediate, "topk": layer.top_k,
         "num_experts": layer.n_experts, "moe_tp_size": 1, "moe_ep_size": 1, "distribution": kind,
-        "kernel_source": f"torch_{backend}" + ("_repeated" if len(stack.copies) == 1 else ""),
+        "kernel_source": f"torch_{backend}", "weights": "repeated" if len(stack.copies) == 1 else "rotating",
         "expert_tokens": " ".join(map(str, counts.tolist())),
     }  # fmt: skip
     return Case(shape=shape, measure=partial(_measure, bench, stack, counts, backend))

@@ -10,7 +10,7 @@ from torch import Tensor
 from traces.capture.clock import Work
 from traces.capture.config import MoeConfig
 from traces.capture.decoder import RmsNorm, Router
-from traces.capture.experts import Routing, combine, sort_by_expert
+from traces.capture.experts import Routing, combine, sort_by_expert, swiglu
 from traces.capture.kernels.bench import LONG_NAMES, Bench, Case, Row, timed
 from traces.capture.kernels.experts import Layer, counts_of, ids_of
 
@@ -76,6 +76,12 @@ def _permute(bench: Bench, layer: Layer, x: Tensor) -> Work:
     return permute
 
 
+def _activation(bench: Bench, layer: Layer, x: Tensor) -> Work:
+    """SwiGLU of a dense layer, which halves its width."""
+    del bench, layer
+    return lambda _turn: swiglu(x)
+
+
 def _embedding(bench: Bench, layer: Layer, x: Tensor) -> Work:
     table = bench.randn(4096, layer.hidden).to(x.dtype)
     tokens = torch.arange(len(x), device=bench.device) % 4096
@@ -115,9 +121,10 @@ OPERATIONS: dict[str, Callable[[Bench, Layer, Tensor], Work]] = {
     "choice": _choice,
     "gate": _gate,
     "permute": _permute,
+    "activation": _activation,
     "embedding": _embedding,
     "chain_eager": _chain,
     "chain_graph": _chain,
 }
-CAPTURED = ("norm", "choice", "chain_graph")
+CAPTURED = ("norm", "choice", "activation", "chain_graph")
 """Operations timed inside a CUDA graph, where there are any."""
