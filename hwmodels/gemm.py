@@ -10,7 +10,7 @@ from hwmodels.blends import norm4
 from hwmodels.constants import GemmConstants, Roofline
 from hwmodels.core_constants import CoreGemmConstants
 from hwmodels.devices import Device, computed_bytes, kept_bytes
-from hwmodels.launch import activation_bytes, choice_s, norm_bytes, small_kernels_s, top_k_bytes
+from hwmodels.launch import activation_bytes, choice_s, norm_bytes, small_kernels_s, small_norm_s, top_k_bytes
 from hwmodels.measured_tables import gemm_shape, log_of, uneven
 from scenarios.models import BYTES_PER_VALUE
 
@@ -115,7 +115,8 @@ def gate_s(tokens: ArrayLike, hidden: int, n_experts: int, top_k: int, dtype: st
 
 def norm_s(tokens: ArrayLike, hidden: int, dtype: str, device: Device) -> Times:
     """Time of a norm fused with the residual sum, of activations in `dtype`: float64[...] [s]."""
-    return stream_s(norm_bytes(tokens, hidden, kept_bytes(dtype)), device)
+    moved = norm_bytes(tokens, hidden, kept_bytes(dtype))
+    return small_norm_s(moved, device.memory_bytes_per_s, device.kernels.launch())
 
 
 def head_s(tokens: ArrayLike, hidden: int, vocab: int, tp: int, dtype: str, device: Device) -> Times:

@@ -17,6 +17,13 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="Folder for the tables.")
     parser.add_argument("--minutes", type=float, default=MINUTES, metavar="M", help=f"Time limit; default {MINUTES:g}.")
     parser.add_argument(
+        "--passes",
+        type=int,
+        default=1,
+        metavar="N",
+        help="Times that every point is measured; more are added to what DIR holds.",
+    )
+    parser.add_argument(
         "--only",
         nargs="+",
         metavar="FAMILY",
@@ -30,4 +37,4 @@ def run(options: argparse.Namespace) -> None:
     from traces.capture.devices import chosen_device
     from traces.capture.kernels.command import capture_kernels
 
-    capture_kernels(chosen_device(options.device), options.out, options.minutes * 60, options.only)
+    capture_kernels(chosen_device(options.device), options.out, (options.minutes * 60, options.passes), options.only)

@@ -16,7 +16,9 @@ from traces.capture.kernels.session import FAMILIES, measure_families
 from traces.capture.provenance import PROVENANCE, cache_bytes, clocks, provenance, read_provenance, write_provenance
 
 
-def capture_kernels(device: torch.device, folder: Path, seconds: float, only: Sequence[str] | None = None) -> None:
+def capture_kernels(
+    device: torch.device, folder: Path, limits: tuple[float, int], only: Sequence[str] | None = None
+) -> None:
     """Measure kernels of a device into `folder`: a CSV file a family, and provenance.json, which says of each
     what it was measured on, when and how."""
     check_folder(folder)
@@ -25,7 +27,7 @@ def capture_kernels(device: torch.device, folder: Path, seconds: float, only: Se
     scheduling = claim_core(0) if device.type == "cpu" else "one stream, one host thread"
     facts = provenance(device) | {"scheduling": scheduling, "cache_bytes": cache_bytes(device)}
     bench = bench_of(device, cache_bytes(device))
-    found = measure_families(bench, grid_of(device.type), list(only or FAMILIES), folder, seconds)
+    found = measure_families(bench, grid_of(device.type), list(only or FAMILIES), folder, limits)
     for one in found:
         tail = "" if one.complete else ", cut off by the time limit"
         print(f"{folder / one.family}.csv: {one.rows} rows, {one.disturbed} disturbed by other programs{tail}")

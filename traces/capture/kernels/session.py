@@ -2,22 +2,20 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import chain
 from pathlib import Path
 
 from scenarios.errors import MoesimError
 from scenarios.files import write_text
 from traces.capture.kernels import attention, copies, dense, experts, hosts, sharing, small
-from traces.capture.kernels.bench import Bench, Case, Row
+from traces.capture.kernels.bench import Bench, Case
 from traces.capture.kernels.grid import Grid
+from traces.capture.kernels.passes import joined, key_of, n_passes, read_rows, table_text
 
-RESULTS = {"latency", "p10", "p90", "repeats", "disturbed", "alone", "together", "factor", "factor_p10", "factor_p90"}
-"""Columns that are measured; the others say what a row is of."""
 SAVE_EVERY_S = 20.0  # a table is written anew this often, so that a run that is cut off leaves what it has
 
 
@@ -31,72 +29,46 @@ class Measured:
     complete: bool
 
 
-def measure_families(bench: Bench, grid: Grid, names: Sequence[str], folder: Path, seconds: float) -> list[Measured]:
+def measure_families(
+    bench: Bench, grid: Grid, names: Sequence[str], folder: Path, limits: tuple[float, int]
+) -> list[Measured]:
     """Measure the families of these names into `folder`/<name>.csv, in equal shares of the time that is left.
 
+    limits  seconds for all, and passes: how many times a point is measured, what earlier runs did included.
     Raises MoesimError for an unknown name.
     """
     unknown = sorted(set(names) - set(FAMILIES))
     if unknown:
         raise MoesimError(f"there is no family {', '.join(unknown)}; choose from {', '.join(FAMILIES)}")
+    seconds, passes = limits
     until, found = time.monotonic() + seconds, []
     for place, name in enumerate(names):
-        share_s = (until - time.monotonic()) / (len(names) - place)
-        found.append(_measure(name, FAMILIES[name](bench, grid), folder / f"{name}.csv", time.monotonic() + share_s))
+        own_until = time.monotonic() + (until - time.monotonic()) / (len(names) - place)
+        make = partial(FAMILIES[name], bench, grid)
+        found.append(_measure(name, make, folder / f"{name}.csv", (own_until, passes)))
     return found
 
 
-def _measure(name: str, cases: Iterable[Case], path: Path, until: float) -> Measured:
-    """One family. Points that an earlier run left in the table stay, unless other programs disturbed them."""
-    before = {_key(row): row for row in read_rows(path)}
-    rows: list[Row] = []
-    saved, complete = time.monotonic(), True
-    for case in cases:
-        known = before.get(_key(case.shape))
-        late = time.monotonic() >= until
-        if known is None and late:
-            complete = False
-            break
-        if known is None or not (late or known.get("disturbed") in (None, "0")):
-            rows.append(case.shape | case.measure())
-        else:
-            rows.append(known)
-        if time.monotonic() - saved > SAVE_EVERY_S:
-            write_text(table_text(rows + _rest(before, rows)), path)
-            saved = time.monotonic()
-    rows += _rest(before, rows) if not complete else []
+def _measure(name: str, make: Callable[[], Iterator[Case]], path: Path, limits: tuple[float, int]) -> Measured:
+    """One family, pass after pass; what earlier runs left in the table counts, save what was disturbed."""
+    until, passes = limits
+    rows, saved, complete = read_rows(path), time.monotonic(), True
+    for wanted in range(1, passes + 1):
+        for case in make():
+            key = key_of(case.shape)
+            if n_passes(rows.get(key)) >= wanted:
+                continue
+            if time.monotonic() >= until:
+                complete = False
+                break
+            rows[key] = joined(rows.get(key), case.shape | case.measure())
+            if time.monotonic() - saved > SAVE_EVERY_S:
+                write_text(table_text(rows), path)
+                saved = time.monotonic()
     if rows:
         write_text(table_text(rows), path)
-    disturbed = sum(str(row.get("disturbed")) == "1" for row in rows)
+    disturbed = sum(n_passes(row) == 0 for row in rows.values())
     return Measured(family=name, rows=len(rows), disturbed=disturbed, complete=complete)
-
-
-def read_rows(path: Path) -> list[Row]:
-    """Rows of a table that is there already; none where it is not."""
-    if not path.is_file():
-        return []
-    with path.open(encoding="utf-8", newline="") as stream:
-        return list(csv.DictReader(stream))
-
-
-def _key(row: Row) -> tuple[tuple[str, str], ...]:
-    """What a row is of, without its times."""
-    return tuple((name, str(value)) for name, value in row.items() if name not in RESULTS)
-
-
-def _rest(before: Mapping[tuple[tuple[str, str], ...], Row], rows: Sequence[Row]) -> list[Row]:
-    """Earlier rows that have not come up yet."""
-    seen = {_key(row) for row in rows}
-    return [row for key, row in before.items() if key not in seen]
-
-
-def table_text(rows: Sequence[Row]) -> str:
-    """The rows as CSV; all have the same columns."""
-    stream = io.StringIO()
-    writer = csv.DictWriter(stream, fieldnames=list(rows[0]), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    return stream.getvalue()
 
 
 def _gemm(bench: Bench, grid: Grid) -> Iterator[Case]:
