@@ -82,8 +82,10 @@ def device_card(folder: Path, origin: str) -> Card:
         "peak_flop_per_s": {
             "fp32": _sourced(_rate(float(rates.max()), "FLOP/s"), f"gemm.csv, fastest row, of {origin}")
         },
-        "n_sms": _sourced(1, f"one core: {facts['scheduling']}"),
-        "l2_bytes": _sourced(f"{int(facts['cache_bytes']) >> 20} MiB", "last cache, as the system states it"),
+        "n_sms": _sourced(1, f"{facts['scheduling']}, {origin}"),
+        "l2_bytes": _sourced(
+            f"{int(facts['cache_bytes']) >> 20} MiB", "last cache, as the system states it", "datasheet"
+        ),
         "kernels": f"{folder.name}-torch",
         "note": f"One core of {facts['device']}, torch {facts['torch']}; docs/measurements.md",
     }
@@ -95,9 +97,9 @@ def _kernels(calibration: Calibration, folder: Path, device: Device, origin: str
         if constants := getattr(calibration.card, block):
             entry[block] = {dtype: block_as_written(fitted) for dtype, fitted in constants.items()}
     launch = _fitted(launch_problem(folder, device.memory_bytes_per_s), origin)
-    residuals = launch.pop("residuals")
+    residuals = launch["residuals"]
     band = {"low": residuals["low"], "high": residuals["high"], "source": "norm and activation, shapes left out"}
-    eager = {"eager_kernel_s": _time(eager_kernel_s(folder)), "graph_s": "0 s", "device_band": band, "band": band}
+    eager = {"eager_kernel_s": _time(eager_kernel_s(folder)), "graph_s": "0 s", "device_band": band}
     entry["launch"] = launch | eager
     entry["choice"] = _fitted(choice_problem(folder), origin)
     entry["note"] = (
@@ -119,7 +121,7 @@ def _link(folder: Path, name: str, origin: str) -> Card:
             _rate(float(size[largest] / ms[largest]) * 1e3, "B/s"), f"copies.csv, 16 MiB, of {origin}"
         ),
         "latency_s": _sourced(_time(float(ms[size.argmin()]) * 1e-3), f"copies.csv, 16 KiB, of {origin}"),
-        "efficiency": _sourced(1.0, "the rate is that of large copies"),
+        "efficiency": _sourced(1.0, "the rate is that of large copies", "derived"),
     }
 
 
@@ -138,8 +140,8 @@ def _host(folder: Path, device: Card) -> Card:
     """The other core as the host of the first: the same memory, the same peak."""
     return {
         "name": f"{folder.name}-host",
-        "n_sockets": _sourced(1, "one socket"),
-        "cores": _sourced(1, "the core beside the device"),
+        "n_sockets": _sourced(1, "one socket, as the system states it", "datasheet"),
+        "cores": _sourced(1, "the core beside the device", "derived"),
         "dram_channels": _sourced(1, "not known of a virtual machine", "assumed"),
         "dram_bytes_per_s": device["memory_bytes_per_s"],
         "dram_bytes": device["memory_bytes"],
@@ -180,7 +182,7 @@ def _node(name: str) -> Card:
     return {
         "name": f"{name}-1",
         "device": name,
-        "n_devices": _sourced(1, "one core as the device"),
+        "n_devices": _sourced(1, "one core as the device", "derived"),
         "intra_link": f"{name}-memory",
         "host": f"{name}-host",
         "host_link": f"{name}-memory",

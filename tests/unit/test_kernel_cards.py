@@ -154,7 +154,7 @@ class TestShipped:
 
 def test_calibrated_cards_are_those_that_the_list_of_tables_makes() -> None:
     fitted = {card.name: card for card in CARDS.kernels if any(law.fitted_on for _, law in blocks_of(card))}
-    assert list(fitted) == sorted(shipped.name for shipped in SHIPPED)
+    assert list(fitted) == [*sorted(shipped.name for shipped in SHIPPED), "zen4-core-torch"]
     for shipped in SHIPPED:
         assert fitted[shipped.name].base == shipped.base
         assert {table.system for table in shipped.tables} == {shipped.tables[0].system}
