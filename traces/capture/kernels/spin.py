@@ -13,7 +13,7 @@ VALUES = WARPS * 32 * 32  # of a block: 1024 threads with 32 values each leave n
 STEPS = 20_000  # about 3 ms at 1.7 GHz: 1024 threads x 32 values on 128 lanes take 256 cycles a step
 
 
-@triton.jit
+@triton.jit  # type: ignore[untyped-decorator]
 def spin(data, steps, SIZE: tl.constexpr):  # type: ignore[no-untyped-def]  # noqa: N803
     """Steps of a multiply-add on SIZE values a block, kept in registers."""
     places = tl.program_id(0) * SIZE + tl.arange(0, SIZE)
