@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from hwmodels.moe import expert_shape, fluid_moe_s
+from hwmodels.fluid import fluid_moe_s
+from hwmodels.moe import expert_shape
 from placement.exchange_time import Machine, port_times_s
 from placement.plan import FloatArray
 from placement.problem import PlacementProblem

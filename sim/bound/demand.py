@@ -75,7 +75,7 @@ def _attention(setting: Setting) -> Iterator[Demand]:
     pairs = sum(float(windowed_context(setting.batches.contexts, w).sum()) * n for w, n in _windows(setting))
     pairs /= setting.batches.n_steps
     cached = pairs * values_per_token * BYTES_PER_VALUE[model.kv_dtype] if setting.workload.phase == "decode" else 0.0
-    yield Demand(kind="attention", dtype="bf16", flop=pairs * flop_per_pair, read_bytes=cached)
+    yield Demand(kind="attention", dtype=model.router_dtype, flop=pairs * flop_per_pair, read_bytes=cached)
 
 
 def _windows(setting: Setting) -> list[tuple[int | None, int]]:
@@ -105,7 +105,7 @@ def _feed_forward(setting: Setting) -> Iterator[Demand]:
     tokens = float(setting.workload.tokens_per_device * n_devices)
     n_moe = len(model.moe_layers)
     gate = [(model.n_experts, model.hidden_size, 1)] * n_moe
-    yield _products("router", "bf16", gate, tokens, n_devices)
+    yield _products("router", model.router_dtype, gate, tokens, n_devices)
     for kind, width, gated, n_layers in (
         ("shared experts", model.shared_intermediate_size, model.gated, n_moe),
         ("dense layers", model.dense_intermediate_size, model.dense_gated, model.n_layers - n_moe),

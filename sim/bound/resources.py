@@ -12,12 +12,11 @@ from typing import Literal
 
 import numpy as np
 
-from hwmodels.constants import Roofline
 from hwmodels.fitted import Fitted
-from hwmodels.moe import ExpertShape, expert_shape
+from hwmodels.fluid import fluid_moe_s
+from hwmodels.moe import expert_shape
 from placement.plan import Placement
 from placement.reduction import Reduction
-from scenarios.models import BYTES_PER_VALUE
 from scenarios.specs import ExchangeSpec
 from sim.bound.demand import Demand, active_experts, demands, routed_tokens
 from sim.durations import Duration, ExchangeTime
@@ -140,38 +139,13 @@ def _other_kernels_s(setting: Setting) -> float:
 
 
 def _experts_floor_s(setting: Setting, placement: Placement) -> float:
-    """Device seconds of the experts of a mean step at least, by the law of `hwmodels.moe.moe_s`.
-
-    Of each GEMM the larger of FLOP and bytes of weights over all devices; tiles filled, waves full, every expert on one
-    rank alone. With tensor parallelism inside a rank its devices share each expert.
-    """
-    model, device, tp = setting.model, setting.cluster.device, setting.layout.tp
-    shape = expert_shape(model, tp)
-    constants = device.kernels.moe(shape.weight_dtype)
-    routed, active = routed_tokens(setting), active_experts(setting)
-    bandwidth, peak = device.memory_bytes_per_s, device.peak_flop_per_s(shape.weight_dtype)
-    n_ranks, n_layers = setting.layout.n_ranks, placement.n_layers
-    if isinstance(constants, Roofline):
-        fixed_s, weight_frac = n_ranks * n_layers * constants.fixed_s, constants.memory_frac
-        activation_frac = constants.memory_frac
-    else:
-        slots = n_layers * placement.n_slots
-        fixed_s = n_ranks * n_layers * constants.fixed_s + slots * constants.expert_s + routed * constants.row_s
-        weight_frac = max(constants.weight_frac, constants.small_tile_frac or 0.0)
-        activation_frac = constants.activation_frac
-    moved_s = _moved_bytes(shape) * routed / (activation_frac * bandwidth)
-    gemms_s = 0.0
-    for n, k in shape.gemm_sizes:
-        flop_s = routed * 2.0 * n * k / (constants.compute_frac * peak)
-        stream_s = active * n * k * BYTES_PER_VALUE[shape.weight_dtype] / (weight_frac * bandwidth)
-        gemms_s += max(float(flop_s), float(stream_s))
-    return tp * (fixed_s + moved_s + gemms_s)
-
-
-def _moved_bytes(shape: ExpertShape) -> float:
-    """Bytes of activations of one routed token, the final sum over a token's experts left out."""
-    values = 3 * shape.hidden_size + (3 if shape.gated else 2) * shape.intermediate_size
-    return float(BYTES_PER_VALUE["bf16"] * values)
+    """Device seconds of the experts of a mean step at least; devices that share a rank's experts are all busy."""
+    layout, n_layers = setting.layout, placement.n_layers
+    shape = expert_shape(setting.model, layout.tp)
+    cells = layout.n_ranks * n_layers
+    routed, active = routed_tokens(setting) / cells, active_experts(setting) / cells
+    mean_s = fluid_moe_s(routed, active, placement.n_slots / layout.n_ranks, shape, setting.cluster.device)
+    return float(mean_s) * cells * layout.tp
 
 
 def _links(setting: Setting, reduction: Reduction, exchange: ExchangeSpec) -> tuple[Resource, ...]:

@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 from hwmodels.cluster import build_cluster
-from hwmodels.moe import expert_shape, fluid_moe_s, grouped_gemm_moe_s
+from hwmodels.fluid import fluid_moe_s
+from hwmodels.moe import expert_shape, grouped_gemm_moe_s
 from placement.exchange_time import Machine
 from placement.judgement import N_GROUPS, grouped_part, is_overfit, judge
 from placement.layout import ExpertLayout
