@@ -119,7 +119,7 @@ def test_a_stopped_programme_returns_its_start_and_a_bound() -> None:
 
 def test_what_cannot_be_solved_says_why() -> None:
     assert n_splits(8, 4) == 105
-    with pytest.raises(PlacementInfeasible, match=r"2\.63e\+06 ways"):
+    with pytest.raises(PlacementInfeasible, match="16 experts on 4 ranks can be split in more than 400 ways"):
         chain_exact(counts_of(0, 2, 16), 4)
     with pytest.raises(PlacementInfeasible, match="6 experts do not divide over 4 ranks"):
         alsa(counts_of(0, 2, 6), 4, np.random.default_rng(0))
