@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 import numpy as np
+from numpy.typing import NDArray
 
 from placement.annealing import Cooling, anneal
 from placement.joint_state import JointState
@@ -33,10 +34,14 @@ def joint(problem: PlacementProblem, spec: PlacementSpec) -> Placement:
 
 
 def sampled(sample: TokenSample) -> TokenSample:
-    """Some steps of the sample, evenly spread."""
+    """The steps that are annealed on."""
+    return replace(sample, tokens=sample.tokens[sampled_steps(sample)])
+
+
+def sampled_steps(sample: TokenSample) -> NDArray[np.int64]:
+    """Numbers of the steps that are annealed on, int64[step], evenly spread."""
     n_steps = min(sample.n_steps, max(LEAST_STEPS, SAMPLED_DEVICES // sample.n_devices))
-    steps = np.unique(np.linspace(0, sample.n_steps - 1, n_steps).round().astype(np.int64))
-    return replace(sample, tokens=sample.tokens[steps])
+    return np.unique(np.linspace(0, sample.n_steps - 1, n_steps).round().astype(np.int64))
 
 
 def cooling_of(problem: PlacementProblem) -> Cooling:
