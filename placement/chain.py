@@ -40,7 +40,7 @@ def chain_exact(
     count = n_splits(n_experts, n_ranks)
     if count > MOST_SPLITS:
         raise PlacementInfeasible(
-            f"{n_experts} experts on {n_ranks} ranks can be split in {count} ways, exact chains stop at {MOST_SPLITS}; "
+            f"{n_experts} experts on {n_ranks} ranks can be split in more than {MOST_SPLITS} ways, too many to chain; "
             "use solver alsa, whose bound states its gap"
         )
     splits = _all_splits(n_experts, n_ranks)

@@ -40,6 +40,7 @@ def test_three_exact_solvers_agree_with_trying_everything(
         assert all(np.bincount(row).tolist() == [n_experts // n_ranks] * n_ranks for row in found.rank_of_expert)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", range(6))
 def test_bounds_are_above_the_optimum_and_heuristics_below(seed: int) -> None:
     counts = counts_of(seed, 4, 6)
@@ -91,6 +92,7 @@ def test_candidates_named_otherwise_give_the_same_chain() -> None:
     assert best_chain(counts, splits, 3)[1] == best_chain(counts, names[splits], 3)[1]
 
 
+@pytest.mark.slow
 def test_renaming_experts_changes_no_value() -> None:
     counts = counts_of(9, 3, 8)
     order = [np.random.default_rng(layer).permutation(8) for layer in range(3)]
@@ -117,7 +119,7 @@ def test_a_stopped_programme_returns_its_start_and_a_bound() -> None:
 
 def test_what_cannot_be_solved_says_why() -> None:
     assert n_splits(8, 4) == 105
-    with pytest.raises(PlacementInfeasible, match="2627625 ways"):
+    with pytest.raises(PlacementInfeasible, match="16 experts on 4 ranks can be split in more than 400 ways"):
         chain_exact(counts_of(0, 2, 16), 4)
     with pytest.raises(PlacementInfeasible, match="6 experts do not divide over 4 ranks"):
         alsa(counts_of(0, 2, 6), 4, np.random.default_rng(0))
