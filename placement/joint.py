@@ -12,7 +12,7 @@ from placement.joint_state import JointState
 from placement.plan import Placement
 from placement.problem import PlacementProblem, placement_from
 from placement.saa import saa
-from placement.sample import TokenSample
+from placement.sample import TokenSample, learned_steps
 from scenarios.errors import PlacementError
 from scenarios.specs import PlacementSpec
 
@@ -39,9 +39,8 @@ def sampled(sample: TokenSample) -> TokenSample:
 
 
 def sampled_steps(sample: TokenSample) -> NDArray[np.int64]:
-    """Numbers of the steps that are annealed on, int64[step], evenly spread."""
-    n_steps = min(sample.n_steps, max(LEAST_STEPS, SAMPLED_DEVICES // sample.n_devices))
-    return np.unique(np.linspace(0, sample.n_steps - 1, n_steps).round().astype(np.int64))
+    """Numbers of the steps that are annealed on, int64[step]."""
+    return learned_steps(sample.n_steps, max(LEAST_STEPS, SAMPLED_DEVICES // sample.n_devices))
 
 
 def cooling_of(problem: PlacementProblem) -> Cooling:
