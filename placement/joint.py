@@ -5,13 +5,14 @@ from __future__ import annotations
 from dataclasses import replace
 
 import numpy as np
+from numpy.typing import NDArray
 
 from placement.annealing import Cooling, anneal
 from placement.joint_state import JointState
 from placement.plan import Placement
 from placement.problem import PlacementProblem, placement_from
 from placement.saa import saa
-from placement.sample import TokenSample
+from placement.sample import TokenSample, learned_steps
 from scenarios.errors import PlacementError
 from scenarios.specs import PlacementSpec
 
@@ -33,10 +34,13 @@ def joint(problem: PlacementProblem, spec: PlacementSpec) -> Placement:
 
 
 def sampled(sample: TokenSample) -> TokenSample:
-    """Some steps of the sample, evenly spread."""
-    n_steps = min(sample.n_steps, max(LEAST_STEPS, SAMPLED_DEVICES // sample.n_devices))
-    steps = np.unique(np.linspace(0, sample.n_steps - 1, n_steps).round().astype(np.int64))
-    return replace(sample, tokens=sample.tokens[steps])
+    """The steps that are annealed on."""
+    return replace(sample, tokens=sample.tokens[sampled_steps(sample)])
+
+
+def sampled_steps(sample: TokenSample) -> NDArray[np.int64]:
+    """Numbers of the steps that are annealed on, int64[step]."""
+    return learned_steps(sample.n_steps, max(LEAST_STEPS, SAMPLED_DEVICES // sample.n_devices))
 
 
 def cooling_of(problem: PlacementProblem) -> Cooling:

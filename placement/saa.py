@@ -12,11 +12,12 @@ from placement.annealing import Cooling, Index, anneal
 from placement.balance import balance
 from placement.plan import FloatArray, Placement
 from placement.problem import PlacementProblem, placement_from
+from placement.sample import learned_steps
 from scenarios.errors import PlacementError
 from scenarios.specs import PlacementSpec
 
 ROUNDS_PER_SLOT = 15
-SAMPLED_STEPS = 64  # measured on captured decode: more steps change the held-out load by less than 0.1 %
+SAMPLED_STEPS = 32  # those that `joint` prices on eight devices, so that `auto` has others to compare plans on
 HOTTEST = 16  # experts that a spare slot may be given to
 
 
@@ -26,17 +27,12 @@ def saa(problem: PlacementProblem, spec: PlacementSpec) -> Placement:
         raise PlacementError("saa needs problem.batch_loads")
     slots = balance(problem, spec.model_copy(update={"split": "even"})).expert_of_slot.astype(np.int64)
     speeds = np.ones(problem.n_ranks) if problem.speeds is None else problem.speeds
-    loads = np.moveaxis(problem.batch_loads[_some(len(problem.batch_loads))], 0, 1)
+    loads = np.moveaxis(problem.batch_loads[learned_steps(len(problem.batch_loads), SAMPLED_STEPS)], 0, 1)
     cooling = Cooling(n_rounds=ROUNDS_PER_SLOT * problem.n_slots, n_candidates=4, hot=1e-2, cold=1e-4)
     seeds = [[problem.seed, spec.seed, layer] for layer in range(problem.n_layers)]
     slots = repointed(slots, loads, speeds)
     slots = anneal(BatchLoadState(slots, loads, speeds), problem.n_ranks, cooling, seeds)
     return placement_from(repointed(slots, loads, speeds), problem, spec)
-
-
-def _some(n_steps: int) -> Index:
-    """Steps of the sample, evenly spread."""
-    return np.unique(np.linspace(0, n_steps - 1, min(n_steps, SAMPLED_STEPS)).round().astype(np.int64))
 
 
 class BatchLoadState:

@@ -54,6 +54,16 @@ class TokenSample:
         return ids
 
 
+def learned_steps(n_steps: int, most: int) -> NDArray[np.int64]:
+    """Numbers of up to `most` steps for a search to learn from, int64[step], evenly spread.
+
+    Over the first half of the steps where it has as many: the other half, mostly of other requests, can then tell what
+    was learned by heart.
+    """
+    within = max(n_steps // 2, min(n_steps, most))
+    return np.unique(np.linspace(0, within - 1, min(within, most)).round().astype(np.int64))
+
+
 def batch_loads(sample: TokenSample) -> FloatArray:
     """Routed tokens of every step, float64[step, layer, expert]."""
     n_steps, n_experts = sample.n_steps, sample.trace.n_experts

@@ -22,7 +22,7 @@ from traces.stats import expert_loads
 from traces.storage import load_trace
 from traces.synth import fit_knobs, knobs_from_spec, synthesise
 
-FIT_STEPS = 32  # as many as `joint` prices on eight devices
+FIT_STEPS = 64  # `joint` anneals on half of them on eight devices, and `auto` compares plans on the others
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
