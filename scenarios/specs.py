@@ -12,7 +12,7 @@ from scenarios.sources import Spec
 from scenarios.units import BytesPerS, Dollars, Seconds, Watts
 
 SolverName = Literal["contiguous", "round-robin", "random", "greedy", "eplb"]
-OverlapName = Literal["none", "chunked"]
+OverlapName = Literal["none", "chunked", "two-batch"]
 LawName = Literal["port", "fifo", "maxmin"]
 DedupName = Literal["none", "device", "node"]
 SplitName = Literal["even", "least-loaded"]
@@ -155,7 +155,9 @@ class ScheduleSpec(Spec):
     """A schedule policy with its options."""
 
     overlap: OverlapName = "none"
-    chunks: int = Field(default=2, ge=1, description="chunked: degree of overlap")
+    chunks: int = Field(
+        default=2, ge=1, description="chunked: parts of the experts' tokens; two-batch: microbatches of the whole step"
+    )
     exchange: ExchangeSpec = ExchangeSpec()
     executor: Literal["vector", "event"] = "vector"
     step_overhead: Seconds = Field(default=0.0, description="host time between steps")
@@ -163,6 +165,11 @@ class ScheduleSpec(Spec):
         default="graph", description="kernels replayed as a CUDA graph, or launched one by one by the host"
     )
     name: str | None = None
+
+    @property
+    def n_parts(self) -> int:
+        """Parts that the tokens of a device travel in."""
+        return 1 if self.overlap == "none" else self.chunks
 
 
 class MemorySpec(Spec):

@@ -14,7 +14,7 @@ from hwmodels.collectives import collective_band, collective_s
 from hwmodels.expert_exchange import DEFAULT_SMS, ExchangeCard, Shipment, exchange_s
 from hwmodels.launch import compute_slowdown
 from hwmodels.library import links_with
-from placement.reduction import Reduction
+from placement.reduction import Reduction, chunk_of_tokens
 from placement.traffic import PortTokens
 from scenarios.errors import HardwareError, ScenarioError
 from scenarios.models import BYTES_PER_ACTIVATION, DType
@@ -51,8 +51,8 @@ def token_bytes(setting: Setting, dtype: DType | None) -> float:
     return setting.model.hidden_size * BYTES_PER_ACTIVATION[dtype or setting.model.activation_dtype]
 
 
-def slowdown_of_experts(setting: Setting, reduction: Reduction, spec: ExchangeSpec) -> float:
-    """How many times longer experts take beside chunks on their way: SMs that normal kernels hold (assumed).
+def slowdown_beside_exchange(setting: Setting, n_chunks: int, spec: ExchangeSpec) -> float:
+    """How many times longer work takes beside tokens on their way: SMs that normal kernels hold (assumed).
 
     Raises ScenarioError where the kernels would hold every SM.
     """
@@ -62,7 +62,7 @@ def slowdown_of_experts(setting: Setting, reduction: Reduction, spec: ExchangeSp
     if sms >= n_sms:
         name = setting.cluster.device.card.name
         raise ScenarioError(f"schedule.exchange: sms {sms} leaves none of the {n_sms} SMs of {name}; give fewer")
-    return float(compute_slowdown(sms, n_sms)) if reduction.n_chunks > 1 else 1.0
+    return float(compute_slowdown(sms, n_sms)) if n_chunks > 1 else 1.0
 
 
 def exchange_band(setting: Setting, spec: ExchangeSpec, side: Side) -> tuple[float, float]:
@@ -100,8 +100,8 @@ def _prices(
 def _tokens_of_parts(setting: Setting, n_chunks: int, n_parts: int) -> Tokens:
     """Tokens that a device holds in every part, int64[part, 1]; the chunks of a step differ by one at most."""
     n_tokens = setting.workload.tokens_per_device
-    chunk = np.arange(n_tokens) * n_chunks // n_tokens
-    return np.tile(np.bincount(chunk, minlength=n_chunks), n_parts // n_chunks)[:, None]
+    counts = np.bincount(chunk_of_tokens(n_tokens, n_chunks), minlength=n_chunks)
+    return np.tile(counts, n_parts // n_chunks)[:, None]
 
 
 def _side_s(setting: Setting, spec: ExchangeSpec, side: Side, held: Tokens, copies: tuple[Tokens, Tokens]) -> Seconds:

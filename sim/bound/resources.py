@@ -133,7 +133,7 @@ def _other_kernels_s(setting: Setting) -> float:
         "head": 1,
     }
     total_s = 0.0
-    for kind, price in prices.items():
+    for kind, (price,) in prices.items():
         if not isinstance(price, ExchangeTime):
             total_s += counts[kind] * float(price.sum(axis=-1).mean())
     return total_s
@@ -177,7 +177,7 @@ def _moved_bytes(shape: ExpertShape) -> float:
 def _links(setting: Setting, reduction: Reduction, exchange: ExchangeSpec) -> tuple[Resource, ...]:
     """Send and receive ports of all devices, under the plan's own traffic, evenly spread."""
     prices = exchange_prices(setting, reduction, exchange)
-    others = [price for price in layer_prices(setting).values() if isinstance(price, ExchangeTime)]
+    others = [price for (price,) in layer_prices(setting).values() if isinstance(price, ExchangeTime)]
     return tuple(
         Resource(
             name=f"{side} ports",
