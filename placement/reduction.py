@@ -144,11 +144,17 @@ def _check(trace: RoutingTrace, placement: Placement, layout: ExpertLayout, toke
         raise PlacementError(f"steps have shape {tokens.shape}, expected [step, {layout.n_devices} devices, token]")
 
 
+def chunk_of_tokens(n_tokens: int, n_chunks: int) -> NDArray[np.int32]:
+    """Chunk of each of a device's tokens, int32[token]: equal runs, whose lengths differ by one at most."""
+    place = np.arange(n_tokens, dtype=np.int32)
+    return place * np.int32(n_chunks) // np.int32(n_tokens)
+
+
 def _order(tokens: NDArray[np.int64], chunks: int) -> Tokens:
     """The tokens by part, and within a part as they lie in the trace, so that its pages are read in order."""
     n_tokens = tokens.shape[2]
     step, device, place = (axis.ravel() for axis in np.indices(tokens.shape, dtype=np.int32))
-    part = step * np.int32(chunks) + place * np.int32(chunks) // np.int32(n_tokens)
+    part = step * np.int32(chunks) + chunk_of_tokens(n_tokens, chunks)[place]
     index = tokens.ravel()
     order = np.lexsort((index, part))
     turn = device * np.int32(n_tokens) + place

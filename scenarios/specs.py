@@ -32,7 +32,7 @@ SolverName = Literal[
     "ilp-saa",
     "migrate",
 ]
-OverlapName = Literal["none", "chunked"]
+OverlapName = Literal["none", "chunked", "two-batch"]
 LawName = Literal["port", "fifo", "maxmin"]
 DedupName = Literal["none", "device", "node"]
 SplitName = Literal["even", "least-loaded", "lp", "lp-local"]
@@ -210,7 +210,9 @@ class ScheduleSpec(Spec):
     """A schedule policy with its options."""
 
     overlap: OverlapName = "none"
-    chunks: int = Field(default=2, ge=1, description="chunked: degree of overlap")
+    chunks: int = Field(
+        default=2, ge=1, description="chunked: parts of the experts' tokens; two-batch: microbatches of the whole step"
+    )
     exchange: ExchangeSpec = ExchangeSpec()
     executor: Literal["vector", "event"] = "vector"
     step_overhead: Seconds = Field(default=0.0, description="host time between steps")
@@ -218,6 +220,11 @@ class ScheduleSpec(Spec):
         default="graph", description="kernels replayed as a CUDA graph, or launched one by one by the host"
     )
     name: str | None = None
+
+    @property
+    def n_parts(self) -> int:
+        """Parts that the tokens of a device travel in."""
+        return 1 if self.overlap == "none" else self.chunks
 
 
 class MemorySpec(Spec):

@@ -87,8 +87,8 @@ def _moved_work(setting: Setting, prices: Prices, schedule: ScheduleSpec, family
         return prices.times({"experts": _experts_ends(setting)[ENDS.index(end)]})
     moved = device_at_end(device, KERNEL_FAMILIES[family], end)
     changed = replace(setting, cluster=replace(setting.cluster, device=moved))
-    own = layer_prices(changed)
-    kept = {kind: own.get(kind, duration) for kind, duration in prices.per_layer.items()}
+    own = layer_prices(changed, max(len(parts) for parts in prices.per_layer.values()), schedule.exchange)
+    kept = {kind: own.get(kind, parts) for kind, parts in prices.per_layer.items()}
     return replace(prices, per_layer=kept)
 
 

@@ -127,7 +127,7 @@ def _simulated(setting: Setting, schedule: ScheduleSpec, counts: list[int], seed
     """Contiguous, then EPLB with each number of replicas, on the setting's steps."""
     plans = [solve_placement(setting, PlacementSpec(redundant=counts[0]), seed)]
     plans += [solve_placement(setting, PlacementSpec(solver="eplb", redundant=count), seed) for count in counts]
-    chunks = schedule.chunks if schedule.overlap == "chunked" else 1
+    chunks = schedule.n_parts
     keep_pairs = schedule.exchange.law != "port"
     executions = []
     for plan in plans:

@@ -7,7 +7,7 @@ from numpy.typing import NDArray
 
 from hwmodels.links import port_s
 from placement.exchange_time import Machine, exchange_latency_s, port_times_s
-from placement.reduction import Reduction
+from placement.reduction import Reduction, chunk_of_tokens
 from placement.traffic import PortTokens
 from scenarios.errors import ScenarioError
 from scenarios.specs import ExchangeSpec
@@ -79,8 +79,8 @@ def _durations(
 def _tokens_of_parts(setting: Setting, n_chunks: int, n_parts: int) -> Tokens:
     """Tokens that a device holds in every part, int64[part, 1]; the chunks of a step differ by one at most."""
     n_tokens = setting.workload.tokens_per_device
-    chunk = np.arange(n_tokens) * n_chunks // n_tokens
-    return np.tile(np.bincount(chunk, minlength=n_chunks), n_parts // n_chunks)[:, None]
+    counts = np.bincount(chunk_of_tokens(n_tokens, n_chunks), minlength=n_chunks)
+    return np.tile(counts, n_parts // n_chunks)[:, None]
 
 
 def _message_s(setting: Setting, message_bytes: NDArray[np.floating]) -> Seconds:

@@ -12,7 +12,6 @@ from hwmodels.expert_exchange import DEFAULT_SMS
 from hwmodels.launch import compute_slowdown
 from placement import exchange_time
 from placement.exchange_time import measured_card, unmeasured
-from placement.reduction import Reduction
 from scenarios.errors import ScenarioError
 from scenarios.models import DType
 from scenarios.specs import ExchangeSpec
@@ -32,8 +31,8 @@ def token_bytes(setting: Setting, dtype: DType | None) -> float:
     return exchange_time.token_bytes(setting.model, dtype)
 
 
-def slowdown_of_experts(setting: Setting, reduction: Reduction, spec: ExchangeSpec) -> float:
-    """How many times longer experts take beside chunks on their way: SMs that normal kernels hold (assumed).
+def slowdown_beside_exchange(setting: Setting, n_chunks: int, spec: ExchangeSpec) -> float:
+    """How many times longer work takes beside tokens on their way: SMs that normal kernels hold (assumed).
 
     Raises ScenarioError where the kernels would hold every SM.
     """
@@ -43,7 +42,7 @@ def slowdown_of_experts(setting: Setting, reduction: Reduction, spec: ExchangeSp
     if sms >= n_sms:
         name = setting.cluster.device.card.name
         raise ScenarioError(f"schedule.exchange: sms {sms} leaves none of the {n_sms} SMs of {name}; give fewer")
-    return float(compute_slowdown(sms, n_sms)) if reduction.n_chunks > 1 else 1.0
+    return float(compute_slowdown(sms, n_sms)) if n_chunks > 1 else 1.0
 
 
 def exchange_band(setting: Setting, spec: ExchangeSpec, side: Side) -> tuple[float, float]:

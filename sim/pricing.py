@@ -14,12 +14,12 @@ from hwmodels.gemm import gate_s, head_s, mlp_s, norm_s
 from hwmodels.links import all_gather_s, reduce_scatter_s
 from placement.moe_time import expert_times_s
 from placement.plan import Placement
-from placement.reduction import Reduction
+from placement.reduction import Reduction, chunk_of_tokens
 from scenarios.models import GroupedQueryAttention
 from scenarios.specs import ExchangeSpec
 from sim.durations import Duration, ExchangeTime, Seconds, at_steps, scaled
 from sim.exchange_pricing import exchange_prices, machine_of
-from sim.kernel_pricing import by_chunk, slowdown_of_experts, token_bytes
+from sim.kernel_pricing import by_chunk, slowdown_beside_exchange, token_bytes
 from sim.program import OpList, Work
 from sim.setting import Setting
 
@@ -30,11 +30,12 @@ Tokens = NDArray[np.integer]
 class Prices:
     """Durations by kind of work.
 
-    per_layer  kind -> float64[step, device], the same in every layer ("attention" with `layers_windowed` in two kinds).
+    per_layer  kind -> [part] -> float64[step, device], the same in every layer ("attention" with `layers_windowed` in
+               two kinds); one part, or as many as there are microbatches.
     per_chunk  kind -> [MoE layer][chunk] -> duration.
     """
 
-    per_layer: dict[str, Duration]
+    per_layer: dict[str, tuple[Duration, ...]]
     per_chunk: dict[str, list[list[Duration]]]
     windowed_layers: frozenset[int]
     moe_row: dict[int, int]
@@ -44,7 +45,7 @@ class Prices:
         if work.kind in self.per_chunk:
             return self.per_chunk[work.kind][self.moe_row[work.layer]][work.chunk]
         windowed = work.kind == "attention" and work.layer in self.windowed_layers
-        return self.per_layer["windowed attention" if windowed else work.kind]
+        return self.per_layer["windowed attention" if windowed else work.kind][max(work.chunk, 0)]
 
     def durations(self, op_list: OpList) -> list[Duration]:
         """Durations of all operations of a program."""
@@ -60,7 +61,7 @@ class Prices:
 
     def changed(self, change: Callable[[str, Duration], Duration]) -> Prices:
         """Prices with every duration replaced by `change(kind, duration)`."""
-        layers = {kind: change(kind, duration) for kind, duration in self.per_layer.items()}
+        layers = {kind: tuple(change(kind, d) for d in parts) for kind, parts in self.per_layer.items()}
         chunks = {
             kind: [[change(kind, duration) for duration in row] for row in rows]
             for kind, rows in self.per_chunk.items()
@@ -68,14 +69,21 @@ class Prices:
         return replace(self, per_layer=layers, per_chunk=chunks)
 
 
-def price(setting: Setting, placement: Placement, reduction: Reduction, exchange: ExchangeSpec) -> Prices:
+def price(
+    setting: Setting,
+    placement: Placement,
+    reduction: Reduction,
+    exchange: ExchangeSpec,
+    *,
+    microbatched: bool = False,
+) -> Prices:
     """Prices of one placement on one setting; works of a layer outside the experts do not depend on the placement."""
     model = setting.model
     windowed = frozenset[int]()
     if isinstance(model.attention, GroupedQueryAttention) and model.attention.window_tokens is not None:
         windowed = frozenset(range(0, model.n_layers, model.attention.windowed_every))
     return Prices(
-        per_layer=layer_prices(setting),
+        per_layer=layer_prices(setting, reduction.n_chunks if microbatched else 1, exchange),
         per_chunk={
             "experts": _experts(setting, placement, reduction, exchange),
             **exchange_prices(setting, reduction, exchange),
@@ -85,8 +93,37 @@ def price(setting: Setting, placement: Placement, reduction: Reduction, exchange
     )
 
 
-def layer_prices(setting: Setting) -> dict[str, Duration]:
-    """What every device does for its own tokens, whatever the placement: kind -> float64[step, device]."""
+def layer_prices(
+    setting: Setting, n_parts: int = 1, exchange: ExchangeSpec | None = None
+) -> dict[str, tuple[Duration, ...]]:
+    """What every device does for its own tokens, whatever the placement: kind -> [part] -> float64[step, device].
+
+    Each of several microbatches computes beside the exchange of another one, which may slow it.
+    """
+    slower = 1.0 if exchange is None else slowdown_beside_exchange(setting, n_parts, exchange)
+    parts = [_part_prices(part) for part in _parts(setting, n_parts)]
+    return {kind: tuple(_slowed(prices[kind], slower) for prices in parts) for kind in parts[0]}
+
+
+def _slowed(duration: Duration, factor: float) -> Duration:
+    return duration if isinstance(duration, ExchangeTime) else duration * factor
+
+
+def _parts(setting: Setting, n_parts: int) -> list[Setting]:
+    """The setting of each microbatch: the tokens that the reduction counts as one chunk."""
+    if n_parts == 1:
+        return [setting]
+    chunk = chunk_of_tokens(setting.workload.tokens_per_device, n_parts)
+    batches, found = setting.batches, []
+    for part in range(n_parts):
+        own = chunk == part
+        changed = replace(batches, tokens=batches.tokens[..., own], contexts=batches.contexts[..., own])
+        workload = setting.workload.model_copy(update={"tokens_per_device": int(own.sum())})
+        found.append(replace(setting, batches=changed, workload=workload))
+    return found
+
+
+def _part_prices(setting: Setting) -> dict[str, Duration]:
     model, device = setting.model, setting.cluster.device
     shape = setting.batches.tokens.shape[:2]
     tokens = np.full(shape, setting.workload.tokens_per_device)
@@ -158,5 +195,7 @@ def _experts(
     setting: Setting, placement: Placement, reduction: Reduction, exchange: ExchangeSpec
 ) -> list[list[Duration]]:
     rank_s = expert_times_s(machine_of(setting, exchange), placement, reduction)
-    experts_s = np.repeat(rank_s, setting.layout.tp, axis=-1) * slowdown_of_experts(setting, reduction, exchange)
+    experts_s = np.repeat(rank_s, setting.layout.tp, axis=-1) * slowdown_beside_exchange(
+        setting, reduction.n_chunks, exchange
+    )
     return [list(chunks) for chunks in by_chunk(experts_s, reduction.n_chunks)]

@@ -19,7 +19,8 @@ EXCHANGE_LANES: tuple[Lane, ...] = ("send", "receive")
 
 @dataclass(frozen=True, slots=True)
 class Work:
-    """What an operation does, and so which durations apply: `kind` of `layer` (-1: none), for one `chunk` (-1: all)."""
+    """What an operation does, and so which durations apply: `kind` of `layer` (-1: none), for one `chunk` of the tokens
+    (-1: all)."""
 
     kind: str
     layer: int = -1
@@ -57,10 +58,19 @@ class Layer:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Step:
-    """The works of one forward pass, in the order of the model."""
+    """The works of one forward pass, in the order of the model.
+
+    others  further microbatches: the same pass over other tokens of the step, which may run beside this one.
+    """
 
     layers: tuple[Layer, ...]
     head: Work
+    others: tuple[Step, ...] = ()
+
+    @property
+    def microbatches(self) -> tuple[Step, ...]:
+        """All passes of the step."""
+        return (self, *self.others)
 
 
 @dataclass(frozen=True, slots=True)

@@ -64,9 +64,8 @@ def decode_step_s(deployment: Deployment, schedule: ScheduleSpec) -> float:
     """
     setting = _setting(deployment)
     placement = solve_placement(setting, REPLICAS)
-    chunks = schedule.chunks if schedule.overlap == "chunked" else 1
     tokens, dedup = setting.batches.tokens, schedule.exchange.dedup
-    reduction = reduce_trace(setting.trace, tokens, placement, setting.layout, chunks=chunks, dedup=dedup)
+    reduction = reduce_trace(setting.trace, tokens, placement, setting.layout, chunks=schedule.n_parts, dedup=dedup)
     return float(execute_schedule(setting, placement, reduction, schedule).step_times_s.mean())
 
 

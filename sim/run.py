@@ -26,7 +26,7 @@ from sim.laws import LAWS
 from sim.log import step_log
 from sim.memory import check_memory, device_memory
 from sim.metrics import Execution
-from sim.policies import POLICIES
+from sim.policies import MICROBATCHED, POLICIES
 from sim.port_loads import port_loads
 from sim.pricing import Prices, price
 from sim.program import OpList, compile_program
@@ -137,9 +137,12 @@ def execute_schedule(setting: Setting, placement: Placement, reduction: Reductio
 def _priced(
     setting: Setting, placement: Placement, reduction: Reduction, schedule: ScheduleSpec
 ) -> tuple[OpList, Prices]:
-    step = build_step(setting.model, chunks=reduction.n_chunks, attention_tp=setting.attention_tp)
+    microbatched = schedule.overlap in MICROBATCHED
+    step = build_step(
+        setting.model, chunks=reduction.n_chunks, attention_tp=setting.attention_tp, microbatched=microbatched
+    )
     op_list = compile_program(POLICIES[schedule.overlap], step)
-    prices = price(setting, placement, reduction, schedule.exchange)
+    prices = price(setting, placement, reduction, schedule.exchange, microbatched=microbatched)
     return op_list, launched_eagerly(prices, setting) if schedule.launch == "eager" else prices
 
 

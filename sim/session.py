@@ -97,7 +97,7 @@ class Session:
     def reduction(self, setting: Setting, placement: Placement, schedule: ScheduleSpec) -> Reduction:
         """The reduction of the setting's steps under `placement`, shared by the schedules that can."""
         check_schedule(schedule, setting.workload, setting.model, setting.cluster.n_devices)
-        chunks = schedule.chunks if schedule.overlap == "chunked" else 1
+        chunks = schedule.n_parts
         keep_pairs = schedule.exchange.law != "port"
         key = (id(setting), placement_digest(placement), chunks, schedule.exchange.dedup, keep_pairs)
         if key not in self.reductions:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -172,24 +172,31 @@ def check_trace(trace: RoutingTrace, model: ModelCard) -> None:
         )
 
 
-def build_step(model: ModelCard, *, chunks: int, attention_tp: int) -> Step:
-    """The works of one forward pass of `model`, its MoE layers in `chunks` chunks."""
+def build_step(model: ModelCard, *, chunks: int, attention_tp: int, microbatched: bool = False) -> Step:
+    """The works of a forward pass of `model`: its experts in `chunks` chunks, or all of it in as many microbatches."""
+    if microbatched:
+        first, *others = (_pass(model, (part,), attention_tp, part) for part in range(chunks))
+        return replace(first, others=tuple(others))
+    return _pass(model, tuple(range(chunks)), attention_tp, -1)
+
+
+def _pass(model: ModelCard, chunks: tuple[int, ...], attention_tp: int, part: int) -> Step:
+    """A pass whose experts work on `chunks`, and all else on `part` of the tokens."""
     moe_layers = set(model.moe_layers)
 
     def layer(number: int) -> Layer:
         is_moe = number in moe_layers
-        parts = tuple(_chunk(number, chunk) for chunk in range(chunks)) if is_moe else ()
         return Layer(
-            attention=Work("attention", number),
-            gather=Work("gather", number) if attention_tp > 1 else None,
-            scatter=Work("scatter", number) if attention_tp > 1 else None,
-            gate=Work("gate", number) if is_moe else None,
-            shared=Work("shared", number) if is_moe and model.shared_intermediate_size else None,
-            mlp=None if is_moe else Work("mlp", number),
-            chunks=parts,
+            attention=Work("attention", number, part),
+            gather=Work("gather", number, part) if attention_tp > 1 else None,
+            scatter=Work("scatter", number, part) if attention_tp > 1 else None,
+            gate=Work("gate", number, part) if is_moe else None,
+            shared=Work("shared", number, part) if is_moe and model.shared_intermediate_size else None,
+            mlp=None if is_moe else Work("mlp", number, part),
+            chunks=tuple(_chunk(number, chunk) for chunk in chunks) if is_moe else (),
         )
 
-    return Step(layers=tuple(layer(number) for number in range(model.n_layers)), head=Work("head"))
+    return Step(layers=tuple(layer(number) for number in range(model.n_layers)), head=Work("head", -1, part))
 
 
 def _chunk(layer: int, chunk: int) -> Chunk:

@@ -25,7 +25,7 @@ def check_workload(workload: WorkloadSpec, model: ModelCard, n_devices: int) -> 
 
 def check_schedule(schedule: ScheduleSpec, workload: WorkloadSpec, model: ModelCard, n_devices: int) -> None:
     """Raise ScenarioError where there are more chunks than tokens, MoesimError where their exchanges cannot fit."""
-    chunks = schedule.chunks if schedule.overlap == "chunked" else 1
+    chunks = schedule.n_parts
     if chunks > workload.tokens_per_device:
         raise ScenarioError(
             f"schedule.chunks: {chunks} chunks of the {workload.tokens_per_device} tokens of a device leave some "

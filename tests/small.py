@@ -160,7 +160,7 @@ def reduced(setting: Setting, placement: Placement, schedule: ScheduleSpec) -> R
         setting.batches.tokens,
         placement,
         setting.layout,
-        chunks=schedule.chunks if schedule.overlap == "chunked" else 1,
+        chunks=schedule.n_parts,
         dedup=exchange.dedup,
         keep_pairs=exchange.law != "port",
     )

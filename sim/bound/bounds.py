@@ -144,7 +144,7 @@ def _scan(
     session: Session, plan: Plan, largest: int | None, say: Callable[[str, float], None] | None = None
 ) -> Iterator[Bound]:
     last = largest or LARGEST_BATCH[session.spec.workload.phase]
-    chunks = plan.schedule.chunks if plan.schedule.overlap == "chunked" else 1
+    chunks = plan.schedule.n_parts
     sizes = [size for size in (2**power for power in range(16)) if chunks <= size < last] + [last]
     for number, size in enumerate(sizes):
         if say is not None:

@@ -132,7 +132,7 @@ def _other_kernels_s(setting: Setting) -> float:
         "head": 1,
     }
     total_s = 0.0
-    for kind, price in prices.items():
+    for kind, (price,) in prices.items():
         if not isinstance(price, ExchangeTime):
             total_s += counts[kind] * float(price.sum(axis=-1).mean())
     return total_s
@@ -151,7 +151,7 @@ def _experts_floor_s(setting: Setting, placement: Placement) -> float:
 def _links(setting: Setting, reduction: Reduction, exchange: ExchangeSpec) -> tuple[Resource, ...]:
     """Send and receive ports of all devices, under the plan's own traffic, evenly spread."""
     prices = exchange_prices(setting, reduction, exchange)
-    others = [price for price in layer_prices(setting).values() if isinstance(price, ExchangeTime)]
+    others = [price for (price,) in layer_prices(setting).values() if isinstance(price, ExchangeTime)]
     return tuple(
         Resource(
             name=f"{side} ports",

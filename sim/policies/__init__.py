@@ -4,6 +4,10 @@ from __future__ import annotations
 
 from sim.policies.chunked import chunked
 from sim.policies.sequential import sequential
+from sim.policies.two_batch import two_batch
 from sim.program import Policy
 
-POLICIES: dict[str, Policy] = {"none": sequential, "chunked": chunked}
+POLICIES: dict[str, Policy] = {"none": sequential, "chunked": chunked, "two-batch": two_batch}
+
+MICROBATCHED = frozenset({"two-batch"})
+"""Policies whose steps come in microbatches: all of the model in parts, not its experts alone."""

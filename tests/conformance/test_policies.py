@@ -1,6 +1,7 @@
 """Every schedule policy through one suite; one that is named but missing, or the reverse, fails it."""
 
 from collections import Counter
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from typing import get_args
@@ -14,13 +15,13 @@ from scenarios.specs import OverlapName
 from sim.events import execute_events
 from sim.laws import LAWS
 from sim.log import begins_s
-from sim.policies import POLICIES
+from sim.policies import MICROBATCHED, POLICIES
 from sim.program import Layer, OpList, Step, Work, compile_program
 from sim.setting import build_step
-from tests.oracles.random_steps import make_layer, price_case
+from tests.oracles.random_steps import make_step, price_case
 
 # policy -> numbers of chunks that its steps may have; a new policy is added here
-CHUNKS = {"none": (1,), "chunked": (1, 2, 3, 4)}
+CHUNKS = {"none": (1,), "chunked": (1, 2, 3, 4), "two-batch": (1, 2, 3)}
 EXCHANGES = {"dispatch", "combine", "gather", "scatter"}
 PLAIN, SHARED, DENSE = (False, False), (False, True), (True, False)
 # name -> (dense, shared experts) of each layer, tensor-parallel attention
@@ -36,14 +37,13 @@ MODELS: dict[str, tuple[list[tuple[bool, bool]], bool]] = {
 PLANS = [(policy, chunks) for policy, counts in CHUNKS.items() for chunks in counts]
 
 
-def step_of(model: str, chunks: int) -> Step:
+def step_of(policy: str, model: str, chunks: int) -> Step:
     kinds, tensor_parallel = MODELS[model]
-    layers = [make_layer(number, chunks, kind, collectives=tensor_parallel) for number, kind in enumerate(kinds)]
-    return Step(layers=tuple(layers), head=Work("head"))
+    return make_step(policy, kinds, chunks, collectives=tensor_parallel)
 
 
 def compiled(policy: str, model: str, chunks: int) -> OpList:
-    return compile_program(POLICIES[policy], step_of(model, chunks))
+    return compile_program(POLICIES[policy], step_of(policy, model, chunks))
 
 
 def works_of(layer: Layer) -> list[Work]:
@@ -55,6 +55,8 @@ def works_of(layer: Layer) -> list[Work]:
 
 def flows_of(step: Step) -> list[tuple[Work, Work]]:
     """(earlier, later): data that the later work needs, whatever the schedule."""
+    if step.others:
+        return [flow for microbatch in step.microbatches for flow in flows_of(replace(microbatch, others=()))]
     flows: list[tuple[Work, Work]] = []
     for layer in step.layers:
         spine = [layer.gather, layer.attention, layer.scatter, layer.mlp or layer.gate]
@@ -77,9 +79,12 @@ def test_names_match_the_scenario() -> None:
 @pytest.mark.parametrize(("policy", "chunks"), PLANS)
 class TestProgram:
     def test_every_work_is_done_exactly_once(self, policy: str, chunks: int, model: str) -> None:
-        step = step_of(model, chunks)
+        passes = step_of(policy, model, chunks).microbatches
         issued = Counter(op.work for op in compiled(policy, model, chunks).ops)
-        assert issued == Counter([work for layer in step.layers for work in works_of(layer)] + [step.head])
+        layers = [layer for step in passes for layer in step.layers]
+        assert issued == Counter(
+            [work for layer in layers for work in works_of(layer)] + [step.head for step in passes]
+        )
 
     def test_exchanges_and_only_they_are_on_the_ports(self, policy: str, chunks: int, model: str) -> None:
         for op in compiled(policy, model, chunks).ops:
@@ -98,7 +103,7 @@ class TestProgram:
         graph = nx.DiGraph([(ops[dep].work, op.work) for op in ops for dep in op.after])
         graph.add_nodes_from(op.work for op in ops)
         graph.add_edges_from(pairwise(op.work for op in ops if not op.is_exchange))
-        missing = [flow for flow in flows_of(step_of(model, chunks)) if not nx.has_path(graph, *flow)]
+        missing = [flow for flow in flows_of(step_of(policy, model, chunks)) if not nx.has_path(graph, *flow)]
         assert missing == []
 
     def test_the_program_depends_on_nothing_but_the_step(self, policy: str, chunks: int, model: str) -> None:
@@ -109,11 +114,20 @@ class TestProgram:
 @pytest.mark.parametrize(("policy", "chunks"), PLANS)
 def test_every_work_of_a_shipped_model_is_done_exactly_once(policy: str, chunks: int, attention_tp: int) -> None:
     """DeepSeek-V2-Lite: 27 layers, the first of them dense, the others with shared experts."""
-    step = build_step(find_model("deepseek-v2-lite", Path()), chunks=chunks, attention_tp=attention_tp)
+    microbatched = policy in MICROBATCHED
+    model = find_model("deepseek-v2-lite", Path())
+    step = build_step(model, chunks=chunks, attention_tp=attention_tp, microbatched=microbatched)
     kinds = Counter(op.work.kind for op in compile_program(POLICIES[policy], step).ops)
     parts = dict.fromkeys(("dispatch", "experts", "combine"), 26 * chunks)
     collectives = dict.fromkeys(("gather", "scatter"), 27) if attention_tp > 1 else {}
-    assert kinds == {"attention": 27, "mlp": 1, "gate": 26, "shared": 26, "head": 1} | parts | collectives
+    whole = {"attention": 27, "mlp": 1, "gate": 26, "shared": 26, "head": 1} | collectives
+    times = chunks if microbatched else 1
+    assert kinds == {kind: count * times for kind, count in whole.items()} | parts
+
+
+def unparted(work: Work) -> Work:
+    """The work without the part of the tokens, of which there is one."""
+    return replace(work, chunk=-1)
 
 
 @pytest.mark.parametrize("law", LAWS)
@@ -142,10 +156,10 @@ def test_with_one_chunk_overlap_is_never_slower_than_none(policy: str, law: str,
     """The same operations in the same order on each lane, with fewer waits; such lanes are monotone."""
     for seed in range(5):
         overlapped = price_case(compiled(policy, model, 1), 4, law, np.random.default_rng(seed), 2)
-        prices = dict(zip((op.work for op in overlapped.op_list.ops), overlapped.durations, strict=True))
+        prices = dict(zip((unparted(op.work) for op in overlapped.op_list.ops), overlapped.durations, strict=True))
         sequential = compiled("none", model, 1)
         plain = price_case(sequential, 4, law, np.random.default_rng(seed), 2)
-        plain.durations[:] = [prices[op.work] for op in sequential.ops]
+        plain.durations[:] = [prices[unparted(op.work)] for op in sequential.ops]
         plain.start_s[:] = overlapped.start_s
         faster = np.array([overlapped.vector().end_s[-1], plain.vector().end_s[-1]])
         assert (faster[0] <= faster[1] * (1 + 1e-12)).all()

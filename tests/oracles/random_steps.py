@@ -1,6 +1,6 @@
 """Random steps for tests of the execution plane; durations are adversarial, since realistic ones hide errors."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -8,7 +8,7 @@ import numpy as np
 from sim.durations import Duration, ExchangeTime, Seconds
 from sim.events import execute_events
 from sim.laws import LAWS
-from sim.policies import POLICIES
+from sim.policies import MICROBATCHED, POLICIES
 from sim.program import Chunk, Layer, OpList, Program, Step, Work, compile_ops, compile_program
 from sim.vector import Finished, execute
 
@@ -38,13 +38,8 @@ def policy_case(policy: str, law: str, seed: int, *, max_devices: int = 6) -> Ca
     n_devices = int(rng.integers(1, max_devices + 1))
     chunks = 1 if policy == "none" else int(rng.integers(1, 5))
     tensor_parallel = bool(rng.random() < 0.5)
-    step = Step(
-        layers=tuple(
-            make_layer(number, chunks, rng.random(2) < (0.25, 0.5), collectives=tensor_parallel)
-            for number in range(int(rng.integers(1, 4)))
-        ),
-        head=Work("head"),
-    )
+    kinds = [rng.random(2) < (0.25, 0.5) for _ in range(int(rng.integers(1, 4)))]
+    step = make_step(policy, kinds, chunks, collectives=tensor_parallel)
     op_list = compile_program(POLICIES[policy], step)
     group_size = 2 if n_devices % 2 == 0 else 1
     return price_case(op_list, n_devices, law, rng, group_size)
@@ -65,21 +60,34 @@ def dag_case(law: str, seed: int, *, max_devices: int = 6, max_ops: int = 14) ->
     return price_case(compile_ops(program.ops), n_devices, law, rng, int(rng.choice(divisors)))
 
 
-def make_layer(number: int, chunks: int, dense_shared: object, *, collectives: bool) -> Layer:
-    """One layer in `chunks` chunks; `dense_shared` says whether it is dense and whether it has shared experts."""
+def make_step(policy: str, kinds: Sequence[object], chunks: int, *, collectives: bool) -> Step:
+    """A step whose layers are of these kinds (dense, shared experts): in microbatches where the policy wants them."""
+    if policy not in MICROBATCHED:
+        return _pass(kinds, range(chunks), -1, collectives=collectives)
+    first, *others = (_pass(kinds, (part,), part, collectives=collectives) for part in range(chunks))
+    return replace(first, others=tuple(others))
+
+
+def _pass(kinds: Sequence[object], chunks: Sequence[int], part: int, *, collectives: bool) -> Step:
+    layers = [make_layer(number, chunks, kind, part, collectives=collectives) for number, kind in enumerate(kinds)]
+    return Step(layers=tuple(layers), head=Work("head", -1, part))
+
+
+def make_layer(number: int, chunks: Sequence[int], dense_shared: object, part: int = -1, *, collectives: bool) -> Layer:
+    """One layer in `chunks`; `dense_shared` says whether it is dense and whether it has shared experts."""
     dense, shared = np.asarray(dense_shared, bool)
     parts = tuple(
         Chunk(Work("dispatch", number, c), Work("experts", number, c), Work("combine", number, c))
-        for c in range(0 if dense else chunks)
+        for c in ([] if dense else chunks)
     )
     return Layer(
-        attention=Work("attention", number),
-        gate=None if dense else Work("gate", number),
+        attention=Work("attention", number, part),
+        gate=None if dense else Work("gate", number, part),
         chunks=parts,
-        shared=Work("shared", number) if shared and not dense else None,
-        mlp=Work("mlp", number) if dense else None,
-        gather=Work("gather", number) if collectives else None,
-        scatter=Work("scatter", number) if collectives else None,
+        shared=Work("shared", number, part) if shared and not dense else None,
+        mlp=Work("mlp", number, part) if dense else None,
+        gather=Work("gather", number, part) if collectives else None,
+        scatter=Work("scatter", number, part) if collectives else None,
     )
 
 

@@ -10,7 +10,7 @@ from sim.laws import LAWS, fair_rates, fluid_ends_s
 from sim.policies import POLICIES
 from sim.program import OpList, Program, Step, Work, compile_ops, compile_program
 from sim.vector import Finished, execute
-from tests.oracles.random_steps import make_layer
+from tests.oracles.random_steps import make_layer, make_step
 from tests.oracles.textbook import fair_shares
 
 
@@ -56,8 +56,8 @@ def after_computing(computed_s: ArrayLike, time: ExchangeTime, law: str) -> tupl
 
 class TestSteps:
     def test_a_balanced_sequential_step_lasts_as_long_as_all_its_operations(self) -> None:
-        step = Step(layers=(make_layer(0, 1, (True, False), collectives=True),) * 2, head=Work("head"))
-        moe = Step(layers=(make_layer(0, 1, (False, True), collectives=True),) * 2, head=Work("head"))
+        step = Step(layers=(make_layer(0, (0,), (True, False), collectives=True),) * 2, head=Work("head"))
+        moe = Step(layers=(make_layer(0, (0,), (False, True), collectives=True),) * 2, head=Work("head"))
         for each in (step, moe):
             op_list = compile_program(POLICIES["none"], each)
             times_s = [float(2**index) for index in range(len(op_list.ops))]
@@ -79,7 +79,7 @@ class TestSteps:
         Unrolled, C_r = max(r d + r c, max over k of E_k + (r-k+1) c). The inner term is linear in k, so it is
         largest at k = 1 (d + e + r c) or k = r (d + (r-1) max(d, e) + e + c).
         """
-        layer = make_layer(0, n_chunks, (False, False), collectives=False)
+        layer = make_layer(0, range(n_chunks), (False, False), collectives=False)
         op_list = compile_program(POLICIES["chunked"], Step(layers=(layer,), head=Work("head")))
         chunk_s = {"dispatch": dispatch_s, "experts": experts_s, "combine": combine_s}
         durations: list[Duration] = []
@@ -90,9 +90,32 @@ class TestSteps:
         want_s = max(r * (d + c), d + e + r * c, r * d + e + c, d + r * e + c)
         assert run(op_list, durations).end_s[-1].tolist() == [want_s, want_s]
 
+    @pytest.mark.parametrize("n_layers", [1, 2, 5])
+    @pytest.mark.parametrize(
+        ("attention_s", "dispatch_s", "experts_s", "combine_s"), [(3, 2, 4, 3), (2, 2, 2, 2), (5, 0, 4, 1)]
+    )
+    def test_two_batches_hide_all_transfers_that_are_shorter_than_the_work_beside_them(
+        self, n_layers: int, attention_s: float, dispatch_s: float, experts_s: float, combine_s: float
+    ) -> None:
+        """T = 2 L (a + e) + max(h, c) + h where d <= a, d <= e and c <= e, for two equal microbatches.
+
+        D0 travels while A1 computes, D1 beside E0, C0 beside E1, C1 beside the next A0: the compute lane never waits
+        until the last combine, which one head of h = 0.5 hides in part.
+        """
+        step = make_step("two-batch", [(False, False)] * n_layers, 2, collectives=False)
+        op_list = compile_program(POLICIES["two-batch"], step)
+        times_s = {"attention": attention_s, "dispatch": dispatch_s, "experts": experts_s, "combine": combine_s}
+        times_s |= {"gate": 0.0, "head": 0.5}
+        durations: list[Duration] = []
+        for op in op_list.ops:
+            both = [float(times_s[op.work.kind])] * 2
+            durations.append(ports(both, both) if op.is_exchange else np.array(both))
+        want_s = 2 * n_layers * (attention_s + experts_s) + max(0.5, combine_s) + 0.5
+        assert run(op_list, durations).end_s.max(axis=0).tolist() == [want_s, want_s]
+
     def test_shared_experts_hide_the_first_chunks_journey(self) -> None:
         """Attention 1, gate 1; dispatch 2 to 5 while shared experts compute 2 to 6; experts to 8; combine to 11."""
-        layer = make_layer(0, 1, (False, True), collectives=False)
+        layer = make_layer(0, (0,), (False, True), collectives=False)
         op_list = compile_program(POLICIES["chunked"], Step(layers=(layer,), head=Work("head")))
         times_s = {"attention": 1, "gate": 1, "dispatch": 3, "shared": 4, "experts": 2, "combine": 3, "head": 0.5}
         durations: list[Duration] = []

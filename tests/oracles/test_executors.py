@@ -103,9 +103,9 @@ def cut_execution(setting: Setting, policy: str, law: str) -> Execution:
     """All steps of the setting by the vector executor, as a run of a scenario would execute them."""
     placement = solve_placement(setting, PlacementSpec(solver="eplb", redundant=8))
     schedule = ScheduleSpec.model_validate({"overlap": policy, "chunks": 3, "exchange": {"law": law}})
-    chunks = schedule.chunks if policy == "chunked" else 1
+    kept = law != "port"
     reduction = reduce_trace(
-        setting.trace, setting.batches.tokens, placement, setting.layout, chunks=chunks, keep_pairs=law != "port"
+        setting.trace, setting.batches.tokens, placement, setting.layout, chunks=schedule.n_parts, keep_pairs=kept
     )
     return execute_schedule(setting, placement, reduction, schedule)
 

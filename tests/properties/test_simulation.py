@@ -28,11 +28,12 @@ ROOT = Path(__file__).resolve().parents[2]
 SCHEDULES = {
     "sequential": {},
     "chunked": {"overlap": "chunked", "chunks": 3},
+    "microbatches": {"overlap": "two-batch"},
     "forwarded": {"exchange": {"dedup": "node"}},
     "fifo": {"overlap": "chunked", "exchange": {"law": "fifo", "dedup": "none"}},
     "with host time": {"step_overhead": "100 us"},
 }
-SYMMETRIC = ("sequential", "chunked", "with host time")  # no ring order, no local numbers
+SYMMETRIC = ("sequential", "chunked", "microbatches", "with host time")  # no ring order, no local numbers
 OF_PORTS = (*SYMMETRIC, "forwarded")
 
 

@@ -17,7 +17,7 @@ from scenarios.models import ModelCard
 from scenarios.specs import DedupName, ExchangeSpec, ScheduleSpec
 from sim.durations import Duration, ExchangeTime
 from sim.kernel_pricing import token_bytes
-from sim.policies import POLICIES
+from sim.policies import MICROBATCHED, POLICIES
 from sim.pricing import Prices, price
 from sim.program import Work, compile_program
 from sim.setting import Setting, build_step
@@ -45,7 +45,9 @@ def prices_of(
 ) -> tuple[Prices, Placement]:
     placement = placement or even_placement(setting.model, setting.layout.n_ranks)
     schedule = schedule or ScheduleSpec()
-    return price(setting, placement, reduced(setting, placement, schedule), schedule.exchange), placement
+    microbatched = schedule.overlap in MICROBATCHED
+    reduction = reduced(setting, placement, schedule)
+    return price(setting, placement, reduction, schedule.exchange, microbatched=microbatched), placement
 
 
 def setting_of(model: ModelCard | None = None, n_nodes: int = 1, **fields: object) -> Setting:
@@ -327,9 +329,9 @@ def test_tokens_by_rank_of_uneven_slots() -> None:
 def test_every_operation_of_a_program_has_a_price(policy: str) -> None:
     model = tiny_model(n_layers=3, first_moe_layer=1, dense_intermediate_size=48, shared_intermediate_size=40)
     setting = setting_of(model, attention_tp=2)
-    chunks = 2 if policy == "chunked" else 1
     schedule = ScheduleSpec.model_validate({"overlap": policy, "chunks": 2})
-    op_list = compile_program(POLICIES[policy], build_step(model, chunks=chunks, attention_tp=2))
+    step = build_step(model, chunks=schedule.n_parts, attention_tp=2, microbatched=policy in MICROBATCHED)
+    op_list = compile_program(POLICIES[policy], step)
     durations = prices_of(setting, schedule=schedule)[0].durations(op_list)
     for op, duration in zip(op_list.ops, durations, strict=True):
         assert isinstance(duration, ExchangeTime) == op.is_exchange
