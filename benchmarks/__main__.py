@@ -15,12 +15,14 @@ from rich.table import Table
 from benchmarks.executors import executor_rows
 from benchmarks.footprint import footprint_rows
 from benchmarks.machine import REFERENCE_EVENTS_PER_S, Row, simpy_events_per_s
+from benchmarks.placement import placement_rows
 from benchmarks.planes import reduction_rows, step_rows
 
 SUITES: dict[str, Callable[[], list[Row]]] = {
     "executors": executor_rows,
     "reduction": reduction_rows,
     "steps": step_rows,
+    "placement": placement_rows,
     "footprint": footprint_rows,
 }
 BASELINE = Path(__file__).parent / "baseline.json"

@@ -14,7 +14,7 @@ from numpy.typing import ArrayLike, NDArray
 from hwmodels.blends import norm2, norm4
 from hwmodels.constants import MoeConstants, Roofline
 from hwmodels.core_constants import CoreMoeConstants
-from hwmodels.cores import Rows, experts_s
+from hwmodels.cores import Rows, experts_floor_s, experts_s
 from hwmodels.devices import Device, computed_bytes
 from hwmodels.measured_tables import log_of, moe_shape
 from hwmodels.tiles import FASTEST, TILE_RULES, Tile
@@ -216,12 +216,50 @@ def activation_bytes(routed_tokens: ArrayLike, shape: ExpertShape, own_tokens: A
     return BYTES_PER_VALUE["bf16"] * (values * routed + hidden * own)
 
 
+def _sizes(shape: ExpertShape) -> tuple[float, float, float]:
+    """Hidden size, columns of the up product and intermediate size; where sizes are numbers."""
+    (columns, hidden), _ = shape.gemm_sizes
+    return float(hidden), float(columns), float(shape.intermediate_size)
+
+
 def _on_cores_s(work: ExpertWork, shape: ExpertShape, device: Device, constants: CoreMoeConstants) -> Times:
     rows = Rows(
         few=work.few, few_rows=work.few_routed, many=work.active - work.few, many_rows=work.routed - work.few_routed
     )
     (columns, hidden), _ = shape.gemm_sizes
     return experts_s(rows, hidden, (columns, shape.intermediate_size), shape.weight_dtype, device, constants)
+
+
+def fluid_moe_s(routed: ArrayLike, active: ArrayLike, n_slots: int, shape: ExpertShape, device: Device) -> Times:
+    """Less than `moe_s` of any tokens, and convex in them: float64[...] [s]; no tile or wave is left partly filled.
+
+    routed, active  float[...]: tokens times choices, and slots with a token; means over devices, too: by Jensen's
+                    inequality the slowest device takes at least the time of the mean device.
+
+        T = fixed_s + n_slots expert_s + routed row_s + sum over GEMMs of sqrt(C^2 + W^2) + A / (activation_frac BW)
+        C = routed 2 N K / (compute_frac peak)
+
+    Law `cores`: `hwmodels.cores.experts_floor_s`.
+    """
+    constants = device.kernels.moe(shape.weight_dtype)
+    if isinstance(constants, CoreMoeConstants):
+        return experts_floor_s(routed, active, _sizes(shape), shape.weight_dtype, device, constants)
+    tokens, slots = np.asarray(routed, np.float64), np.asarray(active, np.float64)
+    peak, bandwidth = device.peak_flop_per_s(shape.weight_dtype), device.memory_bytes_per_s
+    roofline = isinstance(constants, Roofline)
+    if isinstance(constants, Roofline):
+        weight_frac, activation_frac, fixed_s = constants.memory_frac, constants.memory_frac, constants.fixed_s
+    else:
+        weight_frac = max(constants.weight_frac, constants.small_tile_frac or 0.0)
+        activation_frac, fixed_s = constants.activation_frac, constants.fixed_s + constants.expert_s * n_slots
+    total_s = fixed_s + activation_bytes(tokens, shape) / (activation_frac * bandwidth)
+    if not isinstance(constants, Roofline):
+        total_s = total_s + constants.row_s * tokens
+    for n, k in shape.gemm_sizes:
+        computed_s = tokens * (2.0 * n * k / (constants.compute_frac * peak))
+        streamed_s = slots * (n * k * BYTES_PER_VALUE[shape.weight_dtype] / (weight_frac * bandwidth))
+        total_s = total_s + (np.maximum if roofline else norm2)(computed_s, streamed_s)
+    return np.asarray(total_s)
 
 
 def _roofline_s(work: ExpertWork, shape: ExpertShape, device: Device, constants: Roofline) -> Times:

@@ -113,6 +113,53 @@ def compare(
     _show(comparison, json, out, quiet=quiet)
 
 
+@app.command()
+def bound(
+    scenario: Scenario,
+    overrides: Overrides = None,
+    seed: Seed = None,
+    json: Json = None,
+    out: Annotated[Path | None, typer.Option("--out", metavar="DIR", help="Write plots and bound.json.")] = None,
+    quiet: Quiet = False,
+    debug: Debug = False,
+) -> None:
+    """Throughput bounds of the scenario's hardware: what binds, what more would bring, the best purchase."""
+    from moesim import bounding
+
+    del debug
+    _check_targets(json, out)
+    bounding.show(_load(scenario, overrides, seed), json, out, quiet=quiet)
+
+
+@app.command("place")
+def place_(
+    scenario: Scenario,
+    export: Annotated[
+        tuple[str, Path] | None,
+        typer.Option("--export", metavar="FORMAT FILE", help="Write the plan for an engine; see `list formats`."),
+    ] = None,
+    import_: Annotated[
+        Path | None, typer.Option("--import", metavar="FILE", help="Judge the plan of a file instead of solving one.")
+    ] = None,
+    explain: Annotated[
+        bool, typer.Option("--explain", help="Also what binds, what would help, and whether EPLB does.")
+    ] = False,
+    overrides: Overrides = None,
+    seed: Seed = None,
+    json: Json = None,
+    out: Out = None,
+    quiet: Quiet = False,
+    debug: Debug = False,
+) -> None:
+    """Solve the scenario's placement: objective, bound, gap, quality on held-out requests; write it for engines."""
+    from moesim import placing
+
+    del debug
+    loaded = _load(scenario, overrides, seed)
+    targets = placing.Targets(export=export, json=json, out=out)
+    placing.show(loaded, placing.with_plan(loaded, import_), targets, explain=explain, quiet=quiet)
+
+
 @app.command("list")
 def list_(
     kind: Annotated[

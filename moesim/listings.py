@@ -107,19 +107,23 @@ def _policies() -> list[Table]:
 def _solvers() -> list[Table]:
     from placement.solve import SOLVERS
 
-    table = _table("placement solvers (placement.solver)", "name", "what it does")
+    table = _table("placement solvers (placement.solver)", "name", "minimises", "execution", "what it does")
     for name, solver in SOLVERS.items():
-        table.add_row(name, _first_line(solver))
+        table.add_row(name, solver.objective, solver.execution, _first_line(solver.plan))
     return [table]
 
 
 def _formats() -> list[Table]:
+    from placement.formats import FORMATS
     from traces.formats import IMPORTERS
 
     table = _table("trace formats (moesim trace import FORMAT FILE OUT)", "name", "what it reads")
     for name, importer in IMPORTERS.items():
         table.add_row(name, _first_line(importer))
-    return [table]
+    plans = _table("plan formats (moesim place SCENARIO --export FORMAT FILE)", "name", "files", "taken by")
+    for name, format in FORMATS.items():
+        plans.add_row(name, " ".join(format.suffixes), format.taken_by)
+    return [table, plans]
 
 
 def _table(title: str, *columns: str) -> Table:

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from placement.counting import Counts, Routes, Rows, TokenCounts, Tokens, count_layer
 from placement.layout import ExpertLayout
 from placement.plan import Placement
-from placement.token_split import even_table, least_loaded_slots
+from placement.token_split import even_quotas, even_table, greedy_quotas, levelled_slots
 from placement.traffic import PortTokens, direct_ports, forwarded_ports
 from scenarios.errors import PlacementError
 from scenarios.specs import DedupName
@@ -164,6 +164,8 @@ class _Tables:
     slot_of_id: tuple[NDArray[np.uint16], ...]
     rank_of_slot: NDArray[np.uint16]
     node_of_slot: NDArray[np.uint16]
+    devices_per_rank: int
+    devices_per_node: int
 
     @classmethod
     def of(cls, placement: Placement, layout: ExpertLayout, n_ids: int) -> _Tables:
@@ -177,6 +179,8 @@ class _Tables:
             node_of_slot=np.pad(ranks // layout.ranks_per_node, unused, constant_values=layout.n_nodes).astype(
                 np.uint16
             ),
+            devices_per_rank=layout.tp,
+            devices_per_node=layout.devices_per_node,
         )
 
 
@@ -184,7 +188,7 @@ def _routes(ids: Rows, tokens: Tokens, tables: _Tables, layer: int, *, dedup: bo
     """Routes of one layer, with the tokens as they find their ids there."""
     n_slots = tables.placement.n_slots
     slots_of_expert = tables.slots_of_expert[layer]
-    if tables.placement.split == "least-loaded" and slots_of_expert.shape[1] > 1:
+    if tables.placement.split != "even" and slots_of_expert.shape[1] > 1:
         ids = _levelled(ids[:, tokens.index], tokens, tables, layer)
         tokens = replace(tokens, index=np.arange(ids.shape[1]))
         slot_of_id = np.arange(n_slots + 1, dtype=np.uint16)[:, None]
@@ -201,13 +205,45 @@ def _routes(ids: Rows, tokens: Tokens, tables: _Tables, layer: int, *, dedup: bo
 
 
 def _levelled(ids: Rows, tokens: Tokens, tables: _Tables, layer: int) -> NDArray[np.uint16]:
-    """Slots uint16[k, token] where the least loaded replica is chosen; unused places hold `n_slots`."""
+    """Slots uint16[k, token] where replicas are levelled; unused places hold `n_slots`."""
+    split, slots_of_expert = tables.placement.split, tables.slots_of_expert[layer]
     used = ids < tables.placement.n_experts
     part = np.broadcast_to(tokens.part, ids.shape)[used].astype(np.int64)
     slots = np.full(ids.shape, tables.placement.n_slots, np.uint16)
+    quotas_of = greedy_quotas if split == "least-loaded" else even_quotas
+    liking = _liking(ids, tokens, tables, layer)[used] if split == "lp-local" else None
     ranks = tables.placement.rank_of_slot[layer]
-    slots[used] = least_loaded_slots(ids[used].astype(np.int64), part, tables.slots_of_expert[layer], ranks)
+    experts = ids[used].astype(np.int64)
+    slots[used] = levelled_slots(experts, part, slots_of_expert, ranks, quotas_of, liking)
     return slots
+
+
+def _liking(ids: Rows, tokens: Tokens, tables: _Tables, layer: int) -> NDArray[np.int8]:
+    """How much a token likes each replica of its experts, int8[k, token, copy].
+
+    3 where no copy has to travel for it: on the token's own rank, or on one that it visits for an expert without
+    replicas; 1 where it need not cross to the node; 0 elsewhere, and less for copies that do not exist.
+    """
+    slots_of_expert, n_slots = tables.slots_of_expert[layer], tables.placement.n_slots
+    n_tokens = ids.shape[1]
+    slot_of_id = np.full((np.iinfo(ids.dtype).max + 1, slots_of_expert.shape[1]), -1)
+    slot_of_id[: len(slots_of_expert)] = slots_of_expert
+    copies = slot_of_id[ids]
+    alone = np.where(copies[..., 1] < 0, copies[..., 0], -1)
+    token = np.arange(n_tokens)
+    liking = np.where(copies < 0, -9, 0).astype(np.int8)
+    own_rank = tokens.source // tables.devices_per_rank
+    for places, own, worth in (
+        (tables.rank_of_slot[layer], own_rank, 2),
+        (tables.node_of_slot[layer], tokens.source // tables.devices_per_node, 1),
+    ):
+        visited = np.zeros((n_tokens, int(places[n_slots]) + 1), np.bool_)
+        visited[token, own] = True
+        for row in alone:
+            visited[token, places[row]] = True
+        visited[:, -1] = False
+        liking += worth * visited[token[:, None], places[copies]].astype(np.int8)
+    return liking
 
 
 def _joined(ports: Sequence[PortTokens]) -> PortTokens:

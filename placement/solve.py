@@ -3,27 +3,40 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from placement import baselines
-from placement.bounds import busiest_rank_bound
+from placement.adjust import flexmoe, smartmoe
+from placement.auto import auto
+from placement.balance import balance
 from placement.checker import check_placement
 from placement.eplb import eplb
-from placement.plan import Placement, rank_loads
+from placement.exact import EXACT_SOLVERS
+from placement.joint import joint
+from placement.objectives import OBJECTIVES
+from placement.plan import Placement
 from placement.problem import PlacementProblem
+from placement.saa import saa
+from placement.solver import Answer, ExecutionModel, ObjectiveName, Solver
 from scenarios.errors import PlacementError
 from scenarios.specs import PlacementSpec, SolverName
 
-Solver = Callable[[PlacementProblem, PlacementSpec], Placement]
-
 SOLVERS: dict[SolverName, Solver] = {
-    "contiguous": baselines.contiguous,
-    "round-robin": baselines.round_robin,
-    "random": baselines.random,
-    "greedy": baselines.greedy,
-    "eplb": eplb,
+    "contiguous": Solver(plan=baselines.contiguous),
+    "round-robin": Solver(plan=baselines.round_robin),
+    "random": Solver(plan=baselines.random),
+    "greedy": Solver(plan=baselines.greedy),
+    "eplb": Solver(plan=eplb),
+    "balance": Solver(plan=balance),
+    "flexmoe": Solver(plan=flexmoe, adjusts=True),
+    "smartmoe": Solver(plan=smartmoe, adjusts=True),
+    "saa": Solver(plan=saa, objective="batch-load", needs=("batch_loads",)),
+    "joint": Solver(plan=joint, objective="time", execution="home-return", needs=("batch_loads", "sample", "machine")),
+    "auto": Solver(
+        plan=auto, objective="time", execution="home-return", needs=("batch_loads", "sample", "machine"), resizes=True
+    ),
+    **EXACT_SOLVERS,
 }
 
 ROUNDING = 1e-9  # relative; sums of loads differ by less between orders of summation
@@ -31,44 +44,70 @@ ROUNDING = 1e-9  # relative; sums of loads differ by less between orders of summ
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Solved:
-    """A checked plan and how good it is on the loads it was fitted to.
+    """A checked plan and how good it is on the part of the trace that it was fitted to.
 
-    status     "optimal" where the objective reaches the bound, "heuristic" otherwise.
-    objective  sum over layers of the busiest rank's load under even split [tokens].
-    bound      no placement has a smaller objective [tokens].
-    gap        (objective - bound) / bound; 0 where both are 0.
-    time_s     time of the solver itself [s].
+    status          "optimal" where the objective reaches the bound, "stopped" where a limit ended the search,
+                    "heuristic" otherwise.
+    objective       what the solver minimises, computed from the plan [unit]; its name is `objective_name`.
+    bound           no plan with as many slots has a smaller objective [unit].
+    gap             (objective - bound) / bound; 0 where both are 0, infinite where only the bound is.
+    time_s          time of the solver itself [s].
+    execution       the execution model that the objective assumes.
     """
 
-    status: Literal["optimal", "heuristic"]
+    status: Literal["optimal", "stopped", "heuristic"]
     placement: Placement
     objective: float
     bound: float
     gap: float
     time_s: float
+    unit: str
+    objective_name: ObjectiveName
+    execution: ExecutionModel
 
 
 def solve(problem: PlacementProblem, spec: PlacementSpec) -> Solved:
     """The plan of `spec.solver`, checked, with its objective, lower bound and gap.
 
-    Raises PlacementError where `spec` and `problem` disagree on redundant slots, or a plan fails its check.
+    Raises PlacementError where `spec` and `problem` disagree on redundant slots, the problem lacks what the solver
+    needs, or a plan fails its check.
     """
-    if spec.redundant != problem.redundant:
+    if spec.solver == "file":
+        raise PlacementError(f"the plan of {spec.file} is read, not solved; see placement.formats")
+    solver = SOLVERS[spec.solver]
+    if not solver.resizes and spec.redundant != problem.redundant:
         raise PlacementError(f"the plan asks for {spec.redundant} redundant slots, the problem has {problem.redundant}")
+    missing = [field for field in solver.needs if getattr(problem, field) is None]
+    if missing:
+        remedy = "; name the file of the plan in force: current: FILE" if missing == ["current"] else ""
+        raise PlacementError(f"solver {spec.solver} needs {' and '.join(missing)}, which the problem lacks{remedy}")
     start_s = time.perf_counter()
-    placement = SOLVERS[spec.solver](problem, spec)
+    found = solver.plan(problem, spec)
     time_s = time.perf_counter() - start_s
-    check_placement(placement, problem)
-    objective = float(rank_loads(placement, problem.loads).max(axis=1).sum())
-    bound = float(busiest_rank_bound(problem.loads, n_slots=problem.n_slots, n_ranks=problem.n_ranks).sum())
-    if objective < bound * (1 - ROUNDING):
-        raise PlacementError(f"plan {placement.name!r} has objective {objective} below its lower bound {bound}")
-    optimal = objective <= bound * (1 + ROUNDING)
+    answer = found if isinstance(found, Answer) else Answer(placement=found)
+    if solver.resizes:
+        problem = replace(problem, redundant=answer.placement.redundant_slots)
+    check_placement(answer.placement, problem)
+    return _judged(problem, solver, answer, time_s)
+
+
+def _judged(problem: PlacementProblem, solver: Solver, answer: Answer, time_s: float) -> Solved:
+    objective = OBJECTIVES[solver.objective]
+    value, bound = objective.value(answer.placement, problem), objective.bound(problem)
+    if answer.bound is not None:
+        bound = max(bound, answer.bound)
+    if value < bound * (1 - ROUNDING):
+        raise PlacementError(f"plan {answer.placement.name!r} has objective {value} below its lower bound {bound}")
+    excess = max(value - bound, 0.0)
+    optimal = value <= bound * (1 + ROUNDING)
     return Solved(
-        status="optimal" if optimal else "heuristic",
-        placement=placement,
-        objective=objective,
+        status="optimal" if optimal else "stopped" if answer.stopped else "heuristic",
+        placement=answer.placement,
+        objective=value,
         bound=bound,
-        gap=max(objective - bound, 0.0) / bound if bound > 0 else 0.0,
+        gap=excess / bound if bound > 0 else (float("inf") if excess > 0 else 0.0),
         time_s=time_s,
+        unit=objective.unit,
+        objective_name=solver.objective,
+        execution=solver.execution,
     )

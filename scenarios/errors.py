@@ -41,5 +41,11 @@ class MemoryInfeasible(MoesimError):
     exit_code = 3
 
 
+class BudgetInfeasible(MoesimError):
+    """No machine that a budget pays for can hold the model; says which is the cheapest that does."""
+
+    exit_code = 3
+
+
 class DeadlockError(MoesimError):
     """A stream program can never finish; says which operation waits for which."""

@@ -58,7 +58,12 @@ def _family(config: Config) -> str:
 
 
 def _model_name(path: Path) -> str:
-    """Name of the model's folder; in the Hugging Face cache (models--OWNER--NAME/snapshots/HASH), NAME."""
+    """Name of the model's folder; in the Hugging Face cache (models--OWNER--NAME/snapshots/HASH), NAME.
+
+    Of a file NAME.config.json, as `moesim capture hf` writes it beside a trace, NAME.
+    """
+    if path.name.endswith(".config.json"):
+        return path.name.removesuffix(".config.json")
     folder = path.absolute().parent
     name = folder.parent.parent.name.split("--")[-1] if folder.parent.name == "snapshots" else folder.name
     return name or path.stem
@@ -176,7 +181,8 @@ def _qwen(config: Config) -> Fields:
     moe_layers = [layer for layer in range(n_layers) if layer not in dense and (layer + 1) % step == 0]
     shared = {"shared_intermediate_size": config.integer_or("shared_expert_intermediate_size", 0)}
     layers = _layers(config, moe_layers, n_layers, "intermediate_size")
-    return {**_base(config), **_gqa(config), **_experts(config, "num_experts"), **shared, **layers}
+    count = config.first("num_experts", "num_local_experts")  # the latter where transformers 5 wrote the file
+    return {**_base(config), **_gqa(config), **_experts(config, count), **shared, **layers}
 
 
 def _deepseek(config: Config, *, attention: Family = _mla, gating: str = "softmax") -> Fields:

@@ -3,19 +3,39 @@ a conformance test compares them with the implementations."""
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
 from scenarios.models import DType
 from scenarios.sources import Spec
-from scenarios.units import BytesPerS, Seconds
+from scenarios.units import BytesPerS, Dollars, Seconds, Watts
 
-SolverName = Literal["contiguous", "round-robin", "random", "greedy", "eplb"]
+SolverName = Literal[
+    "contiguous",
+    "round-robin",
+    "random",
+    "greedy",
+    "eplb",
+    "balance",
+    "flexmoe",
+    "smartmoe",
+    "saa",
+    "joint",
+    "auto",
+    "chain-exact",
+    "alsa",
+    "two-stage",
+    "exflow",
+    "ilp-affinity",
+    "ilp-load",
+    "ilp-saa",
+    "migrate",
+]
 OverlapName = Literal["none", "chunked"]
 LawName = Literal["port", "fifo", "maxmin"]
 DedupName = Literal["none", "device", "node"]
-SplitName = Literal["even", "least-loaded"]
+SplitName = Literal["even", "least-loaded", "lp", "lp-local"]
 FittedKernelName = Literal["deepep-normal", "deepep-low-latency", "nvl72-one-sided", "nvl72-two-sided"]
 KernelName = Literal["alpha-beta", "nccl"] | FittedKernelName
 KERNEL_DEDUP: dict[str, DedupName] = {
@@ -58,6 +78,9 @@ class SplitSpec(Spec):
 
     fit: float = Field(default=0.5, ge=0, le=1)
     evaluate: float = Field(default=0.5, gt=0, le=1)
+    shifted: str | None = Field(
+        default=None, description="label of a domain that is in neither part: `place` judges plans on it, too"
+    )
 
     @model_validator(mode="after")
     def _parts(self) -> SplitSpec:
@@ -106,16 +129,48 @@ class ParallelSpec(Spec):
 
 
 class PlacementSpec(Spec):
-    """A placement solver with its options."""
+    """A placement solver with its options, or the file of a plan."""
 
-    solver: SolverName = "contiguous"
+    solver: Literal[SolverName, "file"] = "contiguous"
+    file: str | None = Field(
+        default=None, description="a plan of `moesim place` or of an engine, or counts for EPLB; see `list formats`"
+    )
     redundant: int = Field(default=0, ge=0, description="replica slots of a layer, over all ranks together")
     split: SplitName = Field(default="even", description="how tokens choose among replicas")
+    spare: tuple[Annotated[int, Field(ge=0)], ...] = Field(
+        default=(0, 1, 2), min_length=1, description="auto: spare slots of a rank to try"
+    )
     seed: int = Field(default=0, ge=0)
     hierarchical: bool | None = Field(
         default=None, description="eplb: groups to nodes first; default: where it divides"
     )
+    time_limit: Seconds = Field(default=60.0, gt=0, description="exflow, ilp-*: time of all programmes together")
+    current: str | None = Field(default=None, description="migrate, flexmoe, smartmoe: file of the plan in force")
+    moves: int | None = Field(default=None, ge=0, description="migrate: most copies moved, all layers; default: any")
     name: str | None = Field(default=None, description="name of the row in tables")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _file_solves(cls, raw: Any) -> Any:
+        return {"solver": "file", **raw} if isinstance(raw, dict) and raw.get("file") is not None else raw
+
+    @model_validator(mode="after")
+    def _file_or_solver(self) -> PlacementSpec:
+        if (self.solver == "file") != (self.file is not None):
+            raise ValueError("a plan is either solved ('solver: NAME') or read ('file: FILE')")
+        return self
+
+    @model_validator(mode="after")
+    def _own_options(self) -> PlacementSpec:
+        if self.solver == "auto" and self.redundant:
+            raise ValueError(
+                f"auto chooses the replica slots itself: give spare: [...], not redundant: {self.redundant}"
+            )
+        if self.solver != "auto" and "spare" in self.model_fields_set:
+            raise ValueError(f"spare is an option of solver auto, not of {self.solver}; give redundant")
+        if self.solver != "migrate" and self.moves is not None:
+            raise ValueError(f"moves is an option of solver migrate, not of {self.solver}")
+        return self
 
 
 class ExchangeSpec(Spec):
@@ -190,6 +245,41 @@ class CompareSpec(Spec):
     workload: tuple[WorkloadSpec, ...] = ()
 
 
+class OfferSpec(Spec):
+    """One kind of node that can be bought; price and power are those of a whole node, as the buyer knows them."""
+
+    node: str = Field(description="node card")
+    device: str | None = Field(default=None, description="device card instead of the node's own")
+    kernels: str | None = Field(default=None, description="kernel card or its file, instead of the device's own")
+    price: Dollars = Field(gt=0)
+    power: Watts | None = None
+    rack_units: int | None = Field(default=None, gt=0)
+    most: int = Field(default=64, gt=0, description="nodes on offer")
+    group: tuple[int, ...] = Field(
+        default=(1,), min_length=1, description="nodes that serve one copy of the model together; each is tried"
+    )
+
+
+class BudgetSpec(Spec):
+    """What may be spent, and on what: `moesim bound` finds the mix of nodes with the highest throughput."""
+
+    money: Dollars = Field(gt=0)
+    power: Watts | None = None
+    rack_units: int | None = Field(default=None, gt=0)
+    catalogue: tuple[OfferSpec, ...] = Field(min_length=1)
+    rank_by: Literal["simulated", "bound"] = Field(
+        default="simulated", description="throughput of the scenario's own plan and schedule, or what nothing exceeds"
+    )
+
+    @model_validator(mode="after")
+    def _known_limits(self) -> BudgetSpec:
+        for limit in ("power", "rack_units"):
+            missing = [offer.node for offer in self.catalogue if getattr(offer, limit) is None]
+            if getattr(self, limit) is not None and missing:
+                raise ValueError(f"the budget limits {limit}: give {limit} for {', '.join(missing)}")
+        return self
+
+
 class ScenarioSpec(Spec):
     """A whole scenario, as in its YAML file."""
 
@@ -203,6 +293,7 @@ class ScenarioSpec(Spec):
     schedule: ScheduleSpec = ScheduleSpec()
     memory: MemorySpec = MemorySpec()
     compare: CompareSpec | None = None
+    budget: BudgetSpec | None = Field(default=None, description="bound: what may be bought")
     seed: int = Field(default=0, ge=0)
 
     @model_validator(mode="before")

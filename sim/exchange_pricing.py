@@ -5,26 +5,26 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from hwmodels.cluster import Cluster
 from hwmodels.links import port_s
+from placement.exchange_time import Machine, exchange_latency_s, port_times_s
 from placement.reduction import Reduction
 from placement.traffic import PortTokens
 from scenarios.errors import ScenarioError
-from scenarios.models import DType
 from scenarios.specs import ExchangeSpec
 from sim.durations import Duration, ExchangeTime, Seconds
-from sim.kernel_pricing import by_chunk, kernel_prices, token_bytes
+from sim.kernel_pricing import Side, by_chunk
 from sim.setting import Setting
+
+Tokens = NDArray[np.integer]
 
 
 def exchange_prices(setting: Setting, reduction: Reduction, spec: ExchangeSpec) -> dict[str, list[list[Duration]]]:
-    """ "dispatch" and "combine" -> [MoE layer][chunk] -> ExchangeTime over [step, device].
+    """ "dispatch" and "combine" -> [MoE layer][chunk] -> ExchangeTime over [step, device], by the kernel of `spec`.
 
     A combine takes the way of its dispatch backwards: partial results of a token are summed before they cross a link
-    that the token crossed once. Raises ScenarioError where the law needs messages that the deduplication hides.
+    that the token crossed once. Raises ScenarioError where the law needs messages that the deduplication hides,
+    HardwareError where the kernel was not measured on the cluster's links.
     """
-    if spec.kernel != "alpha-beta":
-        return kernel_prices(setting, reduction, spec)
     if spec.law != "port" and spec.dedup == "node" and setting.layout.n_nodes > 1:
         raise ScenarioError(
             f"schedule.exchange: law {spec.law} needs dedup none or device; node forwarding has law port"
@@ -33,26 +33,40 @@ def exchange_prices(setting: Setting, reduction: Reduction, spec: ExchangeSpec) 
         raise ScenarioError(f"schedule.exchange: law {spec.law} needs every pair of devices; reduce with keep_pairs")
     pairs = None if spec.law == "port" else reduction.pairs
     back = None if pairs is None else pairs.swapaxes(-1, -2)
+    machine = machine_of(setting, spec)
+    held = _tokens_of_parts(setting, reduction.n_chunks, reduction.slot_tokens.shape[1])
+
+    def prices(side: Side, ports: PortTokens, messages: NDArray[np.integer] | None) -> list[list[Duration]]:
+        send_s = port_times_s(machine, side, held, (ports.send_intra, ports.send_inter))
+        receive_s = port_times_s(machine, side, held, (ports.receive_intra, ports.receive_inter))
+        message_s = None if messages is None else _message_s(setting, messages * machine.copy_bytes(side))
+        return _durations(machine, (send_s, receive_s, message_s), reduction.n_chunks)
+
     return {
-        "dispatch": _prices(setting, reduction, reduction.ports, pairs, spec.dispatch_dtype),
-        "combine": _prices(setting, reduction, reduction.ports.reversed(), back, spec.combine_dtype),
+        "dispatch": prices("dispatch", reduction.ports, pairs),
+        "combine": prices("combine", reduction.ports.reversed(), back),
     }
 
 
-def _prices(
-    setting: Setting, reduction: Reduction, ports: PortTokens, pairs: NDArray[np.integer] | None, dtype: DType | None
+def machine_of(setting: Setting, spec: ExchangeSpec) -> Machine:
+    """The setting's machine with the exchange of a schedule."""
+    return Machine(model=setting.model, cluster=setting.cluster, layout=setting.layout, exchange=spec)
+
+
+def _durations(
+    machine: Machine, times_s: tuple[Seconds, Seconds, Seconds | None], n_chunks: int
 ) -> list[list[Duration]]:
-    cluster, size, n_chunks = setting.cluster, token_bytes(setting, dtype), reduction.n_chunks
-    latency_s = exchange_latency_s(cluster, forwards=reduction.forwards)
-    send_s = by_chunk(latency_s + _port_s(cluster, ports.send_intra, ports.send_inter, size), n_chunks)
-    receive_s = by_chunk(latency_s + _port_s(cluster, ports.receive_intra, ports.receive_inter, size), n_chunks)
-    message_s = None if pairs is None else by_chunk(_message_s(setting, pairs * size), n_chunks)
+    """Send, receive and message times [layer, part, ...] as [layer][chunk] of exchanges."""
+    send_s, receive_s = by_chunk(times_s[0], n_chunks), by_chunk(times_s[1], n_chunks)
+    message_s = None if times_s[2] is None else by_chunk(times_s[2], n_chunks)
+    fixed = machine.exchange.kernel == "alpha-beta"
+    latency_s = exchange_latency_s(machine.cluster, forwards=machine.forwards) if fixed else 0.0
     return [
         [
             ExchangeTime(
                 send_s=send_s[layer, chunk],
                 receive_s=receive_s[layer, chunk],
-                group_size=cluster.n_devices,
+                group_size=machine.cluster.n_devices,
                 message_s=None if message_s is None else message_s[layer, chunk],
                 latency_s=latency_s,
             )
@@ -62,19 +76,11 @@ def _prices(
     ]
 
 
-def exchange_latency_s(cluster: Cluster, *, forwards: bool) -> float:
-    """Fixed time of an exchange over all devices: of the slowest kind of link, or of both in turn where it forwards."""
-    links = [cluster.intra] + ([cluster.inter] if cluster.inter is not None and cluster.n_nodes > 1 else [])
-    latencies_s = [link.latency_s.value for link in links]
-    return sum(latencies_s) if forwards else max(latencies_s)
-
-
-def _port_s(cluster: Cluster, intra: NDArray[np.integer], inter: NDArray[np.integer], size: float) -> Seconds:
-    """The slower of a device's two ports, which work at the same time."""
-    inside_s = port_s(intra * size, cluster.intra)
-    if cluster.n_nodes == 1 or cluster.inter is None:
-        return inside_s
-    return np.maximum(inside_s, port_s(inter * size, cluster.inter))
+def _tokens_of_parts(setting: Setting, n_chunks: int, n_parts: int) -> Tokens:
+    """Tokens that a device holds in every part, int64[part, 1]; the chunks of a step differ by one at most."""
+    n_tokens = setting.workload.tokens_per_device
+    chunk = np.arange(n_tokens) * n_chunks // n_tokens
+    return np.tile(np.bincount(chunk, minlength=n_chunks), n_parts // n_chunks)[:, None]
 
 
 def _message_s(setting: Setting, message_bytes: NDArray[np.floating]) -> Seconds:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from placement.moe_time import tokens_by_rank
 from placement.plan import Placement, rank_loads
 from placement.reduction import Reduction
 from scenarios.specs import ScheduleSpec
@@ -16,7 +17,6 @@ from sim.durations import Duration, ExchangeTime, Seconds
 from sim.kernel_pricing import token_bytes
 from sim.log import begins_s, busy_s, covered_s
 from sim.memory import DeviceMemory
-from sim.pricing import tokens_by_rank
 from sim.program import OpList
 from sim.setting import Setting
 from sim.vector import Finished

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -17,8 +18,10 @@ from sim.timeline import write_trace
 PAGE_DPI = 150
 
 
-def write_outputs(comparison: Comparison, folder: Path) -> list[Path]:
+def write_outputs(comparison: Comparison, folder: Path, drawn: Collection[str] | None = None) -> list[Path]:
     """Paths of report.html, result.json, timeline.json.gz and the plots (.svg, .png), written to `folder`.
+
+    Figures show all plans, or those named in `drawn`.
 
     The folder is made where it is missing; files of an earlier run are replaced. With several workloads the names of
     plots begin with the number of their table. Raises MoesimError where `folder` is a file or cannot be written.
@@ -31,7 +34,7 @@ def write_outputs(comparison: Comparison, folder: Path) -> list[Path]:
     for number, table in enumerate(comparison.tables, start=1):
         prefix = f"{number}-" if len(comparison.tables) > 1 else ""
         pictures.append([])
-        for picture in _drawn(table):
+        for picture in _drawn(table if drawn is None else table.only(drawn)):
             pictures[-1].append(picture)
             written.append(_write(plots / f"{prefix}{picture.name}.svg", picture.svg))
             written.append(_write(plots / f"{prefix}{picture.name}.png", picture.png))
@@ -52,8 +55,13 @@ def write_json(comparison: Comparison, target: str) -> None:
 
 
 def json_text(comparison: Comparison) -> str:
-    """The result as indented JSON; raises ValueError where a number is not finite, which JSON cannot hold."""
-    return json.dumps(comparison.as_json(), indent=2, allow_nan=False, default=_plain) + "\n"
+    """The result as indented JSON, as `json_of` writes it."""
+    return json_of(comparison.as_json())
+
+
+def json_of(content: dict[str, Any]) -> str:
+    """Indented JSON of a result; raises ValueError where a number is not finite, which JSON cannot hold."""
+    return json.dumps(content, indent=2, allow_nan=False, default=_plain) + "\n"
 
 
 def _plain(value: object) -> object:

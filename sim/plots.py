@@ -19,6 +19,7 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from numpy.typing import NDArray
 
+from sim.link_plot import draw_links
 from sim.plot_data import (
     Panel,
     device_ticks,
@@ -174,9 +175,7 @@ def device_load_figure(table: Table) -> Figure:
 @_styled
 def traffic_figure(table: Table) -> Figure:
     """Bytes from device to device per step, dispatch and combine together, of two plans on one colour scale."""
-    two = distinct_plans(table, lambda result: result.traffic_bytes)
-    wanted = {result.name for result in contrasted(table)}
-    panels = [panel for panel in two if panel.result.name in wanted] or two[:1]
+    panels = _two_plans(table)
     unit, size = byte_unit(panel.result.traffic_bytes.max() for panel in panels)
     amounts = [np.where(np.eye(len(t), dtype=bool), np.nan, t / size) for t in (p.result.traffic_bytes for p in panels)]
     between = np.concatenate([amount[np.isfinite(amount)] for amount in amounts])
@@ -196,6 +195,14 @@ def traffic_figure(table: Table) -> Figure:
     grid[0, 0].set_ylabel("source device")
     _colorbar(figure, image, grid, f"{unit} per step", shrink=0.85)
     return figure
+
+
+@_styled
+def links_figure(table: Table) -> Figure:
+    """How long every port of every device is busy per step, of two plans on one colour scale."""
+    return draw_links(
+        _two_plans(table), WIDTH_IN, lambda axes, panel, note: _panel_title(axes, table, panel.result, note)
+    )
 
 
 @_styled
@@ -246,6 +253,7 @@ FIGURES: dict[str, Draw] = {
     "device-load": device_load_figure,
     "imbalance": imbalance_figure,
     "traffic": traffic_figure,
+    "links": links_figure,
     "step-distribution": step_distribution_figure,
 }
 
@@ -253,10 +261,17 @@ FIGURES: dict[str, Draw] = {
 def figure_names(table: Table) -> list[str]:
     """Figures that have something to show: loads and traffic need several devices, a timeline a log."""
     is_spread = all(result.device_tokens.shape[0] >= 1 and len(result.traffic_bytes) >= 2 for result in table.results)
-    hidden = set() if is_spread else {"device-load", "imbalance", "traffic"}
+    hidden = set() if is_spread else {"device-load", "imbalance", "traffic", "links"}
     if not all(result.log for result in contrasted(table)):
         hidden.add("timeline")
     return [name for name in FIGURES if name not in hidden]
+
+
+def _two_plans(table: Table) -> list[Panel]:
+    """The best plan and the one it is contrasted with, where their traffic differs."""
+    two = distinct_plans(table, lambda result: result.traffic_bytes)
+    wanted = {result.name for result in contrasted(table)}
+    return [panel for panel in two if panel.result.name in wanted] or two[:1]
 
 
 def svg_bytes(figure: Figure) -> bytes:

@@ -12,13 +12,13 @@ from hwmodels.attention import attention_decode_s, attention_prefill_s, attentio
 from hwmodels.collectives import collective_s
 from hwmodels.gemm import gate_s, head_s, mlp_s, norm_s
 from hwmodels.links import all_gather_s, reduce_scatter_s
-from hwmodels.moe import expert_shape, grouped_gemm_moe_s
+from placement.moe_time import expert_times_s
 from placement.plan import Placement
 from placement.reduction import Reduction
 from scenarios.models import GroupedQueryAttention
 from scenarios.specs import ExchangeSpec
 from sim.durations import Duration, ExchangeTime, Seconds, at_steps, scaled
-from sim.exchange_pricing import exchange_prices
+from sim.exchange_pricing import exchange_prices, machine_of
 from sim.kernel_pricing import by_chunk, slowdown_of_experts, token_bytes
 from sim.program import OpList, Work
 from sim.setting import Setting
@@ -154,28 +154,9 @@ def _collectives(setting: Setting, shape: tuple[int, int]) -> dict[str, Duration
     }
 
 
-def tokens_by_rank(placement: Placement, slot_tokens: Tokens) -> Tokens:
-    """int64[layer, part, rank, place] from int64[layer, part, slot]; places beyond a rank's slots hold no token."""
-    counts = placement.slots_per_rank()
-    width, n_ranks = int(counts.max()), placement.n_ranks
-    if (counts == width).all():
-        return slot_tokens.reshape(*slot_tokens.shape[:-1], n_ranks, width)
-    first = np.cumsum(counts, axis=1) - counts
-    place = np.arange(placement.n_slots) - np.take_along_axis(first, placement.rank_of_slot, axis=1)
-    grouped = np.zeros((*slot_tokens.shape[:-1], n_ranks * width), np.int64)
-    cells = placement.rank_of_slot * width + place
-    np.put_along_axis(grouped, np.broadcast_to(cells[:, None, :], slot_tokens.shape), slot_tokens, axis=-1)
-    return grouped.reshape(*slot_tokens.shape[:-1], n_ranks, width)
-
-
 def _experts(
     setting: Setting, placement: Placement, reduction: Reduction, exchange: ExchangeSpec
 ) -> list[list[Duration]]:
-    shape = expert_shape(setting.model, setting.layout.tp)
-    by_rank = tokens_by_rank(placement, reduction.slot_tokens)
-    summed = reduction.summed_tokens
-    arrived = None if exchange.dedup == "none" else summed  # without it every choice travels and is called as a token
-    n_slots = placement.slots_per_rank()[:, None, :]
-    rank_s = grouped_gemm_moe_s(by_rank, shape, setting.cluster.device, summed, arrived, n_slots)
+    rank_s = expert_times_s(machine_of(setting, exchange), placement, reduction)
     experts_s = np.repeat(rank_s, setting.layout.tp, axis=-1) * slowdown_of_experts(setting, reduction, exchange)
     return [list(chunks) for chunks in by_chunk(experts_s, reduction.n_chunks)]

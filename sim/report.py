@@ -42,6 +42,12 @@ CAPTIONS = {
         "Bytes per step from device to device, dispatch and combine together. Lines separate nodes; the colour scale "
         "starts at zero only where the smallest amount is below half of the largest.",
     ),
+    "links": (
+        "What the links carry",
+        "Time that every port is busy per step: bytes of dispatch and combine in all MoE layers over the link's "
+        "effective bandwidth, without latency. Above each device its link inside the node, below it that between them. "
+        "The colour scale starts at zero only where the least busy port is below half of the busiest.",
+    ),
     "step-distribution": (
         "Spread of the step times",
         "Quartiles and median over the simulated steps; the line runs from the 1st to the 99th percentile.",

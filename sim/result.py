@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Collection
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from sim.log import OpTimes
+from sim.port_loads import PortLoads
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -33,6 +35,7 @@ class RunResult:
     device_experts     float64[layer, device]: distinct expert slots with a token, per step.
     layer_imbalance    float64[layer]: max over mean tokens of the ranks, averaged over steps.
     traffic_bytes      float64[source, destination]: dispatch and combine per step.
+    port_loads         bytes and busy time of the ports of each device.
     devices_per_node   neighbours in these arrays that share a node.
     log                operations of one typical step (the one of median time).
     """
@@ -46,6 +49,7 @@ class RunResult:
     device_experts: NDArray[np.float64]
     layer_imbalance: NDArray[np.float64]
     traffic_bytes: NDArray[np.float64]
+    port_loads: PortLoads
     devices_per_node: int
     log: tuple[OpTimes, ...] = field(repr=False)
     logged_step: int = 0
@@ -65,6 +69,10 @@ class Table:
     first: str
     moe_layers: tuple[int, ...]
     notes: tuple[str, ...]
+
+    def only(self, names: Collection[str]) -> Table:
+        """The table of some plans; the first plan stays the one that gains are over, and must be among them."""
+        return replace(self, results=tuple(result for result in self.results if result.name in names))
 
     def gain(self, result: RunResult) -> float:
         """Throughput over that of the first plan of the scenario, minus one."""

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
+from placement.moe_time import tokens_by_rank
 from placement.plan import Placement
 from placement.reduction import Reduction
 from scenarios.errors import ScenarioError
@@ -26,10 +27,11 @@ from sim.log import step_log
 from sim.memory import check_memory, device_memory
 from sim.metrics import Execution
 from sim.policies import POLICIES
-from sim.pricing import Prices, price, tokens_by_rank
+from sim.port_loads import port_loads
+from sim.pricing import Prices, price
 from sim.program import OpList, compile_program
 from sim.result import Comparison, RunResult, Table
-from sim.session import Plan, Session, solve_placement
+from sim.session import Plan, Session
 from sim.setting import Setting, build_step
 from sim.vector import Finished, execute
 
@@ -49,8 +51,13 @@ def compare(spec: ScenarioSpec, base: Path, version: str, progress: Progress | N
     """
     if spec.compare is None:
         raise ScenarioError(f"{spec.name}: no `compare:` section; add its axes, or use `moesim run`")
+    return compare_in(Session(spec, base), spec.compare, version, progress)
+
+
+def compare_in(session: Session, axes: CompareSpec, version: str, progress: Progress | None = None) -> Comparison:
+    """Every plan of `axes` over the session's scenario, as `compare` simulates them."""
     started = time.perf_counter()
-    session, axes = Session(spec, base), spec.compare
+    spec = session.spec
     combinations = product(
         axes.cluster or [spec.cluster],
         axes.parallel or [spec.parallel],
@@ -85,7 +92,7 @@ def compare(spec: ScenarioSpec, base: Path, version: str, progress: Progress | N
 
 def simulate(session: Session, setting: Setting, plan: Plan) -> RunResult:
     """One plan: solve, check memory, reduce, price, execute, measure."""
-    placement = solve_placement(setting, plan.placement, session.spec.seed)
+    placement = session.plan_of(setting, plan).placement
     memory = device_memory(setting, placement, session.spec.memory)
     check_memory(memory, setting, placement)
     schedule = plan.schedule
@@ -115,6 +122,7 @@ def simulate(session: Session, setting: Setting, plan: Plan) -> RunResult:
         device_experts=(by_step > 0).sum(axis=(1, 3)) / n_steps,
         layer_imbalance=measure.step_imbalance(placement, reduction).mean(axis=1),
         traffic_bytes=measure.traffic_bytes(setting, reduction, schedule),
+        port_loads=port_loads(setting, reduction, schedule),
         devices_per_node=setting.cluster.devices_per_node,
         log=step_log(execution.op_list, execution.durations, execution.finished, typical),
         logged_step=typical,

@@ -3,18 +3,31 @@
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
 
+from placement.auto import least_redundant
 from placement.plan import Placement
-from placement.problem import PlacementProblem
+from placement.problem import PlacementProblem, with_sample
 from placement.reduction import Reduction, reduce_trace
-from placement.solve import solve
+from placement.sample import TokenSample
+from placement.solve import SOLVERS, Solved, solve
 from scenarios.catalog import find_model
+from scenarios.errors import PlacementError
 from scenarios.models import ModelCard
-from scenarios.specs import ClusterSpec, ParallelSpec, PlacementSpec, ScenarioSpec, ScheduleSpec, WorkloadSpec
+from scenarios.specs import (
+    ClusterSpec,
+    ExchangeSpec,
+    ParallelSpec,
+    PlacementSpec,
+    ScenarioSpec,
+    ScheduleSpec,
+    WorkloadSpec,
+)
+from sim.exchange_pricing import machine_of
+from sim.plan_files import ReadPlan, plan_of_file
 from sim.setting import Setting, make_setting, open_trace
 from sim.size import check_schedule
 from traces.routing import RoutingTrace
@@ -41,6 +54,7 @@ class Session:
     model: ModelCard = field(init=False)
     traces: dict[str, RoutingTrace] = field(default_factory=dict)
     settings: dict[str, Setting] = field(default_factory=dict)
+    plans: dict[str, Solved | ReadPlan] = field(default_factory=dict)
     reductions: dict[ReductionKey, Reduction] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -64,6 +78,22 @@ class Session:
             )
         return self.settings[key]
 
+    def plan_of(self, setting: Setting, plan: Plan) -> Solved | ReadPlan:
+        """The plan of `plan.placement`, solved on the setting's fitted part or read from its file, once.
+
+        The exchange of the schedule counts where the solver prices plans.
+        """
+        spec, exchange = plan.placement, plan.schedule.exchange
+        priced = spec.solver != "file" and "machine" in SOLVERS[spec.solver].needs
+        key = f"{id(setting)} {spec} {sorted(spec.model_fields_set)} {exchange if priced else None}"
+        if key not in self.plans:
+            if spec.solver == "file":
+                self.plans[key] = plan_of_file(setting, spec, self.base)
+            else:
+                problem = placement_problem(setting, spec, self.spec.seed, exchange)
+                self.plans[key] = solve(replace(problem, current=current_plan(setting, spec, self.base)), spec)
+        return self.plans[key]
+
     def reduction(self, setting: Setting, placement: Placement, schedule: ScheduleSpec) -> Reduction:
         """The reduction of the setting's steps under `placement`, shared by the schedules that can."""
         check_schedule(schedule, setting.workload, setting.model, setting.cluster.n_devices)
@@ -83,17 +113,53 @@ class Session:
         return self.reductions[key]
 
 
-def solve_placement(setting: Setting, spec: PlacementSpec, seed: int = 0) -> Placement:
-    """The plan of `spec`'s solver, fitted on the setting's fitted part; `seed` is that of the scenario."""
+def solve_placement(
+    setting: Setting, spec: PlacementSpec, seed: int = 0, exchange: ExchangeSpec | None = None
+) -> Placement:
+    """The plan of `spec`'s solver, fitted on the setting's fitted part; `seed` is that of the scenario.
+
+    exchange  that of the schedule which the plan will run under; default: `ExchangeSpec()`.
+    """
+    return solve(placement_problem(setting, spec, seed, exchange or ExchangeSpec()), spec).placement
+
+
+def current_plan(setting: Setting, spec: PlacementSpec, base: Path) -> Placement | None:
+    """The plan in force, from the file `spec.current` relative to `base`, or None where there is none.
+
+    Raises PlacementError where the solver has no use for it.
+    """
+    if spec.current is None:
+        return None
+    users = [name for name, solver in SOLVERS.items() if solver.adjusts]
+    if spec.solver not in users:
+        raise PlacementError(
+            f"current is the plan that {', '.join(users)} adjust; solver {spec.solver} has no use for it"
+        )
+    return plan_of_file(setting, PlacementSpec(file=spec.current), base).placement
+
+
+def placement_problem(setting: Setting, spec: PlacementSpec, seed: int, exchange: ExchangeSpec) -> PlacementProblem:
+    """What the solver of `spec` is told: loads and machine, and steps where it needs them.
+
+    Raises PlacementError where the plan is that of a file.
+    """
+    if spec.solver == "file":
+        raise PlacementError(f"the plan of {spec.file} is read, not solved")
+    solver, layout = SOLVERS[spec.solver], setting.layout
+    least = least_redundant(setting.model.n_experts, layout.n_ranks) if solver.resizes else spec.redundant
     problem = PlacementProblem(
         loads=setting.fit_loads.astype(np.float64),
-        n_ranks=setting.layout.n_ranks,
-        ranks_per_node=setting.layout.ranks_per_node,
-        redundant=spec.redundant,
+        n_ranks=layout.n_ranks,
+        ranks_per_node=layout.ranks_per_node,
+        redundant=least,
         n_groups=setting.model.n_group,
         seed=seed,
+        machine=machine_of(setting, exchange),
     )
-    return solve(problem, spec).placement
+    if not solver.needs or setting.fit_batches is None:
+        return problem
+    sample = TokenSample(trace=setting.trace, tokens=setting.fit_batches.tokens)
+    return with_sample(problem, sample, solver.needs)
 
 
 def placement_digest(placement: Placement) -> str:

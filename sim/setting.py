@@ -17,18 +17,21 @@ from sim.program import Chunk, Layer, Step, Work
 from sim.size import check_workload
 from traces.batches import Batches, compose_batches
 from traces.routing import RoutingTrace
-from traces.split import select_sequences, split_sequences
+from traces.split import label_sequences, select_sequences, split_sequences
 from traces.stats import expert_loads
 from traces.storage import load_trace
 from traces.synth import fit_knobs, knobs_from_spec, synthesise
+
+FIT_STEPS = 32  # as many as `joint` prices on eight devices
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Setting:
     """One model on one machine under one workload.
 
-    fit_loads  int64[layer, expert]: routed tokens of the sequences that plans are fitted on.
-    batches    the steps that plans are judged on, of other sequences.
+    fit_loads    int64[layer, expert]: routed tokens of the sequences that plans are fitted on.
+    fit_batches  `FIT_STEPS` steps of the same sequences, for solvers that look at steps or tokens.
+    batches      the steps that plans are judged on, of other sequences.
     """
 
     model: ModelCard
@@ -41,6 +44,7 @@ class Setting:
     fit_sequences: int
     batches: Batches
     judged_sequences: int
+    fit_batches: Batches | None = None
 
 
 def make_setting(
@@ -61,10 +65,10 @@ def make_setting(
     layout, attention_tp = _layout(machine, parallel)
     check_workload(workload, model, layout.n_devices)
     check_trace(trace, model)
-    fit, judged = split_sequences(trace, workload.split.fit, workload.split.evaluate, seed)
+    parts = sequence_parts(trace, workload, seed)
     batches = compose_batches(
         trace,
-        judged,
+        parts.judged,
         phase=workload.phase,
         shape=(workload.steps, layout.n_devices, workload.tokens_per_device),
         context_tokens=workload.context_tokens,
@@ -77,11 +81,59 @@ def make_setting(
         attention_tp=attention_tp,
         workload=workload,
         trace=trace,
-        fit_loads=expert_loads(select_sequences(trace, fit if len(fit) else judged)),
-        fit_sequences=len(fit),
+        fit_loads=expert_loads(select_sequences(trace, parts.fit)),
+        fit_sequences=len(parts.fit) if workload.split.fit > 0 else 0,
+        fit_batches=_spread_batches(trace, parts.fit, layout.n_devices, workload, np.random.default_rng([seed, 2])),
         batches=batches,
-        judged_sequences=len(judged),
+        judged_sequences=len(parts.judged),
     )
+
+
+def _spread_batches(
+    trace: RoutingTrace,
+    sequences: NDArray[np.int64],
+    n_devices: int,
+    workload: WorkloadSpec,
+    rng: np.random.Generator,
+) -> Batches:
+    """`FIT_STEPS` steps, evenly spread over one pass through the sequences.
+
+    Steps in a row hold the same requests, and a plan fitted on them would know few.
+    """
+    n_tokens = int((trace.offsets[sequences + 1] - trace.offsets[sequences]).sum())
+    n_steps = max(FIT_STEPS, n_tokens // (n_devices * workload.tokens_per_device))
+    batches = compose_batches(
+        trace,
+        sequences,
+        phase=workload.phase,
+        shape=(n_steps, n_devices, workload.tokens_per_device),
+        context_tokens=workload.context_tokens,
+        rng=rng,
+    )
+    return batches.at(np.linspace(0, n_steps - 1, FIT_STEPS).astype(np.int64))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SequenceParts:
+    """Sequences int64[n] to fit plans on, to judge them on, and of the shifted domain (none where there is none)."""
+
+    fit: NDArray[np.int64]
+    judged: NDArray[np.int64]
+    shifted: NDArray[np.int64]
+
+
+def sequence_parts(trace: RoutingTrace, workload: WorkloadSpec, seed: int) -> SequenceParts:
+    """The parts of `workload.split`; with fit: 0 plans are fitted on the sequences that judge them.
+
+    Raises TraceError where a part stays empty, or no sequence has the label of the shifted domain.
+    """
+    split = workload.split
+    fit, judged = split_sequences(trace, split.fit, split.evaluate, seed)
+    shifted = np.empty(0, np.int64) if split.shifted is None else label_sequences(trace, split.shifted)
+    fit, judged = (np.setdiff1d(part, shifted) for part in (fit, judged))
+    if len(judged) == 0 or (len(fit) == 0 and split.fit > 0):
+        raise TraceError(f"outside of the shifted domain '{split.shifted}' a part is empty; name a smaller domain")
+    return SequenceParts(fit=fit if len(fit) else judged, judged=judged, shifted=shifted)
 
 
 def open_trace(workload: WorkloadSpec, model: ModelCard, base: Path) -> RoutingTrace:

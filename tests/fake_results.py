@@ -6,6 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sim.log import OpTimes
+from sim.port_loads import PortLoads
 from sim.program import Work
 from sim.result import Comparison, Constant, RunResult, Table
 
@@ -83,6 +84,7 @@ def fake_result(name: str, rank: int, n_devices: int, n_layers: int) -> RunResul
         device_experts=np.full((n_layers, n_devices), 8.0),
         layer_imbalance=tokens.max(axis=1) / tokens.mean(axis=1),
         traffic_bytes=traffic,
+        port_loads=fake_ports(traffic, min(8, n_devices)),
         devices_per_node=8,
         log=fake_log(rng, n_devices, n_layers, step_s / n_layers),
     )
@@ -113,3 +115,13 @@ def fake_op(kind: str, layer: int, begin_s: Array, busy_s: Array, end_s: Array, 
         busy_s=busy_s,
         end_s=end_s,
     )
+
+
+def fake_ports(traffic: Array, devices_per_node: int) -> PortLoads:
+    """What `traffic` makes every port carry: 1 GB/s inside nodes, 100 MB/s between them."""
+    node = np.arange(len(traffic)) // devices_per_node
+    inside = np.where(node[:, None] == node[None, :], traffic, 0.0)
+    kinds = ("nvlink", "infiniband") if node[-1] > 0 else ("nvlink",)
+    parts = (inside, traffic - inside)[: len(kinds)]
+    moved = np.array([[part.sum(axis=1), part.sum(axis=0)] for part in parts])
+    return PortLoads(links=kinds, moved_bytes=moved, busy_s=moved / np.array([[[1e9]], [[1e8]]])[: len(kinds)])

@@ -77,9 +77,14 @@ def select_label(trace: RoutingTrace, label: str) -> RoutingTrace:
 
     Raises TraceError where no sequence has the label; the message names those that exist.
     """
+    return select_sequences(trace, label_sequences(trace, label))
+
+
+def label_sequences(trace: RoutingTrace, label: str) -> NDArray[np.int64]:
+    """Indices of the sequences of the domain `label`; raises as `select_label` does."""
     chosen = np.flatnonzero([name == label for name in trace.labels])
     if len(chosen):
-        return select_sequences(trace, chosen)
+        return chosen
     known = sorted(set(trace.labels))
     if not known:
         raise TraceError(f"no sequence has the label '{label}': the trace carries no labels")

@@ -44,7 +44,7 @@ def results_of(text: str) -> list[dict[str, Any]]:
 def test_version_and_help(moesim: Command) -> None:
     assert moesim("--version").succeeded().out == f"moesim {package.__version__}\n"
     top = moesim("-h").succeeded().out
-    for command in ("run", "compare", "validate", "list", "schema", "trace"):
+    for command in ("run", "compare", "bound", "validate", "list", "schema", "trace"):
         assert re.search(rf"\b{command}\b", top)
         assert "Usage: moesim" in moesim(command, "--help").succeeded().out
     assert moesim().out.rstrip() == top.rstrip()

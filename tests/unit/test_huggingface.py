@@ -43,6 +43,16 @@ def test_the_card_is_named_after_the_folder_and_says_where_it_comes_from(tmp_pat
     assert set(card.sources) == {"default"}
 
 
+def test_the_card_of_a_file_beside_a_trace_is_named_after_the_file(tmp_path: Path) -> None:
+    assert read_config(write(tmp_path, MIXTRAL, "my-mixtral.config.json")).name == "my-mixtral"
+
+
+def test_transformers_5_counts_experts_of_qwen3_under_another_key(tmp_path: Path) -> None:
+    config = dict(CONFIGS["qwen3-30b-a3b"])
+    config["num_local_experts"] = config.pop("num_experts")
+    assert shape(read_config(write(tmp_path, config))) == shape(load_spec(FOLDER / "qwen3-30b-a3b.yaml", ModelCard))
+
+
 def test_other_conversion_of_grok_counts_experts_under_another_key(tmp_path: Path) -> None:
     config = {**CONFIGS["grok-1"], "num_local_experts": 8, "tie_word_embeddings": False}
     del config["num_experts"]

@@ -1,5 +1,6 @@
 import random
 from pathlib import Path
+from typing import get_args
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -9,7 +10,7 @@ from hwmodels.cards import CardSet
 from scenarios.errors import MoesimError, ScenarioError
 from scenarios.loader import load_scenario, load_spec
 from scenarios.models import ModelCard
-from scenarios.specs import ScenarioSpec
+from scenarios.specs import ScenarioSpec, SolverName
 from scenarios.yaml_source import MAX_BYTES, plain_scalar, read_yaml
 
 GOOD = """\
@@ -29,7 +30,7 @@ compare:
     - {solver: eplb, redundant: 8}
   cluster: [{nodes: 4}, {node: other}]
 """
-SOLVERS = "contiguous, round-robin, random, greedy, eplb"
+SOLVERS = ", ".join((*get_args(SolverName), "file"))
 
 
 @pytest.fixture

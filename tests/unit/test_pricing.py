@@ -10,14 +10,15 @@ from hwmodels.attention import attention_decode_s, attention_prefill_s, attentio
 from hwmodels.gemm import mlp_s, norm_s
 from hwmodels.library import find_kernels
 from hwmodels.moe import expert_shape, grouped_gemm_moe_s
+from placement.moe_time import tokens_by_rank
 from placement.plan import Placement
 from scenarios.errors import ScenarioError
 from scenarios.models import ModelCard
 from scenarios.specs import DedupName, ExchangeSpec, ScheduleSpec
 from sim.durations import Duration, ExchangeTime
-from sim.exchange_pricing import token_bytes
+from sim.kernel_pricing import token_bytes
 from sim.policies import POLICIES
-from sim.pricing import Prices, price, tokens_by_rank
+from sim.pricing import Prices, price
 from sim.program import Work, compile_program
 from sim.setting import Setting, build_step
 from tests.devices import ideal_gpu, roofline, round_gpu

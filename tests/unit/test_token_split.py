@@ -7,7 +7,7 @@ import pytest
 from numpy.typing import NDArray
 
 from placement.plan import Placement
-from placement.token_split import even_table, greedy_quotas, least_loaded_slots
+from placement.token_split import even_quotas, even_table, exact_peak, greedy_quotas, levelled_slots
 from tests.small import random_placement
 
 
@@ -175,10 +175,36 @@ def test_every_token_goes_to_a_replica_of_its_expert_within_the_quotas() -> None
         order = rng.permutation(len(part))
         part, expert = part[order], expert[order]
         slots_of_expert, ranks = placement.slots_of_expert()[0], placement.rank_of_slot[0]
-        slots = least_loaded_slots(expert, part, slots_of_expert, ranks)
+        slots = levelled_slots(expert, part, slots_of_expert, ranks, greedy_quotas)
         assert (placement.expert_of_slot[0, slots] == expert).all()
         quotas = quotas_of(counts, placement)
         for (p, e, copy), taken in np.ndenumerate(quotas):
             chosen = slots[(part == p) & (expert == e)]
             assert (chosen == slots_of_expert[e, copy]).sum() == taken
             assert (np.diff(chosen) >= 0).all()  # in order of arrival, one replica after the other
+
+
+def test_even_quotas_reach_the_optimum_but_for_whole_tokens() -> None:
+    # the oracles: Hall's theorem over all sets of ranks for whole tokens, linear programming for fractions
+    excess = []
+    for counts, placement in random_cases(40, duplicates=True):
+        slots_of_expert, ranks = placement.slots_of_expert()[0], placement.rank_of_slot[0]
+        quotas = even_quotas(counts, slots_of_expert, ranks)
+        np.testing.assert_array_equal(quotas.sum(axis=2), counts)
+        peaks = rank_loads_of(quotas, placement).max(axis=1)
+        whole = np.array([lowest_peak(row, placement) for row in counts])
+        fractions = exact_peak(counts, slots_of_expert, ranks)
+        np.testing.assert_array_equal(whole, np.ceil(fractions - 1e-6))
+        excess += (peaks - whole).tolist()
+    assert min(excess) >= 0
+    assert max(excess) <= 2
+
+
+def test_even_quotas_are_never_above_the_greedy_ones() -> None:
+    for counts, placement in random_cases(40, duplicates=True):
+        slots_of_expert, ranks = placement.slots_of_expert()[0], placement.rank_of_slot[0]
+        even, greedy = (
+            rank_loads_of(quotas(counts, slots_of_expert, ranks), placement).max(axis=1)
+            for quotas in (even_quotas, greedy_quotas)
+        )
+        assert (even <= greedy).all()

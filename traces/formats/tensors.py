@@ -1,8 +1,9 @@
-"""Tensor files: safetensors, read here, and torch.save files, read by PyTorch without arbitrary pickle."""
+"""Tensor files: safetensors, read here, and torch.save files, by PyTorch and without arbitrary pickle."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -56,6 +57,19 @@ def read_torch(path: Path) -> Any:
     except Exception as error:  # a corrupt archive surfaces as almost any exception type of torch, zipfile or pickle
         reason = str(error).strip().splitlines()[0][:160] if str(error).strip() else type(error).__name__
         raise TraceError(f"{path.name}: not a plain torch.save file ({reason}); dump the recording again") from None
+
+
+def write_torch(content: Mapping[str, object], path: Path) -> None:
+    """Write a `torch.save` file of a dict whose arrays become tensors; it can be read with weights_only."""
+    try:
+        import torch
+    except ImportError:
+        raise TraceError("writing .pt files needs PyTorch; install it with `pip install 'moesim[capture]'`") from None
+    plain = {
+        name: torch.from_numpy(np.array(value)) if isinstance(value, np.ndarray) else value
+        for name, value in content.items()
+    }
+    torch.save(plain, path)
 
 
 def torch_array(value: Any, where: str, *, ndim: int, file_bytes: int) -> NDArray[Any]:

@@ -1,0 +1,73 @@
+"""`auto`: the best plan of several solvers and numbers of spare slots, by replay of the fitted steps."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+
+from placement.balance import balance
+from placement.eplb import eplb
+from placement.joint import joint
+from placement.objectives import moe_time_s
+from placement.plan import Placement
+from placement.problem import PlacementProblem, plan_name
+from placement.saa import saa
+from scenarios.errors import PlacementInfeasible
+from scenarios.specs import PlacementSpec, SplitName
+
+Maker = Callable[[PlacementProblem, PlacementSpec], Placement]
+TRIED: dict[str, Maker] = {"eplb": eplb, "balance": balance, "saa": saa, "joint": joint}
+
+
+def auto(problem: PlacementProblem, spec: PlacementSpec) -> Placement:
+    """The plan of least MoE time on the fitted steps among EPLB (both policies), balance, saa and joint.
+
+    All with each number of spare slots of `spec.spare`, and replicas in turn or levelled (lp, lp-local) unless `spec`
+    says which. EPLB is among them, so on the fitted steps no variant of it is better.
+    Raises PlacementInfeasible where the ranks have room for none.
+    """
+    plans = list(candidates(problem, spec))
+    if not plans:
+        raise PlacementInfeasible(
+            f"none of spare {list(spec.spare)} slots a rank fits: {problem.slots_per_rank} slots a layer leave no room "
+            "in memory, or would hold an expert twice; give a smaller `spare`, or take more ranks"
+        )
+    times_s = [moe_time_s(plan, problem) for plan in plans]
+    best = plans[times_s.index(min(times_s))]
+    return replace(best, name=f"{plan_name(spec)}: {best.name}" if spec.name is None else spec.name)
+
+
+def candidates(problem: PlacementProblem, spec: PlacementSpec) -> Iterator[Placement]:
+    """Every plan that `auto` replays, the cheapest to make first."""
+    for redundant in redundancies(problem, spec):
+        sized = replace(problem, redundant=redundant)
+        for solver, make in TRIED.items():
+            for policy in (None, False) if solver == "eplb" else (None,):
+                own = PlacementSpec(solver=solver, redundant=redundant, seed=spec.seed, hierarchical=policy)
+                plan = make(sized, own)
+                yield from (renamed(plan, own, split) for split in splits(spec, redundant))
+
+
+def redundancies(problem: PlacementProblem, spec: PlacementSpec) -> list[int]:
+    """Redundant slots of a layer for each number of spare slots a rank that fits."""
+    least, most = least_redundant(problem.n_experts, problem.n_ranks), problem.n_experts * (problem.n_ranks - 1)
+    room = problem.memory.most_slots if problem.memory is not None else problem.n_experts
+    sizes = [least + spare * problem.n_ranks for spare in sorted(set(spec.spare))]
+    return [size for size in sizes if size <= most and (problem.n_experts + size) // problem.n_ranks <= room]
+
+
+def least_redundant(n_experts: int, n_ranks: int) -> int:
+    """The fewest redundant slots with which all ranks hold equally many."""
+    return -n_experts % n_ranks
+
+
+def splits(spec: PlacementSpec, redundant: int) -> tuple[SplitName, ...]:
+    """The splits to try: the one that `spec` names, or else, with replicas, in turn and levelled in both ways."""
+    if "split" in spec.model_fields_set or redundant == 0:
+        return (spec.split,)
+    return ("even", "lp", "lp-local")
+
+
+def renamed(plan: Placement, spec: PlacementSpec, split: SplitName) -> Placement:
+    """The plan with another split, named after it."""
+    return replace(plan, split=split, name=plan_name(spec.model_copy(update={"split": split})))

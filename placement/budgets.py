@@ -1,0 +1,100 @@
+"""Budgets shared by layers or experts, each a multiple-choice knapsack: spare slots, bits per expert, memory tiers."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from placement.eplb import rebalance_experts
+from placement.knapsack import AtLeast, Choice, choose
+from placement.plan import FloatArray
+from scenarios.errors import PlacementError, PlacementInfeasible
+
+
+def spare_slots(costs: FloatArray, budget: int, *, time_limit_s: float = 30.0) -> Choice:
+    """Spare slots per rank of every layer: `option[layer]`, the cheapest with at most `budget` over all layers.
+
+    costs  float64[layer, spare slots per rank]  of each layer by its spare slots, in seconds or tokens. A cost may rise
+    with them: in memory-bound decode every slot is another read of weights (CRAFT, arXiv 2603.28768).
+    """
+    if budget < 0:
+        raise PlacementError(f"the budget is {budget} spare slots; give 0 or more")
+    weights = np.broadcast_to(np.arange(costs.shape[1], dtype=float), costs.shape)
+    return choose(costs, weights[None], np.array([float(budget)]), time_limit_s=time_limit_s)
+
+
+def spare_slot_loads(batch_loads: FloatArray, n_ranks: int, most: int) -> FloatArray:
+    """Mean busiest rank's load [tokens] of EPLB's plan, float64[layer, spare slots per rank], for 0..`most` of them.
+
+    batch_loads is float64[batch, layer, expert]; inf where so many slots would hold an expert twice on a rank.
+    """
+    _, n_layers, n_experts = batch_loads.shape
+    loads = batch_loads.sum(axis=0)
+    loads = np.where(loads.sum(axis=1, keepdims=True) > 0, loads, 1.0)
+    costs = np.full((n_layers, most + 1), np.inf)
+    for spare in range(most + 1):
+        n_slots = n_experts + (spare * n_ranks if n_experts % n_ranks == 0 else -n_experts % n_ranks + spare * n_ranks)
+        if n_slots > n_experts * n_ranks:
+            continue
+        slots = rebalance_experts(loads, n_slots=n_slots, n_groups=1, n_nodes=1, n_ranks=n_ranks)
+        for layer, experts in enumerate(slots):
+            share = batch_loads[:, layer] / np.bincount(experts, minlength=n_experts)
+            busiest = share[:, experts].reshape(len(share), n_ranks, -1).sum(axis=2).max(axis=1)
+            costs[layer, spare] = busiest.mean()
+    return costs
+
+
+def bit_widths(
+    losses: FloatArray,
+    bits: FloatArray,
+    mean_bits: float,
+    *,
+    one_of_each: tuple[int, ...] = (),
+    time_limit_s: float = 30.0,
+) -> Choice:
+    """Option of every expert, `option[block * experts + expert]`, of least total loss within the mean bits per expert.
+
+    losses       float64[block, expert, option]  importance times quantisation error, as MC-MoE weighs it.
+    bits         float64[option]                 bits per weight; 0 prunes the expert.
+    one_of_each  options that at least one expert of every block takes (MC-MoE: those of 2 and 3 bits).
+
+    MC-MoE (arXiv 2410.06270, equation 6) solves one programme a block; the budget here is shared by all blocks, so that
+    a block may take more at the cost of another. Losses of blocks are assumed to add up, as they do there.
+    """
+    n_blocks, n_experts, n_options = losses.shape
+    if bits.shape != (n_options,):
+        raise PlacementError(f"bits has shape {bits.shape}, expected ({n_options},), one for each option of losses")
+    flat = losses.reshape(-1, n_options)
+    rules = [
+        AtLeast(items=tuple(range(block * n_experts, (block + 1) * n_experts)), option=option, count=1)
+        for block in range(n_blocks)
+        for option in one_of_each
+    ]
+    weights = np.broadcast_to(bits, flat.shape)[None]
+    return choose(flat, weights, np.array([mean_bits * len(flat)]), at_least=rules, time_limit_s=time_limit_s)
+
+
+def tier_residency(
+    costs: FloatArray, size_bytes: FloatArray, free_bytes: FloatArray, *, time_limit_s: float = 30.0
+) -> Choice:
+    """Memory tier of every expert, `option[expert]`, of least total cost: HBM, DRAM, PIM or whatever the columns are.
+
+    costs       float64[expert, tier]  expected time of the expert in that tier [s]; inf where it may not lie there.
+    size_bytes  float64[expert]        free_bytes float64[tier].
+
+    Raises PlacementInfeasible where the tiers together are too small, by how much.
+    """
+    n_experts, n_tiers = costs.shape
+    if size_bytes.shape != (n_experts,) or free_bytes.shape != (n_tiers,):
+        raise PlacementError(
+            f"{n_experts} experts and {n_tiers} tiers, but size_bytes {size_bytes.shape}, free_bytes {free_bytes.shape}"
+        )
+    short = float(size_bytes.sum() - free_bytes.sum())
+    if short > 0:
+        raise PlacementInfeasible(
+            f"{n_experts} experts take {size_bytes.sum() / 2**30:,.2f} GiB, the {n_tiers} tiers have "
+            f"{free_bytes.sum() / 2**30:,.2f} GiB: {short / 2**30:,.2f} GiB short; enlarge a tier, or quantise experts"
+        )
+    weights = np.zeros((n_tiers, n_experts, n_tiers))
+    for tier in range(n_tiers):
+        weights[tier, :, tier] = size_bytes
+    return choose(costs, weights, free_bytes, time_limit_s=time_limit_s)

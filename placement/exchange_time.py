@@ -1,0 +1,150 @@
+"""Time of dispatch and combine at the ports of every device: measured kernels by their laws, others by alpha-beta."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hwmodels.cards import LinkCard
+from hwmodels.cluster import Cluster
+from hwmodels.collectives import collective_s
+from hwmodels.expert_exchange import DEFAULT_SMS, ExchangeCard, Shipment, exchange_s
+from hwmodels.library import links_with
+from hwmodels.links import port_s
+from placement.layout import ExpertLayout
+from scenarios.errors import HardwareError
+from scenarios.models import BYTES_PER_ACTIVATION, DType, ModelCard
+from scenarios.specs import ExchangeSpec
+
+Tokens = NDArray[np.integer]
+Seconds = NDArray[np.float64]
+Side = Literal["dispatch", "combine"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Machine:
+    """Whose experts run where, and how tokens travel between them."""
+
+    model: ModelCard
+    cluster: Cluster
+    layout: ExpertLayout
+    exchange: ExchangeSpec
+
+    @property
+    def forwards(self) -> bool:
+        """Whether a token crosses to a node once and is forwarded inside it."""
+        return self.exchange.dedup == "node" and self.layout.n_nodes > 1
+
+    def copy_bytes(self, side: Side) -> float:
+        """Bytes of one token's hidden state on its way."""
+        asked = self.exchange.dispatch_dtype if side == "dispatch" else self.exchange.combine_dtype
+        return token_bytes(self.model, asked)
+
+
+def token_bytes(model: ModelCard, dtype: DType | None) -> float:
+    """Bytes of one token's hidden state on the wire."""
+    return model.hidden_size * BYTES_PER_ACTIVATION[dtype or model.activation_dtype]
+
+
+def port_times_s(machine: Machine, side: Side, held: Tokens, copies: tuple[NDArray[Any], NDArray[Any]]) -> Seconds:
+    """Time that one kind of port of each device is busy, latency included: float64[..., device] [s].
+
+    held    int[...]: tokens that a device holds.
+    copies  numbers[..., device]: copies through the port inside the node, and through that between nodes.
+    A device's send port is busy for as long as the law says of the copies that it sends, the receive port of those that
+    it receives; with uniform routing both are the measured time. Raises HardwareError where the kernel of the machine's
+    exchange was not measured on its links.
+    """
+    spec, cluster, (inside, between) = machine.exchange, machine.cluster, copies
+    size = machine.copy_bytes(side)
+    if spec.kernel == "alpha-beta":
+        return exchange_latency_s(cluster, forwards=machine.forwards) + _alpha_beta_s(cluster, inside, between, size)
+    if spec.kernel == "nccl":
+        return _nccl_s(cluster, inside * size)
+    load = Shipment(
+        tokens=held,
+        copies=inside,
+        copy_bytes=size,
+        n_experts=machine.model.n_experts,
+        top_k=machine.model.top_k,
+        n_devices=cluster.n_devices,
+        n_nodes=cluster.n_nodes,
+        sms=spec.sms or DEFAULT_SMS,
+    )
+    return _fitted_s(machine, side, load, between)
+
+
+def exchange_latency_s(cluster: Cluster, *, forwards: bool) -> float:
+    """Fixed time of an exchange over all devices: of the slowest kind of link, or of both in turn where it forwards."""
+    links = [cluster.intra] + ([cluster.inter] if cluster.inter is not None and cluster.n_nodes > 1 else [])
+    latencies_s = [link.latency_s.value for link in links]
+    return sum(latencies_s) if forwards else max(latencies_s)
+
+
+def measured_card(cluster: Cluster, kernel: str, link: LinkCard) -> ExchangeCard:
+    """The fitted constants of a kernel on a link. Raises HardwareError where nobody measured it there."""
+    card = _find(cluster, kernel, link)
+    if card is None:
+        raise unmeasured(kernel, link)
+    return card
+
+
+def unmeasured(kernel: str, link: LinkCard) -> HardwareError:
+    """The error of a kernel on a link that nobody measured it on."""
+    have = ", ".join(links_with(kernel)) or "no link"
+    return HardwareError(
+        f"schedule.exchange: kernel {kernel} was not measured on link {link.name}, only on {have}; "
+        "use kernel alpha-beta"
+    )
+
+
+def _alpha_beta_s(cluster: Cluster, inside: NDArray[Any], between: NDArray[Any], size: float) -> Seconds:
+    """The slower of a device's two ports, which work at the same time."""
+    inside_s = port_s(inside * size, cluster.intra)
+    if cluster.n_nodes == 1 or cluster.inter is None:
+        return inside_s
+    return np.maximum(inside_s, port_s(between * size, cluster.inter))
+
+
+def _fitted_s(machine: Machine, side: Side, load: Shipment, between: NDArray[Any]) -> Seconds:
+    """Between nodes the law of the network counts, and that of the copies inside nodes where it takes longer."""
+    cluster, kernel = machine.cluster, machine.exchange.kernel
+    if cluster.n_nodes == 1 or cluster.inter is None:
+        return _kernel_s(machine, side, load, cluster.intra, measured_card(cluster, kernel, cluster.intra))
+    network = measured_card(cluster, kernel, cluster.inter)
+    times_s = _kernel_s(machine, side, replace(load, copies=between), cluster.inter, network)
+    local = _find(cluster, kernel, cluster.intra)
+    if local is None:
+        return times_s
+    return np.maximum(times_s, _kernel_s(machine, side, load, cluster.intra, local))
+
+
+def _kernel_s(machine: Machine, side: Side, load: Shipment, link: LinkCard, card: ExchangeCard) -> Seconds:
+    """Time of one side of an exchange; a dispatch begins with the exchange of counts, where the kernel has one."""
+    bytes_per_s = link.bytes_per_s.value
+    if side == "combine":
+        low_precision = machine.copy_bytes(side) < 2 * machine.model.hidden_size
+        special = card.combine_low_precision if low_precision else None
+        return exchange_s(load, special or card.combine, bytes_per_s)
+    times_s = exchange_s(load, card.dispatch, bytes_per_s)
+    if card.prepare is None:
+        return times_s
+    return times_s + exchange_s(replace(load, copies=0.0), card.prepare, bytes_per_s)
+
+
+def _nccl_s(cluster: Cluster, sent_bytes: NDArray[np.floating]) -> Seconds:
+    """Time of the all-to-all of equal parts in which every device sends (or receives) as much as this one."""
+    if cluster.collectives is None:
+        raise unmeasured("nccl", cluster.intra)
+    if cluster.n_nodes > 1:
+        raise HardwareError("kernel nccl was measured inside a node only; use kernel alpha-beta between nodes")
+    n = cluster.n_devices
+    total_bytes = sent_bytes * (n / max(n - 1, 1))
+    return collective_s("all-to-all", total_bytes, n, cluster.collectives, cluster.intra.bytes_per_s.value)
+
+
+def _find(cluster: Cluster, kernel: str, link: LinkCard) -> ExchangeCard | None:
+    return next((card for card in cluster.exchanges if (card.kernel, card.link) == (kernel, link.name)), None)

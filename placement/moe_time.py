@@ -1,0 +1,127 @@
+"""Time of MoE layers under a plan: dispatch, experts and combine by the laws that the simulator prices with."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hwmodels.moe import expert_shape, grouped_gemm_moe_s
+from placement.exchange_time import Machine, Seconds, Side, port_times_s
+from placement.plan import Placement
+from placement.reduction import Reduction, reduce_trace
+from placement.sample import TokenSample
+from placement.traffic import PortTokens
+
+Tokens = NDArray[np.integer]
+SIDES: tuple[Side, Side] = ("dispatch", "combine")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LayerTimes:
+    """Time of every MoE layer of every step, float64[layer, step] each [s].
+
+    dispatch_s, combine_s  of the last device, had all started together; experts_s: of the slowest rank.
+    total_s                from the start of the dispatch until the last device has its results; less than the sum of
+                           the parts where different devices are the last.
+    """
+
+    dispatch_s: Seconds
+    experts_s: Seconds
+    combine_s: Seconds
+    total_s: Seconds
+
+    @property
+    def step_s(self) -> Seconds:
+        """Time of all MoE layers of each step, float64[step] [s]."""
+        times: Seconds = self.total_s.sum(axis=0)
+        return times
+
+
+def moe_times(machine: Machine, placement: Placement, sample: TokenSample) -> LayerTimes:
+    """Times of the sample's steps under a plan; nothing overlaps, and devices start a layer together.
+
+    Raises PlacementError where plan, sample and machine do not belong together.
+    """
+    reduction = reduce_trace(
+        sample.trace, sample.tokens, placement, machine.layout, dedup=machine.exchange.dedup, keep_pairs=False
+    )
+    return layer_times(machine, placement, reduction, sample.tokens.shape[2])
+
+
+def layer_times(machine: Machine, placement: Placement, reduction: Reduction, tokens_per_device: int) -> LayerTimes:
+    """Times of the steps of a reduction in one chunk."""
+    held = np.full((1, 1), tokens_per_device)
+    experts_s = np.repeat(expert_times_s(machine, placement, reduction), machine.layout.tp, axis=-1)
+    dispatch = _both_ports_s(machine, "dispatch", held, reduction.ports)
+    combine = _both_ports_s(machine, "combine", held, reduction.ports.reversed())
+    return together(dispatch, experts_s, combine)
+
+
+def idle_times_s(machine: Machine, placement: Placement, tokens_per_device: int) -> float:
+    """Time of all MoE layers where no expert gets a token and no copy travels: launches and latencies alone [s]."""
+    none, held = np.zeros((1, 1)), np.full((1, 1), tokens_per_device)
+    empty_s = [port_times_s(machine, side, held, (none, none)).max() for side in SIDES]
+    slots = np.zeros((placement.n_layers, 1, placement.n_ranks, int(placement.slots_per_rank().max())), np.int64)
+    experts_s = grouped_gemm_moe_s(
+        slots,
+        expert_shape(machine.model, machine.layout.tp),
+        machine.cluster.device,
+        n_slots=placement.slots_per_rank()[:, None, :],
+    )
+    return float(sum(empty_s) * placement.n_layers + experts_s.max(axis=-1).sum())
+
+
+def _both_ports_s(machine: Machine, side: Side, held: Tokens, ports: PortTokens) -> tuple[Seconds, Seconds]:
+    """Time of the send ports and of the receive ports."""
+    send_s = port_times_s(machine, side, held, (ports.send_intra, ports.send_inter))
+    return send_s, port_times_s(machine, side, held, (ports.receive_intra, ports.receive_inter))
+
+
+def together(dispatch: tuple[Seconds, Seconds], experts_s: Seconds, combine: tuple[Seconds, Seconds]) -> LayerTimes:
+    """The law `port` of `sim.laws` for one layer that all devices begin at once; arrays are float64[..., device].
+
+    An exchange ends on a device at max(first start + receive, last start + send), so that
+    arrived = max(receive, max send); worked = arrived + experts; end = max(min worked + receive, max(worked + send)).
+    """
+    (send_s, receive_s), (back_send_s, back_receive_s) = dispatch, combine
+    arrived_s = np.maximum(receive_s, send_s.max(axis=-1, keepdims=True))
+    worked_s = arrived_s + experts_s
+    last_sent_s = (worked_s + back_send_s).max(axis=-1)
+    total_s = np.maximum(worked_s.min(axis=-1) + back_receive_s.max(axis=-1), last_sent_s)
+    return LayerTimes(
+        dispatch_s=arrived_s.max(axis=-1),
+        experts_s=experts_s.max(axis=-1),
+        combine_s=np.maximum(back_receive_s.max(axis=-1), back_send_s.max(axis=-1)),
+        total_s=total_s,
+    )
+
+
+def expert_times_s(machine: Machine, placement: Placement, reduction: Reduction) -> Seconds:
+    """Time of the experts of every rank, float64[layer, part, rank] [s]."""
+    summed = reduction.summed_tokens
+    # Without deduplication every choice travels and is called as a token.
+    arrived = None if machine.exchange.dedup == "none" else summed
+    return grouped_gemm_moe_s(
+        tokens_by_rank(placement, reduction.slot_tokens),
+        expert_shape(machine.model, machine.layout.tp),
+        machine.cluster.device,
+        summed,
+        arrived,
+        placement.slots_per_rank()[:, None, :],
+    )
+
+
+def tokens_by_rank(placement: Placement, slot_tokens: Tokens) -> Tokens:
+    """int64[layer, part, rank, place] from int64[layer, part, slot]; places beyond a rank's slots hold no token."""
+    counts = placement.slots_per_rank()
+    width, n_ranks = int(counts.max()), placement.n_ranks
+    if (counts == width).all():
+        return slot_tokens.reshape(*slot_tokens.shape[:-1], n_ranks, width)
+    first = np.cumsum(counts, axis=1) - counts
+    place = np.arange(placement.n_slots) - np.take_along_axis(first, placement.rank_of_slot, axis=1)
+    grouped = np.zeros((*slot_tokens.shape[:-1], n_ranks * width), np.int64)
+    cells = placement.rank_of_slot * width + place
+    np.put_along_axis(grouped, np.broadcast_to(cells[:, None, :], slot_tokens.shape), slot_tokens, axis=-1)
+    return grouped.reshape(*slot_tokens.shape[:-1], n_ranks, width)

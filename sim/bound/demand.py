@@ -1,0 +1,133 @@
+"""What a step asks of the hardware at least, whatever plan and schedule: multiplications, and bytes read from memory.
+
+Demands are those of all devices together, as means over the steps of a setting. The layout of attention is the
+scenario's own; experts may lie anywhere.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hwmodels.attention import latent_shape, local_heads, projection_products, windowed_context
+from hwmodels.gemm import mlp_products
+from scenarios.models import BYTES_PER_VALUE, DType, GroupedQueryAttention
+from sim.setting import Setting
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Demand:
+    """Multiplications of one kind of work in a step [FLOP], in the rate of `dtype`, and bytes that it reads."""
+
+    kind: str
+    dtype: str
+    flop: float
+    read_bytes: float
+
+
+def demands(setting: Setting) -> tuple[Demand, ...]:
+    """All work of a mean step of the setting.
+
+    Weights of attention, dense layers, router and head are read once by every device that holds them; an expert's once
+    in a step where any token visits it; a cached token once for each request that attends to it, in decode. What may
+    stay in caches (activations, a prefill's own keys) is not counted.
+    """
+    return (*_attention(setting), *_feed_forward(setting), _experts(setting), _head(setting))
+
+
+def active_experts(setting: Setting) -> float:
+    """Experts, summed over layers, that any token of a step visits: mean over the steps."""
+    trace, tokens = setting.trace, setting.batches.tokens
+    n_ids = np.iinfo(trace.ids.dtype).max + 1
+    total = 0
+    for layer in range(trace.n_layers):
+        for step in tokens:
+            seen: NDArray[np.int64] = np.bincount(trace.ids[layer][:, step.ravel()].ravel(), minlength=n_ids)
+            total += int(np.count_nonzero(seen[: trace.n_experts]))
+    return total / len(tokens)
+
+
+def routed_tokens(setting: Setting) -> float:
+    """Tokens times their experts, summed over layers: mean over the steps."""
+    trace, tokens = setting.trace, setting.batches.tokens
+    if not trace.variable_k:
+        return float(trace.n_layers * trace.top_k * tokens[0].size)
+    used = [np.count_nonzero(trace.ids[layer][:, tokens.ravel()] < trace.n_experts) for layer in range(trace.n_layers)]
+    return sum(used) / len(tokens)
+
+
+def _products(kind: str, dtype: str, sizes: list[tuple[int, int, int]], rows: float, copies: float) -> Demand:
+    """Dense products (n, k, batch) of `rows` tokens altogether; `copies` devices read the weights."""
+    weights = float(sum(n * k * batch for n, k, batch in sizes))
+    return Demand(kind=kind, dtype=dtype, flop=2 * rows * weights, read_bytes=copies * weights * BYTES_PER_VALUE[dtype])
+
+
+def _attention(setting: Setting) -> Iterator[Demand]:
+    model, tp = setting.model, setting.attention_tp
+    n_devices = setting.cluster.n_devices
+    tokens = float(setting.workload.tokens_per_device * tp * n_devices)  # devices of a group share all its tokens
+    sizes = projection_products(model.attention, model.hidden_size, tp) * model.n_layers
+    yield _products("projections", model.weight_dtype, sizes, tokens, n_devices)
+    flop_per_pair, values_per_token = _per_pair(setting)
+    pairs = sum(float(windowed_context(setting.batches.contexts, w).sum()) * n for w, n in _windows(setting))
+    pairs /= setting.batches.n_steps
+    cached = pairs * values_per_token * BYTES_PER_VALUE[model.kv_dtype] if setting.workload.phase == "decode" else 0.0
+    multiplied: DType = "fp32" if model.kv_dtype == "fp32" else "bf16"
+    yield Demand(kind="attention", dtype=multiplied, flop=pairs * flop_per_pair, read_bytes=cached)
+
+
+def _windows(setting: Setting) -> list[tuple[int | None, int]]:
+    """(window, layers that have it)."""
+    model = setting.model
+    attention = model.attention
+    if not isinstance(attention, GroupedQueryAttention) or attention.window_tokens is None:
+        return [(None, model.n_layers)]
+    windowed = len(range(0, model.n_layers, attention.windowed_every))
+    return [(attention.window_tokens, windowed), (None, model.n_layers - windowed)]
+
+
+def _per_pair(setting: Setting) -> tuple[float, float]:
+    """FLOP of a query token and a token it attends to, over all heads, and cached values that are read for it."""
+    attention = setting.model.attention
+    if isinstance(attention, GroupedQueryAttention):
+        return 4.0 * attention.n_heads * attention.head_dim, float(attention.kv_values_per_token())
+    latent = latent_shape(attention, 1)
+    absorbed = latent.cache_dim + latent.latent_dim
+    expanded = latent.key_dim + latent.value_dim
+    width = absorbed if setting.workload.phase == "decode" else min(absorbed, expanded)
+    return 2.0 * local_heads(attention, 1) * width, float(attention.kv_values_per_token())
+
+
+def _feed_forward(setting: Setting) -> Iterator[Demand]:
+    model, n_devices = setting.model, setting.cluster.n_devices
+    tokens = float(setting.workload.tokens_per_device * n_devices)
+    n_moe = len(model.moe_layers)
+    gate = [(model.n_experts, model.hidden_size, 1)] * n_moe
+    yield _products("router", model.router_dtype, gate, tokens, n_devices)
+    for kind, width, gated, n_layers in (
+        ("shared experts", model.shared_intermediate_size, model.gated, n_moe),
+        ("dense layers", model.dense_intermediate_size, model.dense_gated, model.n_layers - n_moe),
+    ):
+        if width and n_layers:
+            sizes = [(n, k, n_layers) for n, k in mlp_products(model.hidden_size, width, gated)]
+            yield _products(kind, model.weight_dtype, sizes, tokens, n_devices)
+
+
+def _experts(setting: Setting) -> Demand:
+    model = setting.model
+    return Demand(
+        kind="experts",
+        dtype=model.expert_dtype or model.weight_dtype,
+        flop=2.0 * routed_tokens(setting) * model.expert_parameters,
+        read_bytes=active_experts(setting) * model.expert_bytes,
+    )
+
+
+def _head(setting: Setting) -> Demand:
+    model, tp, n_devices = setting.model, setting.attention_tp, setting.cluster.n_devices
+    positions = setting.workload.tokens_per_device if setting.workload.phase == "decode" else 1
+    sizes = [(-(-model.vocab_size // tp), model.hidden_size, 1)]
+    return _products("head", model.activation_dtype, sizes, float(positions * tp * n_devices), n_devices)

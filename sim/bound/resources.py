@@ -1,0 +1,235 @@
+"""Resources of a cluster as rows of a bound: how much a token asks of each, and how many tokens/s that allows.
+
+Each row holds for any schedule; those marked "any plan" for any placement of the experts, too. Time of all devices is
+pooled: a plan cannot beat perfect balance.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+
+from hwmodels.constants import Roofline
+from hwmodels.core_constants import CoreMoeConstants, CoreProduct
+from hwmodels.cores import weights_frac
+from hwmodels.fitted import Fitted
+from hwmodels.moe import ExpertShape, expert_shape, fluid_moe_s
+from placement.plan import Placement
+from placement.reduction import Reduction
+from scenarios.models import BYTES_PER_VALUE
+from scenarios.specs import ExchangeSpec
+from sim.bound.demand import Demand, active_experts, demands, routed_tokens
+from sim.durations import Duration, ExchangeTime
+from sim.exchange_pricing import exchange_prices
+from sim.laws_used import used_laws
+from sim.pricing import layer_prices
+from sim.setting import Setting
+
+Holds = Literal["any plan", "this plan"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Resource:
+    """One row: demand of a token, capacity of all devices, both in `unit`; `tokens_per_s` is their quotient.
+
+    kind   "hardware": datasheet numbers alone (or what a law reaches, where it exceeds them); "kernels": time of the
+           kernel laws; "links": time of the exchange laws.
+    scale  what a unit of capacity is called: capacity = scale * (amount per device) * devices, for shadow prices.
+    """
+
+    name: str
+    kind: Literal["hardware", "kernels", "links"]
+    unit: str
+    demand_per_token: float
+    capacity: float
+    holds: Holds
+    detail: str
+
+    @property
+    def tokens_per_s(self) -> float:
+        """Throughput that the resource allows; infinite where nothing is asked of it."""
+        return self.capacity / self.demand_per_token if self.demand_per_token > 0 else float("inf")
+
+
+def resources(
+    setting: Setting, placement: Placement, reduction: Reduction, exchange: ExchangeSpec
+) -> tuple[Resource, ...]:
+    """The rows of a setting under a plan, whose exchange is that of `exchange`."""
+    asked = demands(setting)
+    return (
+        _multiplication(setting, asked),
+        _memory(setting, asked),
+        _kernels(setting, placement),
+        *_links(setting, reduction, exchange),
+    )
+
+
+def _tokens(setting: Setting) -> float:
+    """Tokens of a step, of all devices."""
+    return float(setting.workload.tokens_per_device * setting.cluster.n_devices)
+
+
+def _multiplication(setting: Setting, asked: tuple[Demand, ...]) -> Resource:
+    """Dense multiplication; work in another data type counts by the ratio of the peaks."""
+    device, n_devices = setting.cluster.device, setting.cluster.n_devices
+    main = setting.model.expert_dtype or setting.model.weight_dtype
+    peak, reached = device.peak_flop_per_s(main), _most(setting, "compute_frac", "packed_frac", "vector_frac")
+    flop = sum(d.flop * peak / device.peak_flop_per_s(d.dtype) for d in asked)
+    return Resource(
+        name="multiplication",
+        kind="hardware",
+        unit="FLOP",
+        demand_per_token=flop / _tokens(setting),
+        capacity=peak * reached * n_devices,
+        holds="any plan",
+        detail=f"{main} peak of {n_devices} devices" + (f", times {reached:.2f} that a law reaches" * (reached > 1)),
+    )
+
+
+def _memory(setting: Setting, asked: tuple[Demand, ...]) -> Resource:
+    device, n_devices = setting.cluster.device, setting.cluster.n_devices
+    reached = max(_most(setting, "memory_frac", "weight_frac", "small_tile_frac"), _most_on_cores(setting))
+    return Resource(
+        name="memory bandwidth",
+        kind="hardware",
+        unit="B",
+        demand_per_token=sum(d.read_bytes for d in asked) / _tokens(setting),
+        capacity=device.memory_bytes_per_s * reached * n_devices,
+        holds="any plan",
+        detail="weights once a device, visited experts once, cache once"
+        + (f"; times {reached:.2f} that a law reaches" * (reached > 1)),
+    )
+
+
+def _kernels(setting: Setting, placement: Placement) -> Resource:
+    """Time of the devices by the kernel laws, were experts spread evenly and nothing waited for."""
+    busy_s = _other_kernels_s(setting) + _experts_floor_s(setting, placement)
+    return Resource(
+        name="device time",
+        kind="kernels",
+        unit="s",
+        demand_per_token=busy_s / _tokens(setting),
+        capacity=float(setting.cluster.n_devices),
+        holds="any plan",
+        detail="kernel laws, experts spread evenly, nothing waited for",
+    )
+
+
+def _other_kernels_s(setting: Setting) -> float:
+    """Device seconds of a mean step outside the experts."""
+    model = setting.model
+    n_moe = len(model.moe_layers)
+    prices = layer_prices(setting)
+    windowed = 0
+    if "windowed attention" in prices:
+        windowed = len(range(0, model.n_layers, model.attention.windowed_every))  # type: ignore[union-attr]
+    counts = {
+        "attention": model.n_layers - windowed,
+        "windowed attention": windowed,
+        "gate": n_moe,
+        "shared": n_moe,
+        "mlp": model.n_layers - n_moe,
+        "head": 1,
+    }
+    total_s = 0.0
+    for kind, price in prices.items():
+        if not isinstance(price, ExchangeTime):
+            total_s += counts[kind] * float(price.sum(axis=-1).mean())
+    return total_s
+
+
+def _experts_floor_s(setting: Setting, placement: Placement) -> float:
+    """Device seconds of the experts of a mean step at least, by the law of `hwmodels.moe.moe_s`.
+
+    Of each GEMM the larger of FLOP and bytes of weights over all devices; tiles filled, waves full, every expert on one
+    rank alone. With tensor parallelism inside a rank its devices share each expert.
+    """
+    model, device, tp = setting.model, setting.cluster.device, setting.layout.tp
+    shape = expert_shape(model, tp)
+    constants = device.kernels.moe(shape.weight_dtype)
+    routed, active = routed_tokens(setting), active_experts(setting)
+    bandwidth, peak = device.memory_bytes_per_s, device.peak_flop_per_s(shape.weight_dtype)
+    n_ranks, n_layers = setting.layout.n_ranks, placement.n_layers
+    if isinstance(constants, CoreMoeConstants):
+        calls_s = (n_ranks * n_layers - 1) * constants.fixed_s  # of all calls but the one that the law holds
+        return tp * float(calls_s + fluid_moe_s(routed, active, placement.n_slots, shape, device))
+    if isinstance(constants, Roofline):
+        fixed_s, weight_frac = n_ranks * n_layers * constants.fixed_s, constants.memory_frac
+        activation_frac = constants.memory_frac
+    else:
+        slots = n_layers * placement.n_slots
+        fixed_s = n_ranks * n_layers * constants.fixed_s + slots * constants.expert_s + routed * constants.row_s
+        weight_frac = max(constants.weight_frac, constants.small_tile_frac or 0.0)
+        activation_frac = constants.activation_frac
+    moved_s = _moved_bytes(shape) * routed / (activation_frac * bandwidth)
+    gemms_s = 0.0
+    for n, k in shape.gemm_sizes:
+        flop_s = routed * 2.0 * n * k / (constants.compute_frac * peak)
+        stream_s = active * n * k * BYTES_PER_VALUE[shape.weight_dtype] / (weight_frac * bandwidth)
+        gemms_s += max(float(flop_s), float(stream_s))
+    return tp * (fixed_s + moved_s + gemms_s)
+
+
+def _moved_bytes(shape: ExpertShape) -> float:
+    """Bytes of activations of one routed token, the final sum over a token's experts left out."""
+    values = 3 * shape.hidden_size + (3 if shape.gated else 2) * shape.intermediate_size
+    return float(BYTES_PER_VALUE["bf16"] * values)
+
+
+def _links(setting: Setting, reduction: Reduction, exchange: ExchangeSpec) -> tuple[Resource, ...]:
+    """Send and receive ports of all devices, under the plan's own traffic, evenly spread."""
+    prices = exchange_prices(setting, reduction, exchange)
+    others = [price for price in layer_prices(setting).values() if isinstance(price, ExchangeTime)]
+    return tuple(
+        Resource(
+            name=f"{side} ports",
+            kind="links",
+            unit="s",
+            demand_per_token=_port_s(prices, others, setting, take) / _tokens(setting),
+            capacity=float(setting.cluster.n_devices),
+            holds="this plan",
+            detail=f"exchange law, {exchange.kernel}, traffic of the plan spread evenly",
+        )
+        for side, take in _SIDES.items()
+    )
+
+
+_SIDES: dict[str, Callable[[ExchangeTime], np.ndarray]] = {
+    "send": lambda time: time.send_s,
+    "receive": lambda time: time.receive_s,
+}
+
+
+def _port_s(
+    prices: dict[str, list[list[Duration]]],
+    others: list[ExchangeTime],
+    setting: Setting,
+    take: Callable[[ExchangeTime], np.ndarray],
+) -> float:
+    """Port seconds of all devices in a mean step."""
+    total_s = setting.model.n_layers * sum(float(take(price).sum(axis=-1).mean()) for price in others)
+    for rows in prices.values():
+        for chunks in rows:
+            for price in chunks:
+                if isinstance(price, ExchangeTime):
+                    total_s += float(take(price).sum(axis=-1).mean())
+    return total_s
+
+
+def _most(setting: Setting, *fields: str) -> float:
+    """Largest share of a datasheet number that any law of the setting may reach, at least 1."""
+    return max([1.0, *(_reached(law, field) for law in used_laws(setting).values() for field in fields)])
+
+
+def _most_on_cores(setting: Setting) -> float:
+    """The same of weights that laws of cores stream; 0 where there are none."""
+    found = {name: law for name, law in used_laws(setting).items() if isinstance(law, CoreProduct)}
+    return max([0.0, *(weights_frac(name.split()[1], setting.cluster.device, law) for name, law in found.items())])
+
+
+def _reached(law: Fitted, field: str) -> float:
+    value = getattr(law, field, None)
+    return float(value) if isinstance(value, float) else 0.0
