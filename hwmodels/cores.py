@@ -99,6 +99,40 @@ def experts_s(
     return np.asarray(constants.fixed_s + active * constants.expert_s + worked_s)
 
 
+def experts_floor_s(
+    routed: ArrayLike,
+    active: ArrayLike,
+    sizes: tuple[float, float, float],
+    dtype: str,
+    device: Device,
+    constants: CoreMoeConstants,
+) -> Times:
+    """At most `experts_s` of any tokens of `active` experts that sum to `routed`, and linear in both: float64[...] [s].
+
+    sizes  hidden, columns of the up product, and intermediate size.
+
+    Every token and every expert counts at the kernel that is the faster for it.
+    """
+    hidden, columns, inner = sizes
+    flop, peak = 2.0 * hidden * (columns + inner), device.peak_flop_per_s(dtype)
+    rates = np.array([constants.vector_frac, constants.packed_frac]) * peak
+    extra = np.array([constants.vector_extra_rows, constants.packed_extra_rows])
+    token_s, expert_s = float((flop / rates).min()), float((extra * flop / rates).min())
+    every_s = constants.expert_s + (hidden + inner) * constants.run_s + expert_s
+    return np.asarray(constants.fixed_s + np.asarray(active) * every_s + np.asarray(routed) * token_s)
+
+
+def weights_frac(dtype: str, device: Device, constants: CoreProduct) -> float:
+    """Share of the device's bandwidth at which weights stream at most, with one row for each kernel."""
+    peak = device.peak_flop_per_s(dtype)
+    kernels = (
+        (constants.vector_frac, constants.vector_extra_rows),
+        (constants.packed_frac, constants.packed_extra_rows),
+    )
+    value_s = min((1 + extra) * 2 / (frac * peak) for frac, extra in kernels)
+    return BYTES_PER_VALUE[dtype] / value_s / device.memory_bytes_per_s
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Heads:
     """Heads of a layer as numbers or arrays over rows: float64[...]."""

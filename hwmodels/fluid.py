@@ -8,7 +8,7 @@ from numpy.typing import ArrayLike, NDArray
 from hwmodels.blends import norm2
 from hwmodels.constants import MoeConstants
 from hwmodels.core_constants import CoreMoeConstants
-from hwmodels.cores import Rows, experts_s
+from hwmodels.cores import experts_floor_s
 from hwmodels.devices import Device
 from hwmodels.moe import ExpertShape, activation_bytes
 from scenarios.models import BYTES_PER_VALUE
@@ -27,12 +27,14 @@ def fluid_moe_s(routed: ArrayLike, active: ArrayLike, n_slots: float, shape: Exp
         T = fixed_s + n_slots expert_s + routed row_s + sum over GEMMs of sqrt(C^2 + W^2) + A / (activation_frac BW)
         C = routed 2 N K / (compute_frac peak)
 
-    Law `cores`: every row at the rate of the kernel that is faster for many, every expert with the fewer extra rows.
+    Law `cores`: `hwmodels.cores.experts_floor_s`.
     """
     constants = device.kernels.moe(shape.weight_dtype)
     tokens, slots = np.asarray(routed, np.float64), np.asarray(active, np.float64)
     if isinstance(constants, CoreMoeConstants):
-        return _on_cores_s(tokens, slots, shape, device, constants)
+        (columns, hidden), _ = shape.gemm_sizes
+        sizes = (float(hidden), float(columns), float(shape.intermediate_size))
+        return experts_floor_s(tokens, slots, sizes, shape.weight_dtype, device, constants)
     peak, bandwidth = device.peak_flop_per_s(shape.weight_dtype), device.memory_bytes_per_s
     if isinstance(constants, MoeConstants):
         weight_frac = max(constants.weight_frac, constants.small_tile_frac or 0.0)
@@ -48,15 +50,3 @@ def fluid_moe_s(routed: ArrayLike, active: ArrayLike, n_slots: float, shape: Exp
         both_s = np.maximum(computed_s, streamed_s)
         total_s = total_s + (norm2(computed_s, streamed_s) if isinstance(constants, MoeConstants) else both_s)
     return np.asarray(total_s)
-
-
-def _on_cores_s(tokens: Times, slots: Times, shape: ExpertShape, device: Device, constants: CoreMoeConstants) -> Times:
-    """All rows by one kernel that is as fast as the faster one for rows, and for extra rows."""
-    frac = max(constants.vector_frac, constants.packed_frac)
-    extra_s = min(
-        constants.vector_extra_rows / constants.vector_frac, constants.packed_extra_rows / constants.packed_frac
-    )
-    ideal = constants.model_copy(update={"packed_frac": frac, "packed_extra_rows": extra_s * frac})
-    (columns, hidden), _ = shape.gemm_sizes
-    rows = Rows(few=0.0, few_rows=0.0, many=slots, many_rows=tokens)
-    return experts_s(rows, hidden, (columns, shape.intermediate_size), shape.weight_dtype, device, ideal)

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from hwmodels.attention import latent_shape, local_heads, projection_products, windowed_context
 from hwmodels.gemm import mlp_products
-from scenarios.models import BYTES_PER_VALUE, GroupedQueryAttention
+from scenarios.models import BYTES_PER_VALUE, DType, GroupedQueryAttention
 from sim.setting import Setting
 
 
@@ -75,7 +75,8 @@ def _attention(setting: Setting) -> Iterator[Demand]:
     pairs = sum(float(windowed_context(setting.batches.contexts, w).sum()) * n for w, n in _windows(setting))
     pairs /= setting.batches.n_steps
     cached = pairs * values_per_token * BYTES_PER_VALUE[model.kv_dtype] if setting.workload.phase == "decode" else 0.0
-    yield Demand(kind="attention", dtype=model.router_dtype, flop=pairs * flop_per_pair, read_bytes=cached)
+    multiplied: DType = "fp32" if model.kv_dtype == "fp32" else "bf16"
+    yield Demand(kind="attention", dtype=multiplied, flop=pairs * flop_per_pair, read_bytes=cached)
 
 
 def _windows(setting: Setting) -> list[tuple[int | None, int]]:

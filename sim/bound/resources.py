@@ -12,6 +12,8 @@ from typing import Literal
 
 import numpy as np
 
+from hwmodels.core_constants import CoreProduct
+from hwmodels.cores import weights_frac
 from hwmodels.fitted import Fitted
 from hwmodels.fluid import fluid_moe_s
 from hwmodels.moe import expert_shape
@@ -73,7 +75,7 @@ def _multiplication(setting: Setting, asked: tuple[Demand, ...]) -> Resource:
     """Dense multiplication; work in another data type counts by the ratio of the peaks."""
     device, n_devices = setting.cluster.device, setting.cluster.n_devices
     main = setting.model.expert_dtype or setting.model.weight_dtype
-    peak, reached = device.peak_flop_per_s(main), _most(setting, "compute_frac")
+    peak, reached = device.peak_flop_per_s(main), _most(setting, "compute_frac", "packed_frac", "vector_frac")
     flop = sum(d.flop * peak / device.peak_flop_per_s(d.dtype) for d in asked)
     return Resource(
         name="multiplication",
@@ -88,7 +90,7 @@ def _multiplication(setting: Setting, asked: tuple[Demand, ...]) -> Resource:
 
 def _memory(setting: Setting, asked: tuple[Demand, ...]) -> Resource:
     device, n_devices = setting.cluster.device, setting.cluster.n_devices
-    reached = _most(setting, "memory_frac", "weight_frac", "small_tile_frac")
+    reached = max(_most(setting, "memory_frac", "weight_frac", "small_tile_frac"), _most_on_cores(setting))
     return Resource(
         name="memory bandwidth",
         kind="hardware",
@@ -191,6 +193,12 @@ def _port_s(
 def _most(setting: Setting, *fields: str) -> float:
     """Largest share of a datasheet number that any law of the setting may reach, at least 1."""
     return max([1.0, *(_reached(law, field) for law in used_laws(setting).values() for field in fields)])
+
+
+def _most_on_cores(setting: Setting) -> float:
+    """The same of weights that laws of cores stream; 0 where there are none."""
+    found = {name: law for name, law in used_laws(setting).items() if isinstance(law, CoreProduct)}
+    return max([0.0, *(weights_frac(name.split()[1], setting.cluster.device, law) for name, law in found.items())])
 
 
 def _reached(law: Fitted, field: str) -> float:

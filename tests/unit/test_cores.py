@@ -15,13 +15,14 @@ from hwmodels.core_constants import (
     CoreMoeConstants,
     CorePrefillConstants,
 )
+from hwmodels.cores import weights_frac
 from hwmodels.devices import Device
 from hwmodels.fitted import stretched
 from hwmodels.gemm import gate_s, gemm_s, norm_s
 from hwmodels.kernels import KernelCard, Kernels
 from hwmodels.launch import LaunchConstants
 from hwmodels.library import find_device, find_kernels
-from hwmodels.moe import ExpertShape, grouped_gemm_moe_s
+from hwmodels.moe import ExpertShape, fluid_moe_s, grouped_gemm_moe_s
 from scenarios.models import GroupedQueryAttention
 
 US = 1e-6
@@ -117,6 +118,20 @@ def test_router_and_norm_follow_the_models_data_type():
     assert gate_s(10, 50, 8, 2, "fp32", CORE) == pytest.approx(product + 20 * US + 10 * (0.2 + 0.08) * US)
     assert norm_s(10, 50, "fp32", CORE) == pytest.approx(12 * US + 10 * 4 * 50 * 4 / 10e9)
     assert norm_s(10, 50, "bf16", CORE) == pytest.approx(12 * US + 10 * 4 * 50 * 2 / 10e9)
+
+
+def test_the_fluid_law_is_below_that_of_any_tokens():
+    counts = np.random.default_rng(0).integers(0, 6, size=(200, 12))
+    routed, active = counts.sum(axis=1), (counts > 0).sum(axis=1)
+    fluid_s = fluid_moe_s(routed, active, 12, SHAPE, CORE)
+    assert (fluid_s <= grouped_gemm_moe_s(counts, SHAPE, CORE) * (1 + 1e-12)).all()
+    # one extra row of the vector kernel is less than 20 of the packing one, whose rows are the faster ones
+    assert fluid_moe_s(7, 2, 12, SHAPE, CORE) == pytest.approx((10 + 2 * (3 + 15 + 3) + 7 * 0.6) * US)
+
+
+def test_weights_stream_no_faster_than_their_kernels_read_them():
+    # one row and one extra: 4 FLOP a value at 10 GFLOP/s, 4 bytes in 0.4 ns
+    assert weights_frac("fp32", CORE, GEMM) == pytest.approx(10e9 / 20e9)
 
 
 @pytest.mark.parametrize("block", ["moe", "gemm", "decode", "prefill"])
