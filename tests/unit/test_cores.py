@@ -18,11 +18,12 @@ from hwmodels.core_constants import (
 from hwmodels.cores import weights_frac
 from hwmodels.devices import Device
 from hwmodels.fitted import stretched
+from hwmodels.fluid import fluid_moe_s
 from hwmodels.gemm import gate_s, gemm_s, norm_s
 from hwmodels.kernels import KernelCard, Kernels
 from hwmodels.launch import LaunchConstants
 from hwmodels.library import find_device, find_kernels
-from hwmodels.moe import ExpertShape, fluid_moe_s, grouped_gemm_moe_s
+from hwmodels.moe import ExpertShape, grouped_gemm_moe_s
 from scenarios.models import GroupedQueryAttention
 
 US = 1e-6
