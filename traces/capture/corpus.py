@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import hashlib
+import math
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -60,21 +61,22 @@ class Domain:
 
 
 def read_domain(name: str, sources: Sequence[Path], most_characters: int | None = None) -> Domain:
-    """The domain of all texts in `sources` (files or folders), at most `most_characters` of them, in an order by hash.
+    """The domain of the texts in `sources` (files or folders), in an order by hash, up to about `most_characters`.
 
     Texts that occur twice, paragraphs that occur twice and paragraphs about licences are left out.
     Raises ScenarioError where a source is missing or nothing readable is in it.
     """
     seen: set[bytes] = set()
-    documents = []
+    documents: list[Document] = []
+    room = math.inf if most_characters is None else most_characters
     for path, label in sorted(_files(sources), key=lambda pair: digest(pair[1])):
+        if room <= 0:
+            break
         for number, piece in enumerate(pieces(read_text(path))):
-            text = cleaned(piece, seen)
+            text = cleaned(piece, seen) if room > 0 else ""
             if len(text) >= SHORTEST_CHARACTERS:
                 documents.append(Document(name=f"{label}#{number}", text=text))
-    documents.sort(key=lambda document: digest(document.name))
-    if most_characters is not None:
-        documents = list(_first(documents, most_characters))
+                room -= len(text)
     return Domain(
         name=name,
         train=tuple(document for document in documents if not document.held_out),
@@ -94,7 +96,7 @@ def parse_sources(pairs: Sequence[str]) -> dict[str, list[Path]]:
 
 
 def read_text(path: Path) -> str:
-    """Text of a file by its suffix: man pages, HTML and plain text, each also gzipped; bytes that are not UTF-8 fall out."""
+    """Text of a file by its suffix: man pages, HTML, plain text, also gzipped; what is not UTF-8 falls out."""
     raw = path.read_bytes()
     name = path.name
     if name.endswith(".gz"):
@@ -130,7 +132,7 @@ def man_text(source: str) -> str:
 
 
 def metamath_text(source: str) -> str:
-    """Comments and statements of a Metamath file; proofs, which are packed beyond reading, and hypotheses are left out."""
+    """Comments and statements of a Metamath file, without proofs (packed beyond reading) and declarations."""
     without_proofs = re.sub(r"\$=.*?\$\.", "$.", source, flags=re.DOTALL)
     return re.sub(r"\$[df]\s[^$]*\$\.\s?", "", without_proofs)
 
@@ -198,15 +200,6 @@ def digest(text: str) -> bytes:
     return hashlib.sha256(text.encode()).digest()[:16]
 
 
-def _first(documents: Sequence[Document], most_characters: int) -> Iterator[Document]:
-    total = 0
-    for document in documents:
-        if total >= most_characters:
-            return
-        total += len(document.text)
-        yield document
-
-
 def _files(sources: Sequence[Path]) -> Iterator[tuple[Path, str]]:
     for source in sources:
         if source.is_file():
@@ -216,7 +209,9 @@ def _files(sources: Sequence[Path]) -> Iterator[tuple[Path, str]]:
             raise ScenarioError(f"corpus: {source} is neither a file nor a folder")
         found = [path for path in sorted(source.rglob("*")) if path.is_file() and _readable(path)]
         if not found:
-            raise ScenarioError(f"corpus: no texts in {source}; known are man pages, HTML and {', '.join(sorted(TEXT_SUFFIXES))}")
+            raise ScenarioError(
+                f"corpus: no texts in {source}; known are man pages, HTML and {', '.join(sorted(TEXT_SUFFIXES))}"
+            )
         yield from ((path, path.relative_to(source).as_posix()) for path in found)
 
 

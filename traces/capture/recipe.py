@@ -12,7 +12,7 @@ from traces.capture.config import MoeConfig
 class Recipe:
     """One training run: `steps` of `batch` sequences of `context_tokens`, drawn evenly from all domains.
 
-    learning_rate  peak; after `warmup` steps it falls along a cosine to a tenth.
+    learning_rate  reached after `warmup` steps; over the last fifth of the steps it falls to a tenth.
     balance        weight of the balancing loss under softmax gating (Switch, arXiv 2101.03961, equation 4); under
                    sigmoid gating, step of the bias of each expert (DeepSeek-V3, arXiv 2412.19437, section 2.1.2).
     half           experts and dense products in bfloat16; parameters stay float32.
@@ -50,6 +50,23 @@ class Recipe:
         return self.steps * self.batch * self.context_tokens
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plan:
+    """How much routing is recorded of each domain: `requests` prompts of `prompt_tokens`, each with `new_tokens` more.
+
+    Raises ScenarioError where a number is below 1.
+    """
+
+    requests: int
+    prompt_tokens: int
+    new_tokens: int
+
+    def __post_init__(self) -> None:
+        for name in ("requests", "prompt_tokens", "new_tokens"):
+            if getattr(self, name) < 1:
+                raise ScenarioError(f"{name} is {getattr(self, name)}; give at least 1")
+
+
 RECIPES = {
     # Routing shape of DeepSeek-V2-Lite (64 experts, top 6, two shared), in widths that two CPU cores can train.
     "cpu-small": Recipe(
@@ -57,19 +74,20 @@ RECIPES = {
             vocab_size=1024,
             n_layers=8,
             hidden_size=192,
-            n_heads=6,
-            n_kv_heads=2,
-            head_dim=32,
+            n_heads=3,
+            n_kv_heads=1,
+            head_dim=64,
             n_experts=64,
             top_k=6,
             expert_intermediate_size=64,
             shared_intermediate_size=128,
             max_tokens=1024,
         ),
-        steps=1000,
-        batch=16,
+        steps=800,
+        batch=8,
+        domain_characters=1_500_000,
     ),
-    # About 1.2e17 floating-point operations: minutes on one GPU of the H100 class.
+    # About 8e16 floating-point operations (6 per active weight and token): minutes on one GPU of the H100 class.
     "gpu-large": Recipe(
         config=MoeConfig(
             vocab_size=4096,

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -13,6 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
 
+from scenarios.errors import ScenarioError
 from scenarios.files import whole_file
 from traces.capture.corpus import Domain
 from traces.capture.decoder import Decoder
@@ -20,6 +20,7 @@ from traces.capture.experts import BACKENDS, Backend, ExpertWeights, Routing
 from traces.capture.recipe import Recipe
 from traces.capture.tokens import Tokens, Vocabulary, learn_vocabulary
 
+DECAY_SHARE = 0.2
 SAMPLE_CHARACTERS = 400_000  # of each domain, from which the vocabulary is learnt
 
 
@@ -98,8 +99,10 @@ def _step(run: Training, step: int, batch: Tensor) -> tuple[float, ...]:
     rate = learning_rate(recipe, step)
     for group in run.optimiser.param_groups:
         group["lr"] = rate
-    hidden, choices = forward_with_scores(model, batch[:, :-1], backend_of(recipe))
-    loss = functional.cross_entropy(model.logits(hidden).flatten(0, 1).float(), batch[:, 1:].flatten())
+    with torch.autocast(batch.device.type, torch.bfloat16, enabled=recipe.half):
+        hidden, choices = forward_with_scores(model, batch[:, :-1], backend_of(recipe))
+        logits = model.logits(hidden)
+    loss = functional.cross_entropy(logits.flatten(0, 1).float(), batch[:, 1:].flatten())
     uneven = torch.stack([balance_loss(scores, counts) for scores, counts in choices]).mean()
     total = loss + recipe.balance * uneven if recipe.config.gating == "softmax" else loss
     run.optimiser.zero_grad()
@@ -114,9 +117,7 @@ def _step(run: Training, step: int, batch: Tensor) -> tuple[float, ...]:
     return (step, tokens, loss.item(), uneven.item(), imbalance.item(), rate)
 
 
-def forward_with_scores(
-    model: Decoder, tokens: Tensor, backend: Backend
-) -> tuple[Tensor, list[tuple[Tensor, Tensor]]]:
+def forward_with_scores(model: Decoder, tokens: Tensor, backend: Backend) -> tuple[Tensor, list[tuple[Tensor, Tensor]]]:
     """Hidden states [request, token, hidden] and, per layer, all scores [token, expert] and tokens per expert."""
     turns = model.turns_of(tokens, None)
     x = model.embedding(tokens)
@@ -146,11 +147,13 @@ def bias_step(counts: Tensor, step: float) -> Tensor:
 
 
 def learning_rate(recipe: Recipe, step: int) -> float:
-    """Rate of a step: linear warm-up, then a cosine from the peak to a tenth of it."""
-    if step < recipe.warmup:
-        return recipe.learning_rate * (step + 1) / recipe.warmup
-    done = (step - recipe.warmup) / max(recipe.steps - recipe.warmup, 1)
-    return recipe.learning_rate * (0.1 + 0.45 * (1 + math.cos(math.pi * done)))
+    """Rate of a step: linear warm-up, flat, and over the last fifth of the steps linearly down to a tenth.
+
+    The first four fifths do not depend on the number of steps, so that a run can be lengthened (arXiv 2404.06395).
+    """
+    rise = (step + 1) / recipe.warmup if step < recipe.warmup else 1.0
+    left = (recipe.steps - step) / max(DECAY_SHARE * recipe.steps, 1.0)
+    return recipe.learning_rate * min(rise, 0.1 + 0.9 * min(left, 1.0))
 
 
 def backend_of(recipe: Recipe) -> Backend:
@@ -166,7 +169,6 @@ def backend_of(recipe: Recipe) -> Backend:
     return in_half
 
 
-@torch.inference_mode()
 def held_out_losses(model: Decoder, material: Material, recipe: Recipe, sequences: int = 32) -> dict[str, float]:
     """Mean loss [nats per token] of each domain over its first `sequences` held-out stretches of context."""
     length = recipe.context_tokens + 1
@@ -175,14 +177,16 @@ def held_out_losses(model: Decoder, material: Material, recipe: Recipe, sequence
     for name, tokens in material.test.items():
         count = min(sequences, len(tokens) // length)
         batch = torch.from_numpy(tokens[: count * length].astype(np.int64).reshape(count, length)).to(device)
-        hidden = model(batch[:, :-1], backend=backend_of(recipe))
-        losses[name] = functional.cross_entropy(model.logits(hidden).flatten(0, 1).float(), batch[:, 1:].flatten()).item()
+        with torch.inference_mode(), torch.autocast(device.type, torch.bfloat16, enabled=recipe.half):
+            logits = model.logits(model(batch[:, :-1], backend=backend_of(recipe)))
+        losses[name] = functional.cross_entropy(logits.flatten(0, 1).float(), batch[:, 1:].flatten()).item()
     return losses
 
 
 def save_checkpoint(run: Training, material: Material, path: Path) -> None:
     """Write model, optimiser, log and vocabulary; the file appears whole or not at all."""
     state = {
+        "recipe": repr(run.recipe),
         "model": run.model.state_dict(),
         "optimiser": run.optimiser.state_dict(),
         "log": run.log,
@@ -192,14 +196,25 @@ def save_checkpoint(run: Training, material: Material, path: Path) -> None:
         torch.save(state, temporary)
 
 
-def resume(recipe: Recipe, path: Path, device: torch.device) -> Training:
-    """The run that `save_checkpoint` wrote."""
+def resume(recipe: Recipe, material: Material, path: Path, device: torch.device) -> Training:
+    """The run that `save_checkpoint` wrote.
+
+    Raises ScenarioError where it belongs to another recipe or vocabulary.
+    """
     run = start(recipe, device)
     state = torch.load(path, map_location=device, weights_only=True)
+    same_text = torch.equal(state["merges"].cpu(), torch.from_numpy(material.vocabulary.merges.copy()))
+    if state["recipe"] != repr(recipe) or not same_text:
+        raise ScenarioError(f"{path}: holds a run of another recipe or corpus; delete it, or choose another folder")
     run.model.load_state_dict(state["model"])
     run.optimiser.load_state_dict(state["optimiser"])
     run.log = [tuple(row) for row in state["log"]]
     return run
 
 
-Tell = Callable[[str], None]
+def unigram_entropies(material: Material) -> dict[str, float]:
+    """Loss [nats per token] of a model that knows only how frequent each token is, all domains together, by domain."""
+    joined = np.concatenate(list(material.train.values()))
+    counts = np.bincount(joined, minlength=material.vocabulary.size) + 1.0  # one more, so that none is impossible
+    surprise = -np.log(counts / counts.sum())
+    return {name: float(surprise[tokens].mean()) for name, tokens in material.test.items()}
