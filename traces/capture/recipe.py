@@ -15,7 +15,7 @@ class Recipe:
     learning_rate  reached after `warmup` steps; over the last fifth of the steps it falls to a tenth.
     balance        weight of the balancing loss under softmax gating (Switch, arXiv 2101.03961, equation 4); under
                    sigmoid gating, step of the bias of each expert (DeepSeek-V3, arXiv 2412.19437, section 2.1.2).
-    half           experts and dense products in bfloat16; parameters stay float32.
+    half           dense products, and on a GPU experts, in bfloat16; parameters stay float32.
     backend        name of the experts' back end.
     domain_characters  most text read of each domain.
 
@@ -85,6 +85,7 @@ RECIPES = {
         ),
         steps=800,
         batch=8,
+        half=True,
         domain_characters=1_500_000,
     ),
     # About 8e16 floating-point operations (6 per active weight and token): minutes on one GPU of the H100 class.

@@ -100,7 +100,7 @@ def _step(run: Training, step: int, batch: Tensor) -> tuple[float, ...]:
     for group in run.optimiser.param_groups:
         group["lr"] = rate
     with torch.autocast(batch.device.type, torch.bfloat16, enabled=recipe.half):
-        hidden, choices = forward_with_scores(model, batch[:, :-1], backend_of(recipe))
+        hidden, choices = forward_with_scores(model, batch[:, :-1], backend_of(recipe, batch.device))
         logits = model.logits(hidden)
     loss = functional.cross_entropy(logits.flatten(0, 1).float(), batch[:, 1:].flatten())
     uneven = torch.stack([balance_loss(scores, counts) for scores, counts in choices]).mean()
@@ -156,10 +156,13 @@ def learning_rate(recipe: Recipe, step: int) -> float:
     return recipe.learning_rate * min(rise, 0.1 + 0.9 * min(left, 1.0))
 
 
-def backend_of(recipe: Recipe) -> Backend:
-    """The recipe's back end, its inputs made bfloat16 where the recipe is `half`."""
+def backend_of(recipe: Recipe, device: torch.device) -> Backend:
+    """The recipe's back end; its inputs are made bfloat16 on a GPU where the recipe is `half`.
+
+    On a CPU float32 experts are faster: the conversions of all weights cost more than the smaller products save.
+    """
     backend = BACKENDS[recipe.backend]
-    if not recipe.half:
+    if not recipe.half or device.type == "cpu":
         return backend
 
     def in_half(tokens: Tensor, routing: Routing, weights: ExpertWeights) -> Tensor:
@@ -178,7 +181,7 @@ def held_out_losses(model: Decoder, material: Material, recipe: Recipe, sequence
         count = min(sequences, len(tokens) // length)
         batch = torch.from_numpy(tokens[: count * length].astype(np.int64).reshape(count, length)).to(device)
         with torch.inference_mode(), torch.autocast(device.type, torch.bfloat16, enabled=recipe.half):
-            logits = model.logits(model(batch[:, :-1], backend=backend_of(recipe)))
+            logits = model.logits(model(batch[:, :-1], backend=backend_of(recipe, device)))
         losses[name] = functional.cross_entropy(logits.flatten(0, 1).float(), batch[:, 1:].flatten()).item()
     return losses
 
