@@ -103,8 +103,8 @@ def _step(run: Training, step: int, batch: Tensor) -> tuple[float, ...]:
         hidden, choices = forward_with_scores(model, batch[:, :-1], backend_of(recipe, batch.device))
         logits = model.logits(hidden)
     loss = functional.cross_entropy(logits.flatten(0, 1).float(), batch[:, 1:].flatten())
-    uneven = torch.stack([balance_loss(scores, counts) for scores, counts in choices]).mean()
-    total = loss + recipe.balance * uneven if recipe.config.gating == "softmax" else loss
+    uneven = torch.stack([balance_loss(scores, counts) for scores, counts in choices])
+    total = loss + recipe.balance * uneven.sum() if recipe.config.gating == "softmax" else loss
     run.optimiser.zero_grad()
     total.backward()
     torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -114,7 +114,7 @@ def _step(run: Training, step: int, batch: Tensor) -> tuple[float, ...]:
             block.router.bias += bias_step(counts, recipe.balance)
     imbalance = torch.stack([counts.max() / counts.float().mean() for _, counts in choices]).mean()
     tokens = (step + 1) * recipe.batch * recipe.context_tokens
-    return (step, tokens, loss.item(), uneven.item(), imbalance.item(), rate)
+    return (step, tokens, loss.item(), uneven.mean().item(), imbalance.item(), rate)
 
 
 def forward_with_scores(model: Decoder, tokens: Tensor, backend: Backend) -> tuple[Tensor, list[tuple[Tensor, Tensor]]]:
