@@ -25,12 +25,12 @@ def routing_figure(profiles: Sequence[Profile]) -> Figure:
         figure = Figure(figsize=(WIDTH_IN, 4.9), layout="constrained")
         panels = figure.subplots(2, 3).flat
         titles = (
-            "load: fullest over mean expert",
-            "experts kept by the next token",
-            "affinity to the next layer (bit)",
-            "domain known from an expert (bit)",
-            "SRP by window (tokens)",
-            "LRU hits by share of experts held",
+            "fullest over mean expert",
+            "share of experts kept",
+            "affinity of layers (bit)",
+            "domain in an expert (bit)",
+            "SRP",
+            "LRU hits",
         )
         for axes, title in zip(panels, titles, strict=True):
             axes.set_title(title)
@@ -39,7 +39,7 @@ def routing_figure(profiles: Sequence[Profile]) -> Figure:
         for color, one in zip(COLORS, profiles, strict=False):
             _draw(panels, one, color)
         for axes in panels[:4]:
-            axes.set_xlabel("depth (first to last MoE layer)")
+            axes.set_xlabel("MoE layer, first to last")
             axes.set_xlim(0, 1)
             axes.set_ylim(bottom=0)
         panels[4].set_xscale("log", base=2)
@@ -47,9 +47,10 @@ def routing_figure(profiles: Sequence[Profile]) -> Figure:
         panels[4].set_xticks(windows, [str(window) for window in windows])
         panels[4].minorticks_off()
         panels[4].set_ylim(0, 1)
-        panels[5].set(xlim=(0, 1), ylim=(0, 1))
+        panels[4].set_xlabel("window (tokens)")
+        panels[5].set(xlim=(0, 1), ylim=(0, 1), xlabel="experts held, share of a layer")
         handles, names = panels[0].get_legend_handles_labels()
-        figure.legend(handles, names, loc="outside lower center", ncols=min(3, len(names)))
+        figure.legend(handles, names, loc="outside lower center", ncols=min(2, len(names)))
     return figure
 
 

@@ -13,8 +13,8 @@ class Recipe:
     """One training run: `steps` of `batch` sequences of `context_tokens`, drawn evenly from all domains.
 
     learning_rate  reached after `warmup` steps; over the last fifth of the steps it falls to a tenth.
-    balance        weight of each layer's balancing loss under softmax gating (Switch, arXiv 2101.03961, equation 4); under
-                   sigmoid gating, step of the bias of each expert (DeepSeek-V3, arXiv 2412.19437, section 2.1.2).
+    balance        weight of each layer's balancing loss under softmax gating (Switch, arXiv 2101.03961, equation 4);
+                   under sigmoid gating, step of the bias of each expert (DeepSeek-V3, arXiv 2412.19437, section 2.1.2).
     half           dense products, and on a GPU experts, in bfloat16; parameters stay float32.
     backend        name of the experts' back end.
     domain_characters  most text read of each domain.
