@@ -204,7 +204,7 @@ def domains_again(tmp_path):
 
 
 def test_recipes_state_what_they_are():
-    assert RECIPES["cpu-small"].n_tokens == 800 * 8 * 256
+    assert RECIPES["cpu-small"].n_tokens == 600 * 8 * 256
     large = RECIPES["gpu-large"].config
     assert large.n_layers >= 8
     assert (large.n_experts, large.top_k) == (64, 8)

@@ -83,7 +83,7 @@ RECIPES = {
             shared_intermediate_size=128,
             max_tokens=1024,
         ),
-        steps=800,
+        steps=600,
         batch=8,
         half=True,
         domain_characters=1_500_000,
