@@ -36,7 +36,7 @@ def main() -> None:
             axes.plot(log["tokens"] / 1e6, smooth(log[column]), color="#4477aa", lw=1.4)
             axes.set_xlabel("tokens (millions)")
         left.set_ylabel("training loss (nats per token)")
-        right.set_ylabel("fullest over mean expert, mean of layers")
+        right.set_ylabel("fullest over mean expert")
         right.set_ylim(bottom=0)
         figure.savefig(HERE / "training.png", dpi=200, metadata={"Software": None})
 
