@@ -85,6 +85,19 @@ def _scenarios() -> list[Table]:
     return [table]
 
 
+def _traces() -> list[Table]:
+    from scenarios.catalog import list_traces
+    from traces.storage import load_trace
+
+    table = _table("traces (workload.trace)", "name", "layers", "experts", "top-k", "phase", "tokens", "requests", "of")
+    for name, path in list_traces():
+        trace = load_trace(path)
+        shape = (trace.n_layers, trace.n_experts, trace.top_k)
+        counts = (f"{trace.n_tokens:,}", str(trace.n_sequences))
+        table.add_row(name, *map(str, shape), trace.phase, *counts, trace.provenance.model)
+    return [table]
+
+
 def _policies() -> list[Table]:
     from hwmodels.library import links_with
     from scenarios.specs import FittedKernelName
@@ -141,6 +154,7 @@ LISTINGS: dict[str, Callable[[], list[Table]]] = {
     "models": _models,
     "hardware": _hardware,
     "scenarios": _scenarios,
+    "traces": _traces,
     "policies": _policies,
     "solvers": _solvers,
     "formats": _formats,

@@ -18,16 +18,14 @@ if TYPE_CHECKING:
 LAYER_NUMBER = re.compile(r" *[0-9]{1,6} *")
 
 trace_app = typer.Typer(help="Look at, convert, generate and measure routing traces.", no_args_is_help=True)
-TraceFile = Annotated[Path, typer.Argument(metavar="FILE", help="A .npz trace of moesim.")]
+TraceFile = Annotated[str, typer.Argument(metavar="TRACE", help="A .npz trace of moesim, or a shipped name.")]
 
 
 @trace_app.command()
 def info(file: TraceFile, json: Json = None, debug: Debug = False) -> None:
     """Show shape, provenance and the import checks of a trace."""
-    from traces.storage import load_trace
-
     del debug
-    trace = load_trace(file)
+    trace = _opened(file)
     origin = trace.provenance
     facts = {
         "model": origin.model,
@@ -58,15 +56,42 @@ def stats(
 ) -> None:
     """Measure load, imbalance, reuse and affinity between layers, and on request cache locality."""
     from traces.stats import summarise
-    from traces.storage import load_trace
 
     del debug
-    trace = load_trace(file)
+    trace = _opened(file)
     summary = summarise(trace)
     facts = {entry.name: _plain(getattr(summary, entry.name)) for entry in fields(summary)}
     if locality:
         facts |= _locality(trace)
     _print(facts, json)
+
+
+@trace_app.command()
+def compare(
+    files: Annotated[list[str], typer.Argument(metavar="TRACE...", help="Files, or shipped names.")],
+    out: Annotated[Path | None, typer.Option(metavar="DIR", help="Also a picture: routing.png.")] = None,
+    json: Json = None,
+    seed: Seed = None,
+    debug: Debug = False,
+) -> None:
+    """Show load, reuse, affinity, domains, SRP and cache hits of several traces side by side (means over layers)."""
+    import numpy as np
+
+    from scenarios.files import check_folder
+    from traces.profile import profile
+
+    del debug
+    if out is not None:
+        check_folder(out)
+    rng = np.random.default_rng(seed or 0)
+    profiles = [profile(Path(file).stem, _opened(file), rng) for file in files]
+    _print_columns({one.name: one.row() for one in profiles}, json)
+    if out is not None:
+        from sim.routing_plots import write_routing_figure
+
+        out.mkdir(parents=True, exist_ok=True)
+        write_routing_figure(profiles, out / "routing.png")
+        typer.echo(f"{out / 'routing.png'}")
 
 
 @trace_app.command("import")
@@ -162,6 +187,14 @@ def synth(
     typer.echo(f"{target}: {trace.provenance.source}")
 
 
+def _opened(name: str) -> RoutingTrace:
+    """The trace of a shipped name or a file."""
+    from scenarios.catalog import list_traces
+    from traces.storage import load_trace
+
+    return load_trace(dict(list_traces()).get(name, Path(name)))
+
+
 def _locality(trace: RoutingTrace) -> dict[str, Any]:
     """SRP, SCH and cache curves under the published convention (one pool, no cold misses)."""
     from traces.cache_curves import cache_curve, lru_curve, pool_capacity
@@ -227,6 +260,25 @@ def _print(facts: dict[str, Any], json: str | None) -> None:
     for name, value in facts.items():
         text = "\n".join(map(str, value)) if name == "checks" else _short(value)
         table.add_row(name, text)
+    Console().print(table)
+
+
+def _print_columns(columns: dict[str, dict[str, Any]], json: str | None) -> None:
+    """Facts by trace: JSON, or a table with a column each."""
+    import json as encoder
+
+    from rich.console import Console
+    from rich.table import Table
+
+    from scenarios.files import write_or_print
+
+    if json is not None:
+        write_or_print(encoder.dumps(columns, indent=2) + "\n", json)
+    if json == "-":
+        return
+    table = Table("", *columns, box=None, pad_edge=False)
+    for name in dict.fromkeys(name for facts in columns.values() for name in facts):
+        table.add_row(name, *(_short(facts.get(name, "-")) for facts in columns.values()))
     Console().print(table)
 
 

@@ -1,10 +1,10 @@
-"""What is shipped, by name: model cards and scenarios of the library, and how files of the user stand beside them."""
+"""What is shipped, by name: model cards, scenarios and traces, and how files of the user stand beside them."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
-from scenarios.errors import ScenarioError
+from scenarios.errors import ScenarioError, TraceError
 from scenarios.explain import did_you_mean
 from scenarios.loader import load_spec
 from scenarios.models import ModelCard
@@ -61,6 +61,30 @@ def list_scenarios() -> list[tuple[str, Path]]:
     library = library_path()
     names = {path.relative_to(library).with_suffix(""): path for path in library.rglob("*.yaml")}
     return sorted((name.as_posix(), path) for name, path in names.items() if name.parts[0] not in _CARD_FOLDERS)
+
+
+def find_trace(name_or_path: str, base: Path = Path()) -> Path:
+    """Path of a routing trace: a shipped name, or a file in folder `base`, or else in the working directory.
+
+    Raises TraceError with the nearest shipped name where there is none.
+    """
+    shipped = dict(list_traces())
+    if name_or_path in shipped:
+        return shipped[name_or_path]
+    places = dict.fromkeys([base / name_or_path, Path(name_or_path)])
+    found = [path for path in places if path.is_file()]
+    if not found:
+        hint = did_you_mean(name_or_path, list(shipped))
+        named = " or ".join(map(str, places))
+        raise TraceError(
+            f"no trace file {named}{hint}; `moesim trace import` makes one, `moesim list traces` shows the shipped"
+        )
+    return found[0]
+
+
+def list_traces() -> list[tuple[str, Path]]:
+    """Name and path of every shipped routing trace, by name."""
+    return sorted((path.stem, path) for path in (library_path() / "traces").glob("*.npz"))
 
 
 def _model_paths() -> dict[str, Path]:

@@ -92,7 +92,9 @@ class SplitSpec(Spec):
 class WorkloadSpec(Spec):
     """Tokens that every device processes in a step, taken from a routing trace."""
 
-    trace: str | None = Field(default=None, description="path of a .npz trace, relative to the scenario")
+    trace: str | None = Field(
+        default=None, description="path of a .npz trace, relative to the scenario, or the name of a shipped one"
+    )
     synthetic: SynthesisSpec | None = None
     phase: Literal["decode", "prefill"] = "decode"
     tokens_per_device: int = Field(default=64, gt=0)

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from hwmodels.cluster import Cluster, build_cluster
 from placement.layout import ExpertLayout
+from scenarios.catalog import find_trace
 from scenarios.errors import ScenarioError, TraceError
 from scenarios.models import ModelCard
 from scenarios.specs import ClusterSpec, ParallelSpec, WorkloadSpec
@@ -137,23 +138,14 @@ def sequence_parts(trace: RoutingTrace, workload: WorkloadSpec, seed: int) -> Se
 
 
 def open_trace(workload: WorkloadSpec, model: ModelCard, base: Path) -> RoutingTrace:
-    """The workload's trace: read from its file (relative to `base`), or made up by its knobs."""
+    """The workload's trace: read from its file (relative to `base`) or the library, or made up by its knobs."""
     if workload.trace is not None:
-        return load_trace(_found(workload.trace, base))
+        return load_trace(find_trace(workload.trace, base))
     spec = workload.synthetic
     if spec is None:
         raise ScenarioError("workload names neither a trace nor a synthesis")
-    fitted = fit_knobs(load_trace(_found(spec.fit, base))) if spec.fit is not None else None
+    fitted = fit_knobs(load_trace(find_trace(spec.fit, base))) if spec.fit is not None else None
     return synthesise(knobs_from_spec(spec, model, fitted), np.random.default_rng(spec.seed))
-
-
-def _found(name: str, base: Path) -> Path:
-    """The file beside the scenario, or else below the working directory."""
-    places = dict.fromkeys([base / name, Path(name)])
-    found = [path for path in places if path.is_file()]
-    if not found:
-        raise TraceError(f"no trace file {' or '.join(map(str, places))}; `moesim trace import` makes one")
-    return found[0]
 
 
 def check_trace(trace: RoutingTrace, model: ModelCard) -> None:

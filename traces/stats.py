@@ -139,6 +139,24 @@ def affinity_bits(trace: RoutingTrace, *, top1: bool = False) -> PerLayer:
     return np.array([mutual_information_bits(transition_counts(trace, layer, top1=top1)) for layer in layers])
 
 
+def domain_information_bits(trace: RoutingTrace) -> PerLayer:
+    """Mutual information between the label of a sequence and each expert its tokens select [bit]: float64[layer].
+
+    0 where every domain uses every expert alike; at most the entropy of the labels. See `mutual_information_bits`.
+    Raises TraceError where sequences have no labels.
+    """
+    if not trace.labels:
+        raise TraceError("the trace has no labels; information about domains needs one per sequence")
+    _, domain = np.unique(np.array(trace.labels), return_inverse=True)
+    of_token = np.repeat(domain, np.diff(trace.offsets)) * (trace.n_experts + 1)
+    cells = (int(domain.max()) + 1, trace.n_experts + 1)
+    counts = (
+        np.bincount((_with_pad_last(trace, layer) + of_token).ravel(), minlength=cells[0] * cells[1]).reshape(cells)
+        for layer in range(trace.n_layers)
+    )
+    return np.array([mutual_information_bits(table[:, :-1]) for table in counts])
+
+
 def distinct_experts(trace: RoutingTrace, batch_tokens: int, rng: np.random.Generator | None = None) -> Counts:
     """Number of distinct experts that each batch touches: int64[batch, layer].
 

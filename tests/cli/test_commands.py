@@ -14,7 +14,7 @@ from tests.cli.command import ROOT
 from tests.cli.conftest import Command
 from tests.shared import shared_file
 
-FIRST = ["--set", "workload.synthetic.tokens=4096", "--set", "workload.steps=2"]
+FIRST = ["--set", "workload.steps=2"]
 FIRST += ["--set", "compare.workload.1.steps=1", "--set", "compare.workload.1.tokens_per_device=64"]
 KEPT_METRICS = {
     "step_time_s",
@@ -172,7 +172,8 @@ def test_a_captured_trace_is_imported_and_compared(moesim: Command) -> None:
     [
         ("models", ["deepseek-v3", "gpt-oss-20b", "mixtral-8x7b"]),
         ("hardware", ["h200-sxm-8", "devices", "nodes", "links", "hosts"]),
-        ("scenarios", ["examples/first", "examples/gpt-oss-20b"]),
+        ("scenarios", ["examples/first", "examples/synthetic", "examples/gpt-oss-20b"]),
+        ("traces", ["moesim-20m-decode", "moesim-20m-prefill"]),
         ("policies", ["chunked", "port", "fifo", "maxmin"]),
         ("solvers", ["contiguous", "round-robin", "random", "greedy", "eplb"]),
         ("formats", ["gptoss-fingerprint", "trtllm-raw", "moe-infinity"]),
@@ -226,6 +227,22 @@ def test_statistics_of_a_trace(moesim: Command) -> None:
     written = moesim("trace", "stats", "t.npz", "--json", "s.json").succeeded()
     assert written.files == {"s.json"}
     assert "load_imbalance" in written.out
+
+
+@pytest.mark.slow
+def test_traces_are_compared_side_by_side_by_name_and_by_file(moesim: Command) -> None:
+    knobs = ["--model", "moesim-20m", "--tokens", "1024", "--sequence-tokens", "128", "--affinity", "0"]
+    moesim("trace", "synth", "made-up.npz", *knobs).succeeded()
+    done = moesim("trace", "compare", "moesim-20m-prefill", "made-up.npz", "--json", "c.json", "--out", "o").succeeded()
+    assert done.files == {"c.json", "o/routing.png"}
+    facts = json.loads(Path("c.json").read_text())
+    captured, made_up = facts["moesim-20m-prefill"], facts["made-up"]
+    assert captured["domain_bits"] > 5 * captured["domain_bits_shuffled"]
+    assert "domain_bits" not in made_up
+    assert captured["affinity_bits"] > made_up["affinity_bits"]
+    moesim("trace", "compare", "no-such-trace").refused(2, "no such trace file")
+    shown = json.loads(moesim("trace", "info", "moesim-20m-decode", "--json", "-").succeeded().out)
+    assert (shown["kind"], shown["phase"], shown["experts"]) == ("captured", "decode", 64)
 
 
 @pytest.mark.slow

@@ -3,8 +3,16 @@ from pathlib import Path
 import pytest
 
 from scenarios import catalog
-from scenarios.catalog import find_model, find_scenario, library_path, list_models, list_scenarios
-from scenarios.errors import ScenarioError
+from scenarios.catalog import (
+    find_model,
+    find_scenario,
+    find_trace,
+    library_path,
+    list_models,
+    list_scenarios,
+    list_traces,
+)
+from scenarios.errors import ScenarioError, TraceError
 from scenarios.schema import scenario_schema
 from scenarios.specs import PlacementSpec, ScenarioSpec
 
@@ -185,3 +193,17 @@ def _structural_faults(schema: dict, part: dict, value: object) -> list[str]:
     return faults + [
         fault for key in value if key in known for fault in _structural_faults(schema, known[key], value[key])
     ]
+
+
+def test_a_trace_is_found_by_name_beside_the_scenario_and_in_the_working_directory(
+    library: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for path in (library / "traces" / "shipped.npz", tmp_path / "here" / "mine.npz", tmp_path / "there.npz"):
+        _write(path, "")
+    monkeypatch.chdir(tmp_path)
+    assert [name for name, _ in list_traces()] == ["shipped"]
+    assert find_trace("shipped", tmp_path) == library / "traces" / "shipped.npz"
+    assert find_trace("mine.npz", tmp_path / "here") == tmp_path / "here" / "mine.npz"
+    assert find_trace("there.npz", tmp_path / "here") == Path("there.npz")
+    with pytest.raises(TraceError, match=r"no trace file .*shiped.* \(did you mean 'shipped'\?\)"):
+        find_trace("shiped", tmp_path / "here")

@@ -61,6 +61,10 @@ PUBLISHED = {
     "deepspeed-moe-107b": Published(total=107.7, active=2.4, embeddings=0, source=DEEPSPEED),
     "deepspeed-moe-349b": Published(total=349.0, active=8, embeddings=0, source=DEEPSPEED),
     "deepspeed-moe-1t": Published(total=1064.9, active=24, embeddings=0, source=DEEPSPEED),
+    # By hand: 8 x (3 x 192 x (64 x 64 + 128) + 192 x 64 + 2 x 192 x 64 x 4) + 1024 x 192; six of 64 experts active.
+    "moesim-20m": Published(total=0.020546, active=0.003441, source="counted by hand; weights of the decoder alone"),
+    # Eight of the 26 MoE layers of DeepSeek-V2-Lite, each 584.9 million weights, and its embeddings.
+    "moesim-20m-v2-lite-widths": Published(total=8 * 0.5849 + 2 * 0.2097, source="DeepSeek-V2-Lite, layer by layer"),
     "deepspeed-moe-2t": Published(total=2024.0, active=47, embeddings=0, source=DEEPSPEED),
 }
 # Megabytes of one expert at two bytes a weight, half a unit of the last digit that the papers on offloading print.
