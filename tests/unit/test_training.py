@@ -212,7 +212,7 @@ def test_a_run_in_a_folder_leaves_traces_losses_and_log(tmp_path, capsys):
     prefill, decode = load_trace(tmp_path / "prefill.npz"), load_trace(tmp_path / "decode.npz")
     assert (prefill.n_tokens, decode.n_tokens) == (2 * 2 * 8, 2 * 2 * 3)
     assert int(decode.positions.min()) == 8
-    assert decode.labels == ("letters", "letters", "digits", "digits")
+    assert decode.labels == ("digits", "digits", "letters", "letters")
     first = (tmp_path / "log.csv").read_text()
     train_and_record(domains_again(tmp_path), recipe, plan, tmp_path, CPU)
     assert (tmp_path / "log.csv").read_text() == first
