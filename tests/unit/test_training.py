@@ -12,11 +12,13 @@ from scenarios.errors import ScenarioError, TraceError  # noqa: E402
 from traces.capture.config import MoeConfig  # noqa: E402
 from traces.capture.corpus import read_domain  # noqa: E402
 from traces.capture.decoder import Decoder, Recorder  # noqa: E402
+from traces.capture.experts import BACKENDS, loop  # noqa: E402
 from traces.capture.recipe import RECIPES, Plan, Recipe  # noqa: E402
 from traces.capture.record import prompts_of, record, trace_of  # noqa: E402
 from traces.capture.train import (  # noqa: E402
     Material,
     advance,
+    backend_of,
     balance_loss,
     bias_step,
     draw,
@@ -128,6 +130,24 @@ def test_a_resumed_run_is_the_same_run_and_another_seed_is_not(material, tmp_pat
         resume(replace(TINY, seed=1), material, tmp_path / "c.pt", CPU)
 
 
+def test_experts_of_a_half_recipe_run_in_bfloat16_on_a_gpu_alone():
+    seen = []
+
+    def spy(tokens, routing, weights):
+        seen.append((tokens.dtype, routing.weights.dtype, weights.up.dtype, weights.down.dtype))
+        return loop(tokens, routing, weights)
+
+    recipe = replace(TINY, half=True, backend="loop")
+    block, tokens = start(recipe, CPU).model.layers[0], torch.randn(1, 5, 16)
+    with torch.inference_mode(), pytest.MonkeyPatch.context() as patch:
+        patch.setitem(BACKENDS, "loop", spy)
+        normed, routing, _ = block.route(tokens)
+        exact = backend_of(recipe, CPU)(normed, routing, block.experts)
+        rough = backend_of(recipe, torch.device("cuda"))(normed, routing, block.experts)
+    assert seen == [(torch.float32,) * 4, (torch.bfloat16,) * 4]
+    torch.testing.assert_close(rough.float(), exact, atol=1e-5, rtol=0.1)
+
+
 def test_unigram_entropy_of_equally_frequent_tokens():
     vocabulary = tokenise([], TINY).vocabulary
     tokens = np.arange(256, dtype=np.uint16)
@@ -192,7 +212,7 @@ def test_a_run_in_a_folder_leaves_traces_losses_and_log(tmp_path, capsys):
     prefill, decode = load_trace(tmp_path / "prefill.npz"), load_trace(tmp_path / "decode.npz")
     assert (prefill.n_tokens, decode.n_tokens) == (2 * 2 * 8, 2 * 2 * 3)
     assert int(decode.positions.min()) == 8
-    assert decode.labels == ("letters", "letters", "digits", "digits")
+    assert decode.labels == ("digits", "digits", "letters", "letters")
     first = (tmp_path / "log.csv").read_text()
     train_and_record(domains_again(tmp_path), recipe, plan, tmp_path, CPU)
     assert (tmp_path / "log.csv").read_text() == first

@@ -149,7 +149,7 @@ def bias_step(counts: Tensor, step: float) -> Tensor:
 def learning_rate(recipe: Recipe, step: int) -> float:
     """Rate of a step: linear warm-up, flat, and over the last fifth of the steps linearly down to a tenth.
 
-    The first four fifths do not depend on the number of steps, so that a run can be lengthened (arXiv 2404.06395).
+    The first four fifths do not depend on the number of steps: a longer run begins as a shorter one (arXiv 2404.06395).
     """
     rise = (step + 1) / recipe.warmup if step < recipe.warmup else 1.0
     left = (recipe.steps - step) / max(DECAY_SHARE * recipe.steps, 1.0)

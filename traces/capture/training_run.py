@@ -43,7 +43,7 @@ def train_and_record(domains: Sequence[Domain], recipe: Recipe, plan: Plan, fold
     material = tokenise(domains, recipe)
     for name, tokens in material.train.items():
         print(f"{name}: {len(tokens):,} tokens, {len(material.test[name]):,} held out", flush=True)
-    prompts = {name: prompts_of(tokens, plan) for name, tokens in material.test.items()}
+    prompts = {name: prompts_of(tokens, plan) for name, tokens in sorted(material.test.items())}
     untrained = held_out_losses(start(recipe, device).model, material, recipe)
     run = train(recipe, material, folder / "checkpoint.pt", device)
     write_text(json.dumps(asdict(recipe), indent=2) + "\n", folder / "recipe.json")
