@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
 
-from moesim import __version__
+from moesim import __version__, capture_commands
 from moesim.options import Debug, Json, Out, Overrides, Quiet, Seed
 from moesim.trace_commands import trace_app
 from scenarios.errors import MoesimError
@@ -28,6 +28,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.add_typer(trace_app, name="trace")
+app.command("capture", context_settings=capture_commands.SETTINGS)(capture_commands.capture)
 Scenario = Annotated[str, typer.Argument(metavar="SCENARIO", help="YAML file, or the name of a shipped scenario.")]
 
 

@@ -1,0 +1,57 @@
+"""`moesim capture` and its twin for bare machines, with packages missing."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from scenarios.errors import MoesimError
+from traces.capture import commands
+
+ROOT = Path(__file__).resolve().parents[2]
+BLOCKED = "import sys\nfor name in {names!r}:\n    sys.modules[name] = None\n"
+ABSENT = ("pydantic", "yaml", "typer", "rich", "scipy", "simpy", "networkx", "matplotlib", "jinja2", "pulp")
+
+
+def python(code, *names):
+    blocked = BLOCKED.format(names=names)
+    return subprocess.run([sys.executable, "-c", blocked + code], cwd=ROOT, capture_output=True, text=True, check=False)
+
+
+@pytest.mark.slow
+def test_help_of_every_command_needs_numpy_alone():
+    code = "from traces.capture.commands import parser_of"
+    done = python(code + "\nparser_of('x').print_help()", *ABSENT, "torch", "transformers")
+    assert done.returncode == 0, done.stderr
+    assert all(name in done.stdout for name in commands.COMMANDS)
+
+
+def replace_kernels(monkeypatch, name):
+    """A command `kernels` that misses a module."""
+
+    def run(_):
+        raise ModuleNotFoundError(f"No module named '{name}'", name=name)
+
+    monkeypatch.setattr("traces.capture.commands.kernels.run", run)
+    monkeypatch.setattr("traces.capture.commands.kernels.add_options", lambda _: None)
+
+
+@pytest.mark.parametrize("missing", ["torch", "transformers"])
+def test_a_missing_package_is_named_with_its_remedy(missing, monkeypatch):
+    replace_kernels(monkeypatch, missing)
+    with pytest.raises(MoesimError, match=rf"needs {missing}.*pip install 'moesim\[capture\]'"):
+        commands.main(["kernels"], "moesim capture")
+
+
+def test_another_missing_module_is_not_blamed_on_torch(monkeypatch):
+    replace_kernels(monkeypatch, "traces.nowhere")
+    with pytest.raises(ModuleNotFoundError, match=r"traces\.nowhere"):
+        commands.main(["kernels"], "moesim capture")
+
+
+def test_wrong_options_exit_with_2(capsys):
+    with pytest.raises(SystemExit) as ended:
+        commands.main(["bogus"], "moesim capture")
+    assert ended.value.code == 2
+    assert "invalid choice: 'bogus'" in capsys.readouterr().err

@@ -1,0 +1,19 @@
+"""`capture hf`: routing of a Hugging Face model."""
+
+from __future__ import annotations
+
+import argparse
+
+from scenarios.errors import MoesimError
+
+HELP = "Record the routing of a Hugging Face MoE model."
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Declare the command's options."""
+    del parser
+
+
+def run(options: argparse.Namespace) -> None:
+    """Not written yet: raises MoesimError."""
+    raise MoesimError(f"capture {options.command} is not written yet")

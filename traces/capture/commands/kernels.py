@@ -1,0 +1,19 @@
+"""`capture kernels`: timings of kernels."""
+
+from __future__ import annotations
+
+import argparse
+
+from scenarios.errors import MoesimError
+
+HELP = "Time kernels, launches and copies of this machine's device."
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Declare the command's options."""
+    del parser
+
+
+def run(options: argparse.Namespace) -> None:
+    """Not written yet: raises MoesimError."""
+    raise MoesimError(f"capture {options.command} is not written yet")
