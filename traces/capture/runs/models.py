@@ -71,7 +71,7 @@ LARGE_SHAPES = {
 }
 """Models of the runs on a GPU, in bf16: weights of 6.2 and 4.6 GiB."""
 ROUTINGS = ("own", "skewed", "replayed")
-SKEW = 1.0  # standard deviation of the router's bias, over the mean score
+SKEW = 0.5  # standard deviation of the router's bias, over the mean score
 REUSE_FRAC = 0.6  # of replayed routing: chance that a token keeps an expert of the token before it in its request
 
 

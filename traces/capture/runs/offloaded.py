@@ -38,14 +38,13 @@ class OffloadedExperts:
     def __init__(self, model: Decoder, policy: OffloadPolicy, lanes: Lanes) -> None:
         self.model, self.policy, self.lanes = model, policy, lanes
         self.caches = [SlotCache(block, policy.n_slots, lanes.device) for block in model.layers]
-        self.log: PassLog | None = None
 
     def reset(self) -> None:
         """All caches as at the begin of a run."""
         for cache in self.caches:
             cache.reset()
 
-    def mix(self, number: int, x: Tensor, normed: Tensor, routing: Routing) -> Tensor:
+    def mix(self, number: int, x: Tensor, normed: Tensor, routing: Routing, log: PassLog) -> Tensor:
         """x plus experts: residents first, then those on their way in the order of the copies, then the host's."""
         block, cache = self.model.layers[number], self.caches[number]
         routed = sort_by_expert(normed, routing, self.model.config.n_experts)
@@ -53,12 +52,13 @@ class OffloadedExperts:
         hosted = self._hosted(number, counts)
         wanted = [e for e, count in enumerate(counts) if count and e not in hosted]
         missed = cache.place(wanted)
-        self._note(wanted, [*missed, *hosted])
+        log.misses.append(sorted([*missed, *hosted]))
+        log.hits.append([e for e in wanted if e not in missed])
         cache.fetch(missed, self.lanes)
         rows = dict(zip(range(len(counts)), routed.rows.split(counts), strict=True))
         from_host = {e: self._on_host(number, rows[e], e) for e in hosted}
         if self.policy.prefetch and number + 1 < len(self.caches):
-            self._prefetch(number + 1, x)
+            self._prefetch(number + 1, x, log)
         results: dict[int, Tensor] = {}
         for e in sorted(wanted, key=lambda e: (e in missed, e in cache.coming)):
             if e in cache.coming:
@@ -74,17 +74,11 @@ class OffloadedExperts:
         resident, least = self.caches[number].resident, self.policy.copy_from_tokens
         return [e for e, count in enumerate(counts) if 0 < count < least and e not in resident]
 
-    def _note(self, wanted: list[int], missed: list[int]) -> None:
-        if self.log is not None:
-            self.log.misses.append(sorted(missed))
-            self.log.hits.append([e for e in wanted if e not in missed])
-
-    def _prefetch(self, number: int, x: Tensor) -> None:
+    def _prefetch(self, number: int, x: Tensor, log: PassLog) -> None:
         """Start to copy what layer `number` will want if its router already saw the hidden states of the layer before."""
         _, routing, _ = self.model.layers[number].route(x)
         predicted = set(routing.ids.flatten().tolist())
-        if self.log is not None:
-            self.log.predicted[number] = routing.ids
+        log.predicted[number] = routing.ids
         cache = self.caches[number]
         cache.fetch(cache.place(predicted), self.lanes)
 

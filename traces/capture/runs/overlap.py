@@ -7,6 +7,7 @@ from torch import Tensor
 
 from traces.capture.decoder import Decoder
 from traces.capture.experts import Backend, ExpertWeights, Routing
+from traces.capture.runs.passes import PassLog
 from traces.capture.streams import Event, Lanes
 
 
@@ -29,8 +30,9 @@ class StreamedLayers:
         if self.overlapped:
             self._fetch(0)
 
-    def mix(self, number: int, x: Tensor, normed: Tensor, routing: Routing) -> Tensor:
+    def mix(self, number: int, x: Tensor, normed: Tensor, routing: Routing, log: PassLog) -> Tensor:
         """x plus experts, when their weights have arrived."""
+        del log
         if not self.overlapped:
             self._fetch(number)
         elif number + 1 < len(self.host):

@@ -14,8 +14,6 @@ from traces.capture.decoder import Decoder, KvCache, span_of
 from traces.capture.experts import BACKENDS, Routing
 from traces.capture.streams import Lanes
 
-Mix = Callable[[int, Tensor, Tensor, Routing], Tensor]
-"""(layer, hidden [request, token, hidden], normed [token, hidden], routing) -> hidden plus the experts' results."""
 PARTS = ("embed", "attention", "gate", "experts", "head")
 
 
@@ -30,7 +28,13 @@ class Inputs:
 
 @dataclass(slots=True)
 class PassLog:
-    """What a pass did: experts by layer, int64 [token, k]; marks around its parts; cached tokens of its requests."""
+    """What a pass did.
+
+    contexts, n_tokens  cached tokens of each request before it, and new tokens of each.
+    ids                 [layer]: chosen experts int64 [token, k]; `predicted` those that a prefetch expected.
+    marks               of time: begin, embedding, then attention, gate and experts of every layer, head.
+    hits, misses        [layer]: experts that were on the device and that were not, where not all are there.
+    """
 
     contexts: list[int]
     n_tokens: int
@@ -39,6 +43,10 @@ class PassLog:
     predicted: dict[int, Tensor] = field(default_factory=dict)
     hits: list[list[int]] = field(default_factory=list)
     misses: list[list[int]] = field(default_factory=list)
+
+
+Mix = Callable[[int, Tensor, Tensor, Routing, PassLog], Tensor]
+"""(layer, hidden [request, token, hidden], normed [token, hidden], routing, log) -> hidden plus experts' results."""
 
 
 def run_pass(model: Decoder, cache: KvCache, inputs: Inputs, mix: Mix, lanes: Lanes) -> tuple[Tensor, PassLog]:
@@ -55,7 +63,7 @@ def run_pass(model: Decoder, cache: KvCache, inputs: Inputs, mix: Mix, lanes: La
         normed, routing, _ = block.route(x, None if inputs.forced_ids is None else inputs.forced_ids[number])
         log.ids.append(routing.ids)
         log.marks.append(lanes.mark())
-        x = mix(number, x, normed, routing)
+        x = mix(number, x, normed, routing, log)
         log.marks.append(lanes.mark())
     cache.lengths[span.slots] += span.n_tokens
     best = model.logits(model.norm(x[:, -1])).argmax(dim=-1)
@@ -66,7 +74,7 @@ def run_pass(model: Decoder, cache: KvCache, inputs: Inputs, mix: Mix, lanes: La
 def whole_layers(model: Decoder, backend: str) -> Mix:
     """All experts on the device, by one of the back ends."""
     chosen = BACKENDS[backend]
-    return lambda number, x, normed, routing: model.layers[number].mix(x, normed, routing, chosen)
+    return lambda number, x, normed, routing, _: model.layers[number].mix(x, normed, routing, chosen)
 
 
 def part_times(step_s: Sequence[float], n_layers: int) -> list[float]:
