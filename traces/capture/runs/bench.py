@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -14,6 +14,7 @@ from scenarios.errors import ScenarioError
 from traces.capture.decoder import Decoder, KvCache
 from traces.capture.runs.models import make_model, set_routing, shapes_of
 from traces.capture.runs.passes import PassLog, part_times, routing_of
+from traces.capture.runs.quiet import quietly
 from traces.capture.runs.record import Recorded
 from traces.capture.streams import CpuLanes, CudaLanes
 
@@ -47,9 +48,9 @@ class Bench:
         if longest > model.config.max_tokens:
             raise ScenarioError(f"contexts of {longest} tokens exceed max_tokens {model.config.max_tokens}")
         cache = KvCache.empty(model.config, len(contexts), model.embedding.weight)
-        generator = torch.Generator(device=self.lanes.device).manual_seed(3)
+        noise = torch.randn(cache.keys[0].shape[1:], generator=torch.Generator().manual_seed(3))
         for part in (*cache.keys, *cache.values):
-            part.normal_(generator=generator)
+            part.copy_(noise.expand_as(part))
         cache.lengths.copy_(torch.tensor(contexts))
         return cache
 
@@ -69,6 +70,12 @@ class Bench:
         """The case played, each time after a `reset` that is not timed; raises ScenarioError where routing differs."""
         reset()
         play()
+        recorded, share = quietly(lambda: self._repeated(name, settings, play, reset))
+        return replace(recorded, others_frac=round(share, 3))
+
+    def _repeated(
+        self, name: str, settings: Mapping[str, Any], play: Play, reset: Callable[[], None]
+    ) -> Recorded:
         run_s, step_s, part_s, seen = [], [], [], None
         measured: dict[str, Any] = {}
         for _ in range(self.repeats):

@@ -18,8 +18,9 @@ from traces.capture.runs.models import ROUTINGS, draw_tokens, forced, replayed_i
 from traces.capture.runs.offloaded import NEVER, OffloadedExperts, OffloadPolicy
 from traces.capture.runs.overlap import StreamedLayers
 from traces.capture.runs.passes import Inputs, Mix, PassLog, run_pass, whole_layers
+from traces.capture.runs.quiet import quietly
 from traces.capture.runs.record import Recorded
-from traces.capture.runs.serving import Server, poisson_load, routing_by_request
+from traces.capture.runs.serving import Load, Server, ServingLog, poisson_load, routing_by_request
 
 DECODE_STEPS, OFFLOAD_STEPS = 4, 24
 DECODE_BATCHES, DECODE_CONTEXTS = (1, 4, 16, 48), (48, 300)
@@ -175,9 +176,14 @@ def microbatches(bench: Bench, name: str, overlapped: bool, n_requests: int, n_t
     return bench.measure(case, settings, play)
 
 
-SERVED = 16
+SERVED, SERVED_REPEATS = 16, 3
 LOADS = ((2, 0.6), (8, 0.6), (8, 1.5))
 """(largest batch, offered tokens over those that full batches write)"""
+
+
+def served(server: Server, load: Load) -> list[ServingLog]:
+    """All repeats of one load."""
+    return [server.serve(load) for _ in range(SERVED_REPEATS)]
 
 
 def serving(bench: Bench) -> Iterator[Recorded]:
@@ -190,7 +196,8 @@ def serving(bench: Bench) -> Iterator[Recorded]:
         step_s = float(np.median(probe.measured["step_s"]))
         load = poisson_load(SERVED, share * max_batch / step_s / 28, seed=17)  # answers have 28 tokens in the mean
         server = Server(model, mix, bench.lanes, max_batch)
-        logs = [server.serve(load) for _ in range(bench.repeats + 1)][1:]
+        server.serve(load)
+        logs, others_frac = quietly(partial(served, server, load))
         ids, offsets = routing_by_request(logs[0], SERVED)
         settings = {"model": name, "routing": "own", "max_batch": max_batch, "backend": bench.backend}
         seen: dict[str, Any] = {
@@ -206,7 +213,14 @@ def serving(bench: Bench) -> Iterator[Recorded]:
         }
         case = f"{name} batch {max_batch} load {share}"
         run_s = [float(log.done_s.max()) for log in logs]
-        yield Recorded(name=case, settings=settings, run_s=run_s, seen=seen, measured=measured)
+        yield Recorded(
+            name=case,
+            settings=settings,
+            run_s=run_s,
+            seen=seen,
+            measured=measured,
+            others_frac=round(others_frac, 3),
+        )
 
 
 KINDS: dict[str, Callable[[Bench], Iterator[Recorded]]] = {

@@ -51,9 +51,10 @@ Mix = Callable[[int, Tensor, Tensor, Routing, PassLog], Tensor]
 
 def run_pass(model: Decoder, cache: KvCache, inputs: Inputs, mix: Mix, lanes: Lanes) -> tuple[Tensor, PassLog]:
     """Most likely next token of every request, int64 [request], and the log; marks: start, embed, 3 a layer, head."""
+    begin = lanes.mark()
     tokens = inputs.tokens.to(lanes.device)
     span = span_of(cache, inputs.slots, inputs.tokens)
-    log = PassLog(span.starts.tolist(), span.n_tokens, marks=[lanes.mark()])
+    log = PassLog(span.starts.tolist(), span.n_tokens, marks=[begin])
     turns = model.turns_of(tokens, span)
     x = model.embedding(tokens)
     log.marks.append(lanes.mark())

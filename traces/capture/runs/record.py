@@ -21,6 +21,7 @@ class Recorded:
     """One case of a kind: its settings, the measured total time of every repeat [s], and arrays.
 
     `settings` and `seen` are what the simulator may see; `measured` what it must predict (times and cache hits).
+    `others_frac` is the share of a core that other processes took meanwhile.
     """
 
     name: str
@@ -28,6 +29,7 @@ class Recorded:
     run_s: Sequence[float]
     seen: Arrays = field(default_factory=dict)
     measured: Arrays = field(default_factory=dict)
+    others_frac: float = 0.0
 
 
 def write_kind(
@@ -39,6 +41,7 @@ def write_kind(
             "name": case.name,
             "settings": dict(case.settings),
             "run_s": [round(seconds, 9) for seconds in case.run_s],
+            "others_frac": case.others_frac,
         }
         for case in cases
     ]
