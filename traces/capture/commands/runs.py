@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 
 HELP = "Time whole runs: steps, offload, overlap, hybrid, serving."
-KINDS = ("steps", "offload", "hybrid", "overlap", "serving")
+KINDS = ("parts", "steps", "offload", "hybrid", "overlap", "serving")
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:

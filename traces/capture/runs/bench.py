@@ -30,6 +30,7 @@ class Bench:
     repeats: int = 5
     shapes: Mapping[str, Any] = field(default_factory=dict)
     _loaded: tuple[str, Decoder] | None = None
+    _noise: tuple[Decoder, KvCache] | None = None
 
     def __post_init__(self) -> None:
         self.shapes = self.shapes or shapes_of(self.lanes.device.type)
@@ -37,22 +38,24 @@ class Bench:
     def model(self, name: str, routing: str) -> Decoder:
         """The model of this name, kept until another one is asked for."""
         if self._loaded is None or self._loaded[0] != name:
-            self._loaded = None
+            self._loaded = self._noise = None
             self._loaded = name, make_model(self.shapes[name], self.lanes.device)
         set_routing(self._loaded[1], routing)
         return self._loaded[1]
 
     def cache(self, model: Decoder, contexts: Sequence[int], room: int) -> KvCache:
-        """A cache of requests with `contexts` tokens of noise; raises ScenarioError where `room` more do not fit."""
+        """A cache of requests with `contexts` tokens of noise; raises ScenarioError where `room` more do not fit.
+
+        Caches share their memory: what one run writes, others may overwrite, except the lengths.
+        """
         longest = max(contexts) + room
         if longest > model.config.max_tokens:
             raise ScenarioError(f"contexts of {longest} tokens exceed max_tokens {model.config.max_tokens}")
-        cache = KvCache.empty(model.config, len(contexts), model.embedding.weight)
-        noise = torch.randn(cache.keys[0].shape[1:], generator=torch.Generator().manual_seed(3))
-        for part in (*cache.keys, *cache.values):
-            part.copy_(noise.expand_as(part))
-        cache.lengths.copy_(torch.tensor(contexts))
-        return cache
+        lengths = torch.tensor(contexts)
+        if self._noise is None or self._noise[0] is not model or len(self._noise[1].keys[0]) < len(contexts):
+            self._noise = model, _noisy_cache(model, len(contexts))
+        whole, n = self._noise[1], len(contexts)
+        return KvCache([keys[:n] for keys in whole.keys], [values[:n] for values in whole.values], lengths)
 
     @property
     def dtype(self) -> torch.dtype:
@@ -95,6 +98,14 @@ class Bench:
         measured["step_s"] = np.array(step_s, np.float64)
         measured["part_s"] = np.median(part_s, axis=0).astype(np.float32)
         return Recorded(name=name, settings=settings, run_s=run_s, seen=seen or {}, measured=measured)
+
+
+def _noisy_cache(model: Decoder, slots: int) -> KvCache:
+    cache = KvCache.empty(model.config, slots, model.embedding.weight)
+    noise = torch.randn(cache.keys[0].shape[1:], generator=torch.Generator().manual_seed(3))
+    for part in (*cache.keys, *cache.values):
+        part.copy_(noise.expand_as(part))
+    return cache
 
 
 def _predicted(logs: Sequence[PassLog]) -> dict[str, np.ndarray[Any, Any]]:

@@ -160,6 +160,7 @@ def microbatches(bench: Bench, name: str, overlapped: bool, n_requests: int, n_t
     n_passes = DECODE_STEPS if phase == "decode" else 1
     pair = [Passes(bench, model, [64 if phase == "decode" else 0] * n_requests, n_tokens, n_passes) for _ in range(2)]
     pair[1].text = pair[1].text.flip(1)
+    pair[1].cache = KvCache.empty(model.config, n_requests, model.embedding.weight)
     mix = whole_layers(model, bench.backend)
 
     def play() -> list[PassLog]:

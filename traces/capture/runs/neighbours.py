@@ -10,7 +10,7 @@ from itertools import cycle
 
 import torch
 
-from traces.capture.decoder import Decoder
+from traces.capture.decoder import Decoder, KvCache
 from traces.capture.experts import expert
 from traces.capture.runs.bench import Bench
 from traces.capture.runs.models import draw_tokens
@@ -36,7 +36,7 @@ class Side:
         self.caches = [SlotCache(block, model.config.n_experts // 2, bench.lanes.device) for block in model.layers]
         self.places = cycle([(number, e) for e in range(model.config.n_experts) for number in range(len(self.caches))])
         self.rows = torch.randn(SIDE_TOKENS, model.config.hidden_size)
-        self.kv = bench.cache(model, [100] * 4, 1)
+        self.kv = KvCache.empty(model.config, 4, model.embedding.weight)
         self.text = draw_tokens(model.config, 4, 1, seed=21)
         self.whole = whole_layers(model, "loop")
 

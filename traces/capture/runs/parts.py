@@ -84,7 +84,7 @@ class Attended:
 
 def attended() -> Iterator[Attended]:
     """The passes of the profile."""
-    for requests in BATCHES:
+    for requests in reversed(BATCHES):
         for longest in LONGEST:
             for variant in ("equal", "ragged", "gathered"):
                 if variant != "ragged" or requests > 1:

@@ -1,0 +1,132 @@
+"""Recorded runs of a device, as `moesim capture runs` writes them: what a prediction may see, and what was measured."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from scenarios.errors import ScenarioError, TraceError
+
+KINDS = ("steps", "offload", "hybrid", "overlap", "serving")
+Arrays = Mapping[str, NDArray[Any]]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Shape:
+    """Sizes of the decoder of a run that predictions need."""
+
+    n_layers: int
+    n_experts: int
+    top_k: int
+    shared: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Seen:
+    """What a prediction may see of a run: settings, routing, contexts, arrivals. See `traces.capture.runs` for arrays."""
+
+    kind: str
+    name: str
+    settings: Mapping[str, Any]
+    shape: Shape
+    arrays: Arrays
+
+    @property
+    def counts(self) -> NDArray[np.int64]:
+        """Tokens of every expert, int64 [pass, layer, expert]."""
+        ids, offsets = self.arrays["ids"], self.arrays["token_offsets"]
+        return tokens_of_experts(ids, offsets, self.shape.n_experts)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RecordedRun:
+    """One case: what may be seen, times of all repeats `run_s` [s], and the measured arrays."""
+
+    seen: Seen
+    run_s: NDArray[np.float64]
+    measured: Arrays
+    others_frac: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RecordedKind:
+    """All cases of a kind on a device; `one_side` where copies and the host share a lane."""
+
+    kind: str
+    device: str
+    one_side: bool
+    runs: tuple[RecordedRun, ...]
+
+
+def read_kind(folder: Path, kind: str) -> RecordedKind:
+    """The runs of a kind. Raises TraceError where a file is missing or does not hold what it should."""
+    path = folder / f"runs-{kind}.json"
+    try:
+        text = json.loads(path.read_text(encoding="utf-8"))
+        with np.load(path.with_suffix(".npz"), allow_pickle=False) as file:
+            arrays = {name: file[name] for name in file.files}
+        shapes = {name: _shape(entry) for name, entry in text["models"].items()}
+        runs = tuple(_run(kind, entry, shapes, arrays) for entry in text["cases"])
+    except (OSError, ValueError, KeyError) as error:
+        raise TraceError(f"{path}: not a record of runs ({error}); write it with `moesim capture runs`") from None
+    return RecordedKind(kind=kind, device=text["device"], one_side=text["dtype"] == "fp32", runs=runs)
+
+
+def kinds_in(folder: Path) -> list[str]:
+    """Kinds that the folder has records of."""
+    return [kind for kind in KINDS if (folder / f"runs-{kind}.json").is_file()]
+
+
+def tokens_of_experts(ids: NDArray[Any], offsets: NDArray[Any], n_experts: int) -> NDArray[np.int64]:
+    """Tokens of every expert, int64 [pass, layer, expert], of ids [layer, k, token] in passes by their offsets."""
+    n_layers = len(ids)
+    counts = np.zeros((len(offsets) - 1, n_layers, n_experts), np.int64)
+    for number, (start, end) in enumerate(zip(offsets[:-1], offsets[1:], strict=True)):
+        for layer in range(n_layers):
+            counts[number, layer] = np.bincount(ids[layer, :, start:end].ravel(), minlength=n_experts)
+    return counts
+
+
+def _shape(entry: Mapping[str, Any]) -> Shape:
+    return Shape(
+        n_layers=entry["n_layers"],
+        n_experts=entry["n_experts"],
+        top_k=entry["top_k"],
+        shared=entry["shared_intermediate_size"] > 0,
+    )
+
+
+def _run(kind: str, entry: Mapping[str, Any], shapes: Mapping[str, Shape], arrays: Arrays) -> RecordedRun:
+    name, settings = entry["name"], entry["settings"]
+
+    def group(part: str) -> dict[str, NDArray[Any]]:
+        head = f"{name}/{part}/"
+        found = {key.removeprefix(head): array for key, array in arrays.items() if key.startswith(head)}
+        for array in found.values():
+            array.setflags(write=False)
+        return found
+
+    shape = shapes[settings["model"]]
+    seen = Seen(kind=kind, name=name, settings=settings, shape=shape, arrays=group("seen"))
+    if int(seen.arrays["ids"].max()) >= shape.n_experts or len(seen.arrays["ids"]) != shape.n_layers:
+        raise ScenarioError(f"{name}: its routing does not fit {shape.n_layers} layers of {shape.n_experts} experts")
+    return RecordedRun(
+        seen=seen, run_s=np.array(entry["run_s"]), measured=group("measured"), others_frac=entry["others_frac"]
+    )
+
+
+def predicted_experts(seen: Seen) -> Sequence[Sequence[Sequence[int]]] | None:
+    """Experts that a prefetch expected, [pass][layer - 1]; None where nothing was prefetched."""
+    if "predicted" not in seen.arrays:
+        return None
+    ids, offsets = seen.arrays["predicted"], seen.arrays["token_offsets"]
+    return [
+        [np.unique(layer[:, start:end]).tolist() for layer in ids]
+        for start, end in zip(offsets[:-1], offsets[1:], strict=True)
+    ]
