@@ -17,6 +17,7 @@ Line = tuple[NDArray[np.float64], NDArray[np.float64]]
 """Ascending sizes and the times [s] that belong to them."""
 Found = TypeVar("Found")
 LINES = ("embed", "gate", "sort", "expert", "combine", "shared", "add", "head", "grouped")
+FILES = ("runs-parts.csv", "runs-neighbours.csv")
 FIXED = ("side copy", "side expert", "hand-over")
 ATTENTION = ("equal", "ragged", "gathered", "prompt", "prompt gathered")
 
@@ -75,11 +76,13 @@ def interpolated(line: Line, size: float) -> float:
     return max(float(times_s[place - 1] + share * (times_s[place] - times_s[place - 1])), 0.0)
 
 
-def read_parts(path: Path, quantile: str = "median_s") -> dict[str, PartTimes]:
-    """Tables by model; `quantile` names the column. Raises CalibrationError where the file is not such a table."""
+def read_parts(folder: Path, quantile: str = "median_s") -> dict[str, PartTimes]:
+    """Tables of a folder by model; `quantile` names the column. Raises CalibrationError where a file is no such table."""
+    path, rows = folder, list[dict[str, str]]()
     try:
-        with path.open(newline="", encoding="utf-8") as file:
-            rows = list(csv.DictReader(file))
+        for path in (folder / name for name in FILES):
+            with path.open(newline="", encoding="utf-8") as file:
+                rows += csv.DictReader(file)
         models = dict.fromkeys(row["model"] for row in rows)
         return {model: _parts([row for row in rows if row["model"] == model], quantile) for model in models}
     except (OSError, KeyError, ValueError) as error:

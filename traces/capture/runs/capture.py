@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import platform
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import torch
 
 from scenarios.errors import ScenarioError
 from scenarios.files import check_folder
+from traces.capture.decoder import Decoder
 from traces.capture.runs.bench import Bench
 from traces.capture.runs.kinds import KINDS, has_grouped
 from traces.capture.runs.neighbours import beside, hand_over
@@ -20,51 +22,63 @@ from traces.capture.runs.record import write_kind
 from traces.capture.streams import open_lanes, two_cores
 
 REPEATS = 5
-PARTS = "parts"
 
 
-def capture_runs(device: str, out: Path, kinds: Sequence[str], repeats: int = REPEATS) -> list[Path]:
-    """Run the kinds on a device ("cpu", "cuda") and write `runs-KIND.json` and `.npz` to `out`; paths of the JSON files.
+def capture_runs(
+    device: str, out: Path, kinds: Sequence[str], models: Sequence[str] = (), repeats: int = REPEATS
+) -> list[Path]:
+    """Run the kinds on a device ("cpu", "cuda"); paths of the files in `out`.
 
-    Raises ScenarioError for unknown kinds or devices, MoesimError where `out` cannot be written.
+    `runs-KIND.json` and `.npz` of runs, `runs-parts.csv` and `runs-neighbours.csv` of parts; they are written after
+    each model (default: all), and keep what they hold of other models. Raises ScenarioError for unknown kinds, models
+    or devices, MoesimError where `out` cannot be written.
     """
-    unknown = [kind for kind in kinds if kind not in (*KINDS, PARTS)]
-    if unknown:
-        raise ScenarioError(f"kind '{unknown[0]}' is not known; choose among {PARTS}, {', '.join(KINDS)}")
     check_folder(out)
     out.mkdir(parents=True, exist_ok=True)
     cores = two_cores() if device == "cpu" else None
+    paths: dict[Path, None] = {}
     with open_lanes(device, cores) as lanes, torch.inference_mode():
         bench = Bench(lanes=lanes, repeats=repeats)
-        for kind in kinds:
+        check_names("kind", kinds, (*TABLES, *KINDS))
+        check_names("model", models, bench.shapes)
+        for name, kind in product(models or bench.shapes, kinds):
             begin = time.perf_counter()
-            if kind == PARTS:
-                write_parts(measure_parts(bench), out / f"runs-{PARTS}.csv")
-                print(f"{kind}: {time.perf_counter() - begin:.0f} s", flush=True)
-                continue
-            cases = list(KINDS[kind](bench))
-            taken_s = time.perf_counter() - begin
-            write_kind(kind, cases, bench.shapes, provenance(device, kind, repeats, taken_s), out)
-            print(f"{kind}: {len(cases)} cases in {taken_s:.0f} s", flush=True)
-    return [out / (f"runs-{PARTS}.csv" if kind == PARTS else f"runs-{kind}.json") for kind in kinds]
+            if kind in TABLES:
+                path = out / f"runs-{kind}.csv"
+                write_parts(TABLES[kind](bench, bench.model(name, "own"), name), path)
+            else:
+                path = out / f"runs-{kind}.json"
+                cases = list(KINDS[kind](bench, name))
+                write_kind(kind, cases, bench.shapes, provenance(device, kind, repeats), out)
+            paths[path] = None
+            print(f"{name} {kind}: {time.perf_counter() - begin:.0f} s", flush=True)
+    return list(paths)
 
 
-def measure_parts(bench: Bench) -> list[Part]:
-    """Parts of the passes of all models, alone and beside the side stream."""
-    parts: list[Part] = []
-    for name in bench.shapes:
-        model = bench.model(name, "own")
-        profile = Profile(bench, model)
-        for size in attended():
-            profile.watch(size)
-        parts += profile.parts(name)
-        if has_grouped(bench):
-            parts += grouped(bench, model, name)
-        parts += [*beside(bench, model, name), *hand_over(bench, model, name)]
-    return parts
+def check_names(what: str, names: Sequence[str], known: Collection[str]) -> None:
+    """Raise ScenarioError for the first name that is not known."""
+    for name in names:
+        if name not in known:
+            raise ScenarioError(f"{what} '{name}' is not known; choose among {', '.join(known)}")
 
 
-def provenance(device: str, kind: str, repeats: int, taken_s: float) -> Mapping[str, Any]:
+def parts_of(bench: Bench, model: Decoder, name: str) -> list[Part]:
+    """Parts of the passes of a model, by the loop back end and, where there is one, by grouped GEMM."""
+    profile = Profile(bench, model)
+    for size in attended():
+        profile.watch(size)
+    return profile.parts(name) + (grouped(bench, model, name) if has_grouped(bench) else [])
+
+
+def neighbours_of(bench: Bench, model: Decoder, name: str) -> list[Part]:
+    """Parts beside the side stream, and that stream's work."""
+    return [*beside(bench, model, name), *hand_over(bench, model, name)]
+
+
+TABLES = {"parts": parts_of, "neighbours": neighbours_of}
+
+
+def provenance(device: str, kind: str, repeats: int) -> Mapping[str, Any]:
     """What was run, on what, when and how."""
     cuda = device == "cuda"
     return {
@@ -77,7 +91,6 @@ def provenance(device: str, kind: str, repeats: int, taken_s: float) -> Mapping[
         "date": time.strftime("%Y-%m-%d"),
         "command": f"moesim capture runs --device {device} --kinds {kind} --repeats {repeats}",
         "repeats": repeats,
-        "taken_s": round(taken_s, 1),
     }
 
 

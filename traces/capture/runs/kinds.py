@@ -62,11 +62,11 @@ class Passes:
         return logs
 
 
-def steps(bench: Bench) -> Iterator[Recorded]:
+def steps(bench: Bench, name: str) -> Iterator[Recorded]:
     """Full forward steps: decode and prefill, every routing with the loop back end, some with grouped GEMM."""
     decodes = [("decode", n, context, 1, DECODE_STEPS) for n, context in product(DECODE_BATCHES, DECODE_CONTEXTS)]
     prefills = [("prefill", n, 0, tokens, 1) for n, tokens in PREFILLS]
-    for name, routing, backend in product(bench.shapes, ROUTINGS, ("loop", "grouped")):
+    for routing, backend in product(ROUTINGS, ("loop", "grouped")):
         if backend == "grouped" and (routing != "own" or not has_grouped(bench)):
             continue
         model = bench.model(name, routing)
@@ -98,26 +98,25 @@ OFFLOADS = (
 """(routing, requests, eighths of the experts that the device holds, prefetch)"""
 
 
-def offload(bench: Bench) -> Iterator[Recorded]:
+def offload(bench: Bench, name: str) -> Iterator[Recorded]:
     """Decode with experts in host memory and a cache of slots a layer; missed experts are copied."""
-    for name, (routing, n_requests, eighths, prefetches) in product(bench.shapes, OFFLOADS):
+    for routing, n_requests, eighths, prefetches in OFFLOADS:
         for eighth, prefetch in product(eighths, prefetches):
             n_slots = bench.shapes[name].n_experts * eighth // 8
             policy = OffloadPolicy(n_slots=n_slots, prefetch=prefetch)
             yield offloaded(bench, name, routing, n_requests, policy)
 
 
-HYBRIDS = (("copy", 1), ("mix", 2), ("host", NEVER))
-"""(policy, tokens of a missed expert from which on it is copied)"""
+HYBRIDS = (1, 2, NEVER)
+"""Tokens of a missed expert from which on it is copied: all are, those of several tokens, none."""
 
 
-def hybrid(bench: Bench) -> Iterator[Recorded]:
+def hybrid(bench: Bench, name: str) -> Iterator[Recorded]:
     """The same, with missed experts computed on the host: all, none, or those of one token."""
-    for name, (n_requests, eighth) in product(bench.shapes, ((1, 2), (4, 4), (6, 6))):
-        for _, least in HYBRIDS:
-            n_slots = bench.shapes[name].n_experts * eighth // 8
-            policy = OffloadPolicy(n_slots=n_slots, copy_from_tokens=least)
-            yield offloaded(bench, name, "skewed", n_requests, policy)
+    for (n_requests, eighth), least in product(((1, 2), (4, 4), (6, 6)), HYBRIDS):
+        n_slots = bench.shapes[name].n_experts * eighth // 8
+        policy = OffloadPolicy(n_slots=n_slots, copy_from_tokens=least)
+        yield offloaded(bench, name, "skewed", n_requests, policy)
 
 
 def offloaded(bench: Bench, name: str, routing: str, n_requests: int, policy: OffloadPolicy) -> Recorded:
@@ -141,16 +140,16 @@ def offloaded(bench: Bench, name: str, routing: str, n_requests: int, policy: Of
     return bench.measure(case, settings, partial(passes.play, experts.mix), experts.reset)
 
 
-def overlap(bench: Bench) -> Iterator[Recorded]:
+def overlap(bench: Bench, name: str) -> Iterator[Recorded]:
     """Copies of whole layers beside computation, and two microbatches beside each other; each against one by one."""
-    for name, overlapped, n_requests in product(bench.shapes, (False, True), (4, 16, 48)):
+    for overlapped, n_requests in product((False, True), (4, 16, 48)):
         model = bench.model(name, "own")
         passes = Passes(bench, model, [64] * n_requests, 1, DECODE_STEPS)
         streamed = StreamedLayers(model, BACKENDS[bench.backend], bench.lanes, overlapped=overlapped)
         settings = {"model": name, "phase": "decode", "what": "layers", "overlapped": overlapped}
         case = f"{name} {n_requests} requests layers {'overlapped' if overlapped else 'sequential'}"
         yield bench.measure(case, settings, partial(passes.play, streamed.mix, streamed.begin))
-    for name, overlapped, (n_requests, n_tokens) in product(bench.shapes, (False, True), ((1, 1), (8, 1), (1, 96))):
+    for overlapped, (n_requests, n_tokens) in product((False, True), ((1, 1), (8, 1), (1, 96))):
         yield microbatches(bench, name, overlapped, n_requests, n_tokens)
 
 
@@ -187,9 +186,9 @@ def served(server: Server, load: Load) -> list[ServingLog]:
     return [server.serve(load) for _ in range(SERVED_REPEATS)]
 
 
-def serving(bench: Bench) -> Iterator[Recorded]:
+def serving(bench: Bench, name: str) -> Iterator[Recorded]:
     """Continuous batching; arrivals scale with the time of a full step, so that any device is loaded alike."""
-    for name, (max_batch, share) in product(bench.shapes, LOADS):
+    for max_batch, share in LOADS:
         model = bench.model(name, "own")
         mix = whole_layers(model, bench.backend)
         full = Passes(bench, model, [96] * max_batch, 1, DECODE_STEPS)
@@ -224,10 +223,11 @@ def serving(bench: Bench) -> Iterator[Recorded]:
         )
 
 
-KINDS: dict[str, Callable[[Bench], Iterator[Recorded]]] = {
+KINDS: dict[str, Callable[[Bench, str], Iterator[Recorded]]] = {
     "steps": steps,
     "offload": offload,
     "hybrid": hybrid,
     "overlap": overlap,
     "serving": serving,
 }
+"""(bench, model) -> cases"""

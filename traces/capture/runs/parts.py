@@ -28,6 +28,7 @@ from traces.capture.runs.quiet import quietly
 
 BATCHES = (1, 2, 3, 6, 10, 24, 64)
 LONGEST = (32, 140, 370, 570)
+SERVED_BATCH = 10  # batches whose slots are scattered are not larger than this
 PROMPTS = (16, 40, 64, 128, 240, 480)
 PROMPT_TOKENS = 520  # no more in one pass, whatever the number of prompts
 ROUNDS = 6
@@ -87,7 +88,7 @@ def attended() -> Iterator[Attended]:
     for requests in reversed(BATCHES):
         for longest in LONGEST:
             for variant in ("equal", "ragged", "gathered"):
-                if variant != "ragged" or requests > 1:
+                if (variant != "ragged" or requests > 1) and (variant != "gathered" or requests <= SERVED_BATCH):
                     yield Attended(variant=variant, requests=requests, tokens=1, longest=longest)
     for requests in (1, 3, 6, 12):
         for tokens in PROMPTS:
@@ -187,9 +188,14 @@ def grouped(bench: Bench, model: Decoder, name: str) -> list[Part]:
 
 
 def write_parts(parts: Sequence[Part], path: Path) -> None:
-    """The table as CSV."""
+    """The table as CSV; rows of other models that the file holds already stay."""
+    models = {part.model for part in parts}
+    rows: list[dict[str, Any]] = []
+    if path.is_file():
+        with path.open(newline="", encoding="utf-8") as file:
+            rows = [row for row in csv.DictReader(file) if row["model"] not in models]
     text = io.StringIO()
     writer = csv.DictWriter(text, FIELDS, lineterminator="\n")
     writer.writeheader()
-    writer.writerows(part.row() for part in parts)
+    writer.writerows([*rows, *(part.row() for part in parts)])
     write_text(text.getvalue(), path)

@@ -9,14 +9,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
-ATTEMPTS = 3
+ATTEMPTS = 2
 OTHERS_FRAC = 0.05
 """Processor time of others, over the time that passed, up to which a measurement counts as undisturbed."""
 Taken = TypeVar("Taken")
 
 
 def quietly(measure: Callable[[], Taken]) -> tuple[Taken, float]:
-    """What `measure` returns, and the share of one core that others took meanwhile; the quietest of up to three tries."""
+    """What `measure` returns, and the share of one core that others took meanwhile; the quietest of two tries."""
     best: tuple[Taken, float] | None = None
     for _ in range(ATTEMPTS):
         before = Load.now()
