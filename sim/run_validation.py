@@ -1,0 +1,162 @@
+"""Suite `runs`: whole runs of a real decoder, predicted from kernels and recorded routing; no time of a run is used."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import combinations
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hwmodels.validation.goals import Judged, Progress, judged
+from hwmodels.validation.score import Score, score
+from scenarios.errors import TraceError
+from sim.part_times import PartTimes, read_parts
+from sim.recorded_runs import RecordedKind, RecordedRun, kinds_in, read_kind
+from sim.run_prediction import predicted_run_s, predicted_service, uses_of
+
+MEASURED = Path(__file__).resolve().parent.parent / "hwmodels" / "measured"
+QUANTILES = ("median_s", "p10_s", "p90_s")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Predicted:
+    """One quantity of one run: predicted [s], with the band of the parts' own spread, and measured by repeat."""
+
+    run: RecordedRun
+    predicted_s: float
+    low_s: float
+    high_s: float
+    repeats_s: NDArray[np.float64]
+
+    @property
+    def measured_s(self) -> float:
+        """Median of the repeats [s]."""
+        return float(np.median(self.repeats_s))
+
+    @property
+    def spread_s(self) -> float:
+        """From the fastest to the slowest repeat [s]."""
+        return float(np.ptp(self.repeats_s))
+
+
+Tables = tuple[dict[str, PartTimes], dict[str, PartTimes], dict[str, PartTimes]]
+
+
+def runs(folder: Path, progress: Progress) -> list[Judged]:
+    """Errors by device and kind, hits and rankings of the shipped runs, or of the folder's own where it holds any."""
+    rows: list[Judged] = []
+    for place in run_folders(folder):
+        rows += judge_folder(place, progress)
+    return rows
+
+
+def run_folders(folder: Path) -> list[Path]:
+    """Folders that hold runs: the given one, else those of the shipped measurements."""
+    if kinds_in(folder):
+        return [folder]
+    return [place for place in sorted(MEASURED.glob("*")) if kinds_in(place)]
+
+
+def judge_folder(folder: Path, progress: Progress) -> list[Judged]:
+    """All rows of one device. Raises TraceError where simulated hits differ from the recorded ones."""
+    tables = tuple(read_parts(folder, quantile) for quantile in QUANTILES)
+    rows: list[Judged] = []
+    names = kinds_in(folder)
+    for number, name in enumerate(names):
+        progress(name, number / len(names))
+        kind = read_kind(folder, name)
+        label = ("", folder.name, kind.device, "parts")
+        for quantity, found in predictions(kind, tables).items():  # type: ignore[arg-type]
+            rows.append(judged("runs", _score(quantity, found, label)))
+            if name != "steps":
+                ranked = ranking(found)
+                if ranked is not None:
+                    rows.append(judged("runs", _ranking_score(f"{quantity} ranking", ranked, label)))
+    return rows
+
+
+def predictions(kind: RecordedKind, tables: Tables) -> dict[str, list[Predicted]]:
+    """Predictions by quantity: of a kind its total time; of serving also time per token and latency."""
+    found: dict[str, list[Predicted]] = {}
+    for run in kind.runs:
+        if kind.kind == "serving":
+            for quantity, one in _served(run, tables):
+                found.setdefault(quantity, []).append(one)
+            continue
+        check_cache(run)
+        low_high = [predicted_run_s(run.seen, of[run.seen.settings["model"]], one_side=kind.one_side) for of in tables]
+        quantity = f"{kind.kind} {run.seen.settings['phase']}" if kind.kind == "steps" else kind.kind
+        if run.seen.settings.get("backend") == "grouped":
+            quantity += " grouped"
+        found.setdefault(quantity, []).append(_predicted(run, low_high, run.run_s))
+    return found
+
+
+def check_cache(run: RecordedRun) -> None:
+    """Raise TraceError where simulated hits or misses differ from the recorded ones, which nothing may."""
+    if "hits" not in run.measured:
+        return
+    uses = uses_of(run.seen)
+    for name, counted in (("hits", "n_hits"), ("misses", "n_misses")):
+        simulated = np.array([[getattr(layer, counted) for layer in one] for one in uses])
+        wrong = np.argwhere(simulated != run.measured[name])
+        if len(wrong):
+            step, layer = wrong[0].tolist()
+            raise TraceError(
+                f"{run.seen.name}: pass {step}, layer {layer}: {simulated[step, layer]} {name} simulated, "
+                f"{run.measured[name][step, layer]} recorded"
+            )
+
+
+def ranking(found: Sequence[Predicted]) -> tuple[int, int] | None:
+    """(pairs ranked rightly, pairs) of runs that differ in their policy alone, and by more than their repeats do."""
+    right = pairs = 0
+    for one, other in combinations(found, 2):
+        difference_s = one.measured_s - other.measured_s
+        if _rival(one) != _rival(other) or abs(difference_s) <= max(one.spread_s, other.spread_s):
+            continue
+        pairs += 1
+        right += (one.predicted_s - other.predicted_s) * difference_s > 0
+    return (right, pairs) if pairs else None
+
+
+POLICY = ("n_slots", "prefetch", "copy_from_tokens", "overlapped", "max_batch")
+"""Settings that a user chooses; runs that agree in all others and in their requests are compared."""
+
+
+def _rival(one: Predicted) -> tuple[object, ...]:
+    seen = one.run.seen
+    settings = tuple(sorted((key, str(value)) for key, value in seen.settings.items() if key not in POLICY))
+    return settings, seen.arrays["token_offsets"].tobytes()
+
+
+def _served(run: RecordedRun, tables: Tables) -> Iterator[tuple[str, Predicted]]:
+    served = [predicted_service(run.seen, of[run.seen.settings["model"]]) for of in tables]
+    arrival_s, answers = run.seen.arrays["arrival_s"], run.seen.arrays["answer_tokens"]
+    done_s, first_s = run.measured["done_s"], run.measured["first_token_s"]
+    tpot_s = (done_s - first_s) / np.maximum(answers - 1, 1)
+    yield "serving total", _predicted(run, [one.total_s for one in served], done_s.max(axis=1))
+    yield "serving tpot", _predicted(run, [float(one.tpot_s.mean()) for one in served], tpot_s.mean(axis=1))
+    latency_s = (done_s - arrival_s).mean(axis=1)
+    yield "serving latency", _predicted(run, [float(one.latency_s.mean()) for one in served], latency_s)
+
+
+def _predicted(run: RecordedRun, low_high: Sequence[float], repeats_s: NDArray[np.float64]) -> Predicted:
+    median_s, low_s, high_s = low_high
+    return Predicted(run=run, predicted_s=median_s, low_s=low_s, high_s=high_s, repeats_s=np.asarray(repeats_s))
+
+
+def _score(name: str, found: Sequence[Predicted], label: tuple[str, str, str, str]) -> Score:
+    measured_s = np.array([one.measured_s for one in found])
+    inside = np.array([one.low_s <= one.measured_s <= one.high_s for one in found])
+    return score(name, "card", label, np.array([one.predicted_s for one in found]), measured_s, inside)
+
+
+def _ranking_score(name: str, ranked: tuple[int, int], label: tuple[str, str, str, str]) -> Score:
+    """Wrong pairs as errors of one: the mean is the share that is ranked wrongly."""
+    right, pairs = ranked
+    wrong = np.r_[np.ones(right), np.full(pairs - right, 2.0)]
+    return score(name, "card", label, wrong, np.ones(pairs))
