@@ -34,6 +34,7 @@ golden: setup    ## write the golden results anew and show what changed
 calibrate: setup    ## fit the shipped cards anew on public tables (TABLES=DIR, or pip install '.[tables]')
 	$(BIN)/python -m hwmodels.calibration.shipped $(TABLES)
 	$(BIN)/python -m hwmodels.calibration.ship_links $(TABLES)
+	$(BIN)/python -m hwmodels.calibration.ship_measured
 
 bench: setup    ## measure the speed goals; writes benchmarks/baseline.json anew
 	$(BIN)/python -m benchmarks

@@ -8,7 +8,7 @@ from numpy.typing import ArrayLike
 from hwmodels.devices import Device
 from hwmodels.gemm import Times, gemm_s
 from hwmodels.gqa import HeadShape, gqa_decode_s, gqa_prefill_s
-from hwmodels.measured import Shape, head_key, latent_key, log_of
+from hwmodels.measured_tables import Shape, head_key, latent_key, log_of
 from hwmodels.mla import LatentShape, mla_decode_s, mla_prefill_s
 from scenarios.errors import ScenarioError
 from scenarios.models import Attention, GroupedQueryAttention, LatentAttention

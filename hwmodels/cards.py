@@ -30,7 +30,7 @@ class DeviceCard(Spec):
     """One accelerator. Peaks are dense (no sparsity), per data type of the multiplication."""
 
     name: str
-    kind: Literal["gpu", "npu", "pim"]
+    kind: Literal["gpu", "npu", "pim", "cpu"]
     memory_bytes: Sourced[Bytes]
     memory_bytes_per_s: Sourced[BytesPerS]
     peak_flop_per_s: dict[DType, Sourced[FlopPerS]] = Field(min_length=1)
@@ -55,7 +55,7 @@ class LinkCard(Spec):
     """One link of one device, one direction."""
 
     name: str
-    kind: Literal["nvlink", "pcie", "infiniband", "unified-bus", "ethernet"]
+    kind: Literal["nvlink", "pcie", "infiniband", "unified-bus", "ethernet", "memory"]
     bytes_per_s: Sourced[BytesPerS] = Field(description="per device and direction")
     latency_s: Sourced[Seconds] = Field(description="of one exchange or copy")
     step_latency_s: Sourced[Seconds] | None = Field(default=None, description="of a ring step; default: latency_s")

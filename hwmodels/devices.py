@@ -7,7 +7,7 @@ from typing import cast
 
 from hwmodels.cards import DeviceCard
 from hwmodels.kernels import Kernels
-from hwmodels.measured import NOTHING, Measured
+from hwmodels.measured_tables import NOTHING, Measured
 from scenarios.errors import HardwareError
 from scenarios.models import BYTES_PER_VALUE, DType
 
@@ -60,6 +60,11 @@ class Device:
 def computed_bytes(dtype: str) -> float:
     """Bytes of a value as weights of `dtype` are multiplied: those of bf16 where they are expanded first."""
     return BYTES_PER_VALUE[MULTIPLIED_AS.get(dtype, dtype)]
+
+
+def kept_bytes(dtype: str) -> float:
+    """Bytes of an activation between kernels of a model in `dtype`: 16 bits, or 32 where that type is fp32."""
+    return BYTES_PER_VALUE["fp32" if dtype == "fp32" else "bf16"]
 
 
 def _compute_dtypes(dtype: str) -> tuple[DType, ...]:

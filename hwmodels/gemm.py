@@ -5,11 +5,13 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from hwmodels import cores
 from hwmodels.blends import norm4
 from hwmodels.constants import GemmConstants, Roofline
-from hwmodels.devices import Device, computed_bytes
-from hwmodels.launch import activation_bytes, norm_bytes, small_kernels_s, top_k_bytes
-from hwmodels.measured import gemm_shape, log_of, uneven
+from hwmodels.core_constants import CoreGemmConstants
+from hwmodels.devices import Device, computed_bytes, kept_bytes
+from hwmodels.launch import activation_bytes, choice_s, norm_bytes, small_kernels_s, small_norm_s, top_k_bytes
+from hwmodels.measured_tables import gemm_shape, log_of, uneven
 from scenarios.models import BYTES_PER_VALUE
 
 Times = NDArray[np.float64]
@@ -44,12 +46,13 @@ def product_s(
     k: Sizes,
     weight_dtype: str,
     device: Device,
-    constants: GemmConstants | Roofline,
+    constants: GemmConstants | CoreGemmConstants | Roofline,
     batch: int = 1,
 ) -> Times:
     """Time of dense products under given constants: float64[...] [s]; m, n and k broadcast.
 
-    Law `roofline`: fixed_s + max(flop, bytes). Law `tiles`:
+    Law `roofline`: fixed_s + max(flop, bytes). Law `cores`: `hwmodels.cores.product_s`, one product after another. Law
+    `tiles`:
 
     T = fixed_s + min over tiles (BM, BN) and splits s of K of
             norm4(C, bytes / (memory_frac * BW), 2 m n k / (compute_frac * peak)) + quantise
@@ -61,6 +64,8 @@ def product_s(
 
     Errors on unseen shapes are in docs/calibration.md.
     """
+    if isinstance(constants, CoreGemmConstants):
+        return batch * cores.product_s(m, n, k, weight_dtype, device, constants)
     rows = np.asarray(m, dtype=np.float64)
     width = computed_bytes(weight_dtype)
     bandwidth = constants.memory_frac * device.memory_bytes_per_s
@@ -88,7 +93,7 @@ def mlp_s(tokens: ArrayLike, hidden: int, intermediate: int, gated: bool, dtype:
     """
     (up_columns, _), _ = mlp_products(hidden, intermediate, gated)
     up_s = gemm_s(tokens, up_columns, hidden, dtype, device)
-    activation_s = stream_s(activation_bytes(tokens, intermediate, gated), device)
+    activation_s = stream_s(activation_bytes(tokens, intermediate, gated, kept_bytes(dtype)), device)
     return up_s + activation_s + gemm_s(tokens, hidden, intermediate, dtype, device)
 
 
@@ -97,15 +102,21 @@ def mlp_products(hidden: int, intermediate: int, gated: bool) -> tuple[tuple[int
     return ((2 if gated else 1) * intermediate, hidden), (hidden, intermediate)
 
 
-def gate_s(tokens: ArrayLike, hidden: int, n_experts: int, top_k: int, device: Device) -> Times:
-    """Time of the router: a bf16 GEMM to the experts' scores, then softmax and top-k: float64[...] [s]."""
-    choice_s = stream_s(top_k_bytes(tokens, n_experts, top_k), device)
-    return gemm_s(tokens, n_experts, hidden, "bf16", device) + choice_s
+def gate_s(tokens: ArrayLike, hidden: int, n_experts: int, top_k: int, dtype: str, device: Device) -> Times:
+    """Time of the router: a GEMM in `dtype` to the experts' scores, then softmax and top-k: float64[...] [s].
+
+    Where the kernel card has constants of the choice, they count in place of a small kernel.
+    """
+    scores_s, choice = gemm_s(tokens, n_experts, hidden, dtype, device), device.kernels.choice()
+    if choice is None:
+        return scores_s + stream_s(top_k_bytes(tokens, n_experts, top_k), device)
+    return scores_s + choice_s(tokens, n_experts, choice)
 
 
-def norm_s(tokens: ArrayLike, hidden: int, device: Device) -> Times:
-    """Time of a norm fused with the residual sum: float64[...] [s]."""
-    return stream_s(norm_bytes(tokens, hidden), device)
+def norm_s(tokens: ArrayLike, hidden: int, dtype: str, device: Device) -> Times:
+    """Time of a norm fused with the residual sum, of activations in `dtype`: float64[...] [s]."""
+    moved = norm_bytes(tokens, hidden, kept_bytes(dtype))
+    return small_norm_s(moved, device.memory_bytes_per_s, device.kernels.launch())
 
 
 def head_s(tokens: ArrayLike, hidden: int, vocab: int, tp: int, dtype: str, device: Device) -> Times:

@@ -10,6 +10,8 @@ from numpy.typing import ArrayLike, NDArray
 
 from hwmodels.blends import norm4
 from hwmodels.constants import DecodeConstants, PrefillConstants, Roofline
+from hwmodels.core_constants import CoreDecodeConstants, CorePrefillConstants
+from hwmodels.cores import Heads, decode_s, prefill_s
 from hwmodels.devices import Device
 from hwmodels.gemm import BF16_BYTES, Times
 from scenarios.models import BYTES_PER_VALUE
@@ -45,9 +47,9 @@ def gqa_decode_s(
     shape: HeadShape,
     kv_dtype: str,
     device: Device,
-    constants: DecodeConstants | Roofline,
+    constants: DecodeConstants | CoreDecodeConstants | Roofline,
 ) -> Times:
-    """Time of decode attention, one query token per request: float64[...] [s]; of law `split-kv`, or `roofline`.
+    """Time of decode attention, one query token per request: float64[...] [s]; law `split-kv`, `cores`, `roofline`.
 
     requests        int[...]
     context_tokens  int[...]: tokens attended to, clipped by the window and summed over the requests.
@@ -71,6 +73,9 @@ def gqa_decode_s(
     """
     batch, context = np.asarray(requests, np.float64), np.asarray(context_tokens, np.float64)
     heads, kv_heads, dim = _heads(shape)
+    if isinstance(constants, CoreDecodeConstants):
+        cores = Heads(heads=heads, kv_heads=kv_heads, head_dim=dim)
+        return decode_s(batch, context, cores, kv_dtype, device, constants)
     if isinstance(constants, Roofline):
         moved = context * kv_heads * dim * (2 * BYTES_PER_VALUE[kv_dtype]) + batch * heads * dim * (2 * BF16_BYTES)
         return roofline_s(4 * context * heads * dim, moved, device, constants)
@@ -99,7 +104,7 @@ def gqa_prefill_s(
     shape: HeadShape,
     kv_dtype: str,
     device: Device,
-    constants: PrefillConstants | Roofline,
+    constants: PrefillConstants | CorePrefillConstants | Roofline,
 ) -> Times:
     """Time of causal attention of prompts or of chunks of them, and of writing them to the cache: float64[...] [s].
 
@@ -126,6 +131,15 @@ def gqa_prefill_s(
     """
     batch, queries = np.asarray(requests, np.float64), np.asarray(query_tokens, np.float64)
     heads, kv_heads, dim = _heads(shape)
+    if isinstance(constants, CorePrefillConstants):
+        # Contexts grow by one with every query: the longest is as much above the mean as the first is below it.
+        longest = (
+            np.asarray(attended_pairs, np.float64) / np.maximum(queries, 1)
+            + (queries / np.maximum(batch, 1e-9) - 1) / 2
+        )
+        return prefill_s(
+            queries, longest, Heads(heads=heads, kv_heads=kv_heads, head_dim=dim), kv_dtype, device, constants
+        )
     if isinstance(constants, Roofline):
         moved = queries * (2 * BF16_BYTES) * (heads + kv_heads) * dim
         return roofline_s(4 * np.asarray(attended_pairs, np.float64) * heads * dim, moved, device, constants)

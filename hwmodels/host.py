@@ -13,6 +13,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from hwmodels.blends import norm4
 from hwmodels.cards import HostCard
+from hwmodels.cores import rows_s
 from hwmodels.host_constants import CpuConstants, CpuKernel
 from hwmodels.library import find_cpu_kernels, find_host
 from hwmodels.moe import ExpertShape
@@ -78,6 +79,15 @@ class Host:
             return None
         return self._saturating(self.constants.matrix, peak)
 
+    def many_tokens_kernel(self, dtype: str) -> tuple[CpuKernel, float] | None:
+        """Kernel for many tokens with its rate [FLOP/s]: the matrix kernel, else the packing one, else none."""
+        matrix_flop_per_s, constants = self.matrix_flop_per_s(dtype), self.constants
+        if constants.matrix is not None and matrix_flop_per_s is not None:
+            return constants.matrix, matrix_flop_per_s
+        if constants.packed is None:
+            return None
+        return constants.packed, self._saturating(constants.packed, self.card.peak_flop_per_s["fp32"].value)
+
     def _saturating(self, kernel: CpuKernel, peak: float) -> float:
         """n r / (1 + (n r / P)^4)^(1/4): linear in the threads n at first, at most P."""
         linear = self.n_threads * (kernel.core_frac * peak / self.card.cores.value)
@@ -100,7 +110,7 @@ def expert_s(tokens: ArrayLike, shape: ExpertShape, host: Host, dram_bytes_per_s
 
     T = max((tokens + expert_tokens) * flop per token / rate, weight bytes / DRAM bandwidth): affine in the tokens above
     a floor. Up to vector_tokens tokens the vector kernel's rate and expert_tokens apply, beyond those of the matrix
-    kernel, if there is one. flop per token is 2 per weight; activations stay in caches.
+    kernel, or the packing one, if there is one. flop per token is 2 per weight; activations stay in caches.
     """
     weights = float(sum(n * k for n, k in shape.gemm_sizes))
     return _product_s(np.asarray(tokens, np.float64), weights, shape.weight_dtype, host, dram_bytes_per_s)
@@ -138,11 +148,12 @@ def attention_s(cache_bytes: ArrayLike, flop: ArrayLike, host: Host, dram_bytes_
 
 
 def _product_s(tokens: Times, weights: float, dtype: str, host: Host, dram_bytes_per_s: float | None) -> Times:
-    constants, matrix_flop_per_s = host.constants, host.matrix_flop_per_s(dtype)
-    compute_s = (tokens + constants.vector.expert_tokens) * (2 * weights / host.vector_flop_per_s)
-    if constants.matrix is not None and matrix_flop_per_s is not None:
-        matrix_s = (tokens + constants.matrix.expert_tokens) * (2 * weights / matrix_flop_per_s)
-        compute_s = np.where(tokens > constants.vector_tokens, matrix_s, compute_s)
+    constants, many = host.constants, host.many_tokens_kernel(dtype)
+    compute_s = rows_s(tokens, constants.vector.expert_tokens, weights, host.vector_flop_per_s)
+    if many is not None:
+        kernel, flop_per_s = many
+        many_s = rows_s(tokens, kernel.expert_tokens, weights, flop_per_s)
+        compute_s = np.where(tokens > constants.vector_tokens, many_s, compute_s)
     bandwidth = host.dram_bytes_per_s if dram_bytes_per_s is None else dram_bytes_per_s
     stream_s = weights * BYTES_PER_VALUE[dtype] / bandwidth
     return np.where(tokens > 0, np.maximum(compute_s, stream_s), 0.0)

@@ -28,4 +28,9 @@ class CpuConstants(Fitted):
     core_bytes_per_s: BytesPerS = Field(description="what one thread reads from DRAM")
     vector: CpuKernel
     matrix: CpuKernel | None = Field(default=None, description="tile kernel such as AMX; needs a peak of the card")
-    vector_tokens: int = Field(default=0, ge=0, description="tokens of an expert up to which the vector kernel runs")
+    packed: CpuKernel | None = Field(
+        default=None, description="vector kernel that packs weights first, where no matrix kernel serves their type"
+    )
+    vector_tokens: int = Field(
+        default=0, ge=0, description="tokens of an expert up to which the plain vector kernel runs"
+    )

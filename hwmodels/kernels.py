@@ -18,6 +18,13 @@ from hwmodels.constants import (
     PrefillConstants,
     Roofline,
 )
+from hwmodels.core_constants import (
+    ChoiceConstants,
+    CoreDecodeConstants,
+    CoreGemmConstants,
+    CoreMoeConstants,
+    CorePrefillConstants,
+)
 from hwmodels.fitted import Fitted, stretched
 from hwmodels.launch import LaunchConstants
 from scenarios.errors import HardwareError
@@ -29,10 +36,10 @@ BlockName = Literal["moe", "gemm", "prefill", "decode", "mla_prefill", "mla_deco
 DTypeOrAny = DType | Literal["any"]
 """Key of a block: the data type of weights (of the cache, for attention), or `any` for those not listed."""
 
-MoeLaw = Annotated[MoeConstants | Roofline, Field(discriminator="law")]
-GemmLaw = Annotated[GemmConstants | Roofline, Field(discriminator="law")]
-PrefillLaw = Annotated[PrefillConstants | Roofline, Field(discriminator="law")]
-DecodeLaw = Annotated[DecodeConstants | Roofline, Field(discriminator="law")]
+MoeLaw = Annotated[MoeConstants | CoreMoeConstants | Roofline, Field(discriminator="law")]
+GemmLaw = Annotated[GemmConstants | CoreGemmConstants | Roofline, Field(discriminator="law")]
+PrefillLaw = Annotated[PrefillConstants | CorePrefillConstants | Roofline, Field(discriminator="law")]
+DecodeLaw = Annotated[DecodeConstants | CoreDecodeConstants | Roofline, Field(discriminator="law")]
 MlaPrefillLaw = Annotated[MlaPrefillConstants | Roofline, Field(discriminator="law")]
 MlaDecodeLaw = Annotated[MlaDecodeConstants | Roofline, Field(discriminator="law")]
 
@@ -42,7 +49,7 @@ class KernelCard(Spec):
 
     What a card does not hold for a data type is taken from `base`, and from that card's base in turn; `any` counts only
     where no card of the chain has the data type itself. Where a table holds a shape, its times correct the law
-    (`hwmodels.measured`).
+    (`hwmodels.measured_tables`).
     """
 
     name: str
@@ -54,6 +61,7 @@ class KernelCard(Spec):
     mla_prefill: dict[DTypeOrAny, MlaPrefillLaw] = Field(default_factory=dict)
     mla_decode: dict[DTypeOrAny, MlaDecodeLaw] = Field(default_factory=dict)
     launch: LaunchConstants | None = None
+    choice: ChoiceConstants | None = Field(default=None, description="of the router; none: one small kernel")
     tables: dict[BlockName, str | tuple[str, ...]] = Field(
         default_factory=dict, description="files of measured times by operation, relative to the card's file"
     )
@@ -82,19 +90,19 @@ class Kernels:
         """Name of the first card."""
         return self.cards[0].name
 
-    def moe(self, dtype: str) -> MoeConstants | Roofline:
+    def moe(self, dtype: str) -> MoeConstants | CoreMoeConstants | Roofline:
         """Law of routed experts with weights of `dtype`; raises HardwareError where there is none."""
         return self.find("moe", dtype)  # type: ignore[return-value]
 
-    def gemm(self, dtype: str) -> GemmConstants | Roofline:
+    def gemm(self, dtype: str) -> GemmConstants | CoreGemmConstants | Roofline:
         """Law of dense products with weights of `dtype`; raises HardwareError where there is none."""
         return self.find("gemm", dtype)  # type: ignore[return-value]
 
-    def prefill(self, dtype: str) -> PrefillConstants | Roofline:
+    def prefill(self, dtype: str) -> PrefillConstants | CorePrefillConstants | Roofline:
         """Law of prefill with a cache of `dtype`; raises HardwareError where there is none."""
         return self.find("prefill", dtype)  # type: ignore[return-value]
 
-    def decode(self, dtype: str) -> DecodeConstants | Roofline:
+    def decode(self, dtype: str) -> DecodeConstants | CoreDecodeConstants | Roofline:
         """Law of decode with a cache of `dtype`; raises HardwareError where there is none."""
         return self.find("decode", dtype)  # type: ignore[return-value]
 
@@ -112,6 +120,10 @@ class Kernels:
             if card.launch is not None:
                 return card.launch
         raise HardwareError(f"kernel card {self.name} has no constants of launch, and no base that has them")
+
+    def choice(self) -> ChoiceConstants | None:
+        """Law of the router's choice; None where no card of the chain has one, and it counts as one small kernel."""
+        return next((card.choice for card in self.cards if card.choice is not None), None)
 
     def tables(self) -> dict[BlockName, tuple[Path, ...]]:
         """Files of measured times by operation, each from the first card that states any."""
@@ -158,3 +170,5 @@ def blocks_of(card: KernelCard) -> Iterator[tuple[str, Fitted]]:
             yield f"{block} {dtype}", constants
     if card.launch is not None:
         yield "launch", card.launch
+    if card.choice is not None:
+        yield "choice", card.choice

@@ -6,6 +6,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from pydantic import Field
 
+from hwmodels.core_constants import ChoiceConstants
 from hwmodels.fitted import Band, Fitted
 from scenarios.errors import HardwareError
 from scenarios.units import Seconds
@@ -17,6 +18,9 @@ class LaunchConstants(Fitted):
     """What a kernel costs beside its work, of one device and engine."""
 
     kernel_s: Seconds = Field(description="device time of a kernel with next to nothing to do, inside a CUDA graph")
+    norm_s: Seconds | None = Field(
+        default=None, description="the same of a norm with its residual sum, where it is several kernels"
+    )
     small_memory_frac: float = Field(
         gt=0, description="share of BW that small kernels reach; above 1 from the L2 cache"
     )
@@ -36,6 +40,12 @@ def small_kernels_s(
     return n_kernels * constants.kernel_s + np.asarray(moved_bytes, np.float64) / bandwidth
 
 
+def small_norm_s(moved_bytes: ArrayLike, memory_bytes_per_s: float, constants: LaunchConstants) -> Times:
+    """Device time of a norm with its residual sum: float64[...] [s]; from norm_s where that is given."""
+    more_s = 0.0 if constants.norm_s is None else constants.norm_s - constants.kernel_s
+    return small_kernels_s(moved_bytes, memory_bytes_per_s, constants) + more_s
+
+
 def norm_bytes(tokens: ArrayLike, hidden: int, value_bytes: float = 2.0) -> Times:
     """Bytes of a norm fused with the residual sum: two rows read and two written per token: float64[...]."""
     return np.asarray(tokens, np.float64) * (4 * hidden * value_bytes)
@@ -44,6 +54,12 @@ def norm_bytes(tokens: ArrayLike, hidden: int, value_bytes: float = 2.0) -> Time
 def top_k_bytes(tokens: ArrayLike, n_experts: int, top_k: int) -> Times:
     """Bytes of softmax and top-k: float32 scores read, k weights and k ids of 4 bytes written: float64[...]."""
     return np.asarray(tokens, np.float64) * (4 * n_experts + 8 * top_k)
+
+
+def choice_s(tokens: ArrayLike, n_experts: ArrayLike, constants: ChoiceConstants) -> Times:
+    """Time of the router's choice from scores: float64[...] [s]; T = fixed_s + tokens (row_s + experts score_s)."""
+    row_s = constants.row_s + np.asarray(n_experts) * constants.score_s
+    return constants.fixed_s + np.asarray(tokens, np.float64) * row_s
 
 
 def permute_bytes(routed_tokens: ArrayLike, hidden: int, value_bytes: float = 2.0) -> Times:

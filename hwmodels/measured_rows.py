@@ -14,7 +14,7 @@ from hwmodels.calibration.attention_rows import attention_rows
 from hwmodels.calibration.calibrate import main_kernels, problems_of
 from hwmodels.calibration.problem import Problem
 from hwmodels.devices import Device
-from hwmodels.measured import (
+from hwmodels.measured_tables import (
     Measured,
     MeasuredBlock,
     Shape,

@@ -13,8 +13,10 @@ from numpy.typing import ArrayLike, NDArray
 
 from hwmodels.blends import norm2, norm4
 from hwmodels.constants import MoeConstants, Roofline
+from hwmodels.core_constants import CoreMoeConstants
+from hwmodels.cores import Rows, experts_s
 from hwmodels.devices import Device, computed_bytes
-from hwmodels.measured import log_of, moe_shape
+from hwmodels.measured_tables import log_of, moe_shape
 from hwmodels.tiles import FASTEST, TILE_RULES, Tile
 from scenarios.errors import ScenarioError
 from scenarios.models import BYTES_PER_VALUE, ModelCard
@@ -56,6 +58,7 @@ class ExpertWork:
     routed, active  [...]: tokens times choices, and slots with a token.
     row_tiles       rows of a tile -> [...]: tiles that the tokens of all slots fill, the last of a slot partly.
     n_slots         expert slots of the device.
+    few, few_routed  [...]: slots with 1 to `few_tokens` tokens (of `expert_work`), and their tokens.
     own_tokens      tokens whose partial results the device sums.
     call_tokens     tokens that the kernels are called with.
     touched         [...]: rows that the kernels around the GEMMs move; more than `routed` where an engine passes rows
@@ -69,6 +72,8 @@ class ExpertWork:
     own_tokens: ArrayLike
     call_tokens: ArrayLike
     touched: ArrayLike
+    few: NDArray[np.integer] | int = 0
+    few_routed: NDArray[np.integer] | int = 0
 
 
 def expert_shape(model: ModelCard, tp: int = 1) -> ExpertShape:
@@ -109,7 +114,8 @@ def grouped_gemm_moe_s(
     """
     constants = device.kernels.moe(shape.weight_dtype)
     rows = tile_rows(constants) if isinstance(constants, MoeConstants) else ()
-    work = expert_work(slot_tokens, rows, own_tokens, call_tokens)
+    few_tokens = constants.vector_rows if isinstance(constants, CoreMoeConstants) else 0
+    work = expert_work(slot_tokens, rows, own_tokens, call_tokens, few_tokens)
     if n_slots is not None:
         work = replace(work, n_slots=n_slots)
     return moe_s(work, shape, device, constants) * _measured_factor(work, shape, device)
@@ -124,12 +130,17 @@ def _measured_factor(work: ExpertWork, shape: ExpertShape, device: Device) -> Ti
 
 
 def expert_work(
-    slot_tokens: ArrayLike, rows: tuple[int, ...], own_tokens: ArrayLike = 0, call_tokens: ArrayLike | None = None
+    slot_tokens: ArrayLike,
+    rows: tuple[int, ...],
+    own_tokens: ArrayLike = 0,
+    call_tokens: ArrayLike | None = None,
+    few_tokens: int = 0,
 ) -> ExpertWork:
-    """The work of int[..., slot] tokens, in tiles of the given numbers of rows."""
+    """The work of int[..., slot] tokens, in tiles of the given numbers of rows; up to few_tokens are few."""
     # Small integer types would overflow where a tile is rounded up; fractions of tokens raise TypeError.
     counts = np.asarray(slot_tokens).astype(np.int64, casting="same_kind", copy=False)
     routed = counts.sum(axis=-1)
+    few = counts * (counts <= few_tokens)
     return ExpertWork(
         routed=routed,
         active=np.count_nonzero(counts, axis=-1),
@@ -138,6 +149,8 @@ def expert_work(
         own_tokens=own_tokens,
         call_tokens=routed if call_tokens is None else call_tokens,
         touched=routed,
+        few=np.count_nonzero(few, axis=-1),
+        few_routed=few.sum(axis=-1),
     )
 
 
@@ -147,10 +160,13 @@ def tile_rows(constants: MoeConstants) -> tuple[int, ...]:
     return tuple(sorted({rows for rows, _ in rule.tiles + (FASTEST if rule.tuned else ())}))
 
 
-def moe_s(work: ExpertWork, shape: ExpertShape, device: Device, constants: MoeConstants | Roofline) -> Times:
+def moe_s(
+    work: ExpertWork, shape: ExpertShape, device: Device, constants: MoeConstants | CoreMoeConstants | Roofline
+) -> Times:
     """Time of the routed experts of one device under given constants: float64[...] [s].
 
-    Law `roofline`: for both GEMMs the larger of flop and weight bytes, and the bytes of activations. Law `tiles`:
+    Law `roofline`: for both GEMMs the larger of flop and weight bytes, and the bytes of activations. Law `cores`:
+    `hwmodels.cores.experts_s`, which takes the final sum as part of its times. Law `tiles`:
 
         T = fixed_s + n_slots expert_s + touched row_s + sum over GEMMs of sqrt(C^2 + W^2) + A / (activation_frac BW)
         C = ceil(row tiles ceil(N / BN) / SMs) (tile + wave_s)
@@ -166,6 +182,8 @@ def moe_s(work: ExpertWork, shape: ExpertShape, device: Device, constants: MoeCo
 
     No L2, no throttling. Errors on unseen shapes are in docs/calibration.md.
     """
+    if isinstance(constants, CoreMoeConstants):
+        return _on_cores_s(work, shape, device, constants)
     if isinstance(constants, Roofline):
         return _roofline_s(work, shape, device, constants)
     rule = TILE_RULES[constants.tiles]
@@ -196,6 +214,14 @@ def activation_bytes(routed_tokens: ArrayLike, shape: ExpertShape, own_tokens: A
     values = 3 * hidden + (3 if shape.gated else 2) * intermediate
     routed, own = np.asarray(routed_tokens, dtype=np.float64), np.asarray(own_tokens, dtype=np.float64)
     return BYTES_PER_VALUE["bf16"] * (values * routed + hidden * own)
+
+
+def _on_cores_s(work: ExpertWork, shape: ExpertShape, device: Device, constants: CoreMoeConstants) -> Times:
+    rows = Rows(
+        few=work.few, few_rows=work.few_routed, many=work.active - work.few, many_rows=work.routed - work.few_routed
+    )
+    (columns, hidden), _ = shape.gemm_sizes
+    return experts_s(rows, hidden, (columns, shape.intermediate_size), shape.weight_dtype, device, constants)
 
 
 def _roofline_s(work: ExpertWork, shape: ExpertShape, device: Device, constants: Roofline) -> Times:

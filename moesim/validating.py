@@ -30,7 +30,7 @@ from sim.published_steps import published
 from sim.step_validation import steps, steps_absent, steps_left_out
 
 SUITES = KERNEL_SUITES | {"layers": layers, "steps": steps, "published": published}
-WITHOUT_TABLES = ("published",)
+WITHOUT_TABLES = ("published", "measured")
 ABSENT = {"layers": layers_absent, "steps": steps_absent}
 """What a suite could not judge in a folder, for suites that judge what is there."""
 LIMIT_MISSED = 1

@@ -138,6 +138,11 @@ class ModelCard(Spec):
         return self.sources.get(field) or self.sources["default"]
 
     @property
+    def router_dtype(self) -> DType:
+        """Data type of the router's weights: 16 bits where others are packed into fewer, too."""
+        return "fp32" if self.weight_dtype == "fp32" else "bf16"
+
+    @property
     def expert_parameters(self) -> int:
         """Weights of one routed expert."""
         return (3 if self.gated else 2) * self.hidden_size * self.expert_intermediate_size

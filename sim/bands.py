@@ -16,7 +16,7 @@ import numpy as np
 from hwmodels.collectives import collective_band
 from hwmodels.devices import Device
 from hwmodels.kernels import stretched_to
-from hwmodels.measured import moe_shape
+from hwmodels.measured_tables import moe_shape
 from hwmodels.moe import expert_shape
 from scenarios.specs import ScheduleSpec
 from sim.kernel_pricing import exchange_band

@@ -9,7 +9,7 @@ import numpy as np
 from hwmodels.attention import attention_key, projection_products
 from hwmodels.fitted import Fitted
 from hwmodels.gemm import mlp_products
-from hwmodels.measured import Shape, gemm_shape, moe_shape
+from hwmodels.measured_tables import Shape, gemm_shape, moe_shape
 from hwmodels.moe import expert_shape
 from scenarios.models import GroupedQueryAttention, ModelCard
 from scenarios.specs import WorkloadSpec
@@ -53,7 +53,7 @@ def _products(model: ModelCard, tp: int) -> Iterator[tuple[str, int, int]]:
     ):
         if intermediate:
             yield from ((dtype, *size) for size in mlp_products(hidden, intermediate, gated))
-    yield "bf16", model.n_experts, hidden
+    yield model.router_dtype, model.n_experts, hidden
     yield model.activation_dtype, -(-model.vocab_size // tp), hidden
 
 
@@ -64,7 +64,7 @@ def attention_block(model: ModelCard, workload: WorkloadSpec) -> str:
 
 
 def _blocks(model: ModelCard, workload: WorkloadSpec) -> list[tuple[str, str]]:
-    gemms = dict.fromkeys((model.weight_dtype, "bf16", model.activation_dtype))  # layers, gate, head
+    gemms = dict.fromkeys((model.weight_dtype, model.router_dtype, model.activation_dtype))  # layers, gate, head
     return [
         ("moe", model.expert_dtype or model.weight_dtype),
         *(("gemm", dtype) for dtype in gemms),

@@ -90,10 +90,10 @@ def layer_prices(setting: Setting) -> dict[str, Duration]:
     model, device = setting.model, setting.cluster.device
     shape = setting.batches.tokens.shape[:2]
     tokens = np.full(shape, setting.workload.tokens_per_device)
-    norm = norm_s(tokens, model.hidden_size, device)
+    norm = norm_s(tokens, model.hidden_size, model.activation_dtype, device)
     prices: dict[str, Duration] = {
         "attention": _attention(setting, None),
-        "gate": norm + gate_s(tokens, model.hidden_size, model.n_experts, model.top_k, device),
+        "gate": norm + gate_s(tokens, model.hidden_size, model.n_experts, model.top_k, model.router_dtype, device),
         "head": norm + _head(setting, tokens),
     }
     if isinstance(model.attention, GroupedQueryAttention) and model.attention.window_tokens is not None:
@@ -123,7 +123,7 @@ def _attention(setting: Setting, window_tokens: int | None) -> Seconds:
     if isinstance(attention, GroupedQueryAttention):
         attention = attention.model_copy(update={"window_tokens": window_tokens})
     return (
-        norm_s(tokens, model.hidden_size, device)
+        norm_s(tokens, model.hidden_size, model.activation_dtype, device)
         + attention_projections_s(tokens, attention, model.hidden_size, tp, model.weight_dtype, device)
         + law(tokens, attended, attention, tp, model.kv_dtype, device)
     )

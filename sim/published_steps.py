@@ -81,7 +81,7 @@ def trained_attention_s() -> float:
     model, device = find_model(MODEL, Path()), _h800("h200-trtllm")
     hidden, dtype = model.hidden_size, model.weight_dtype
     projected_s = attention_projections_s(TRAINED_TOKENS, model.attention, hidden, 1, dtype, device)
-    alone_s = norm_s(TRAINED_TOKENS, hidden, device) + projected_s + core_attention_s()
+    alone_s = norm_s(TRAINED_TOKENS, hidden, "bf16", device) + projected_s + core_attention_s()
     return float(alone_s * compute_slowdown(DEFAULT_SMS, device.n_sms))
 
 

@@ -216,6 +216,8 @@ def half_speed_law(law: Fitted) -> Fitted:
     slow: dict[str, Any] = {}
     for name in type(law).model_fields:
         value = getattr(law, name)
+        if value is None:
+            continue
         if name.endswith("_per_s"):
             slow[name] = value / 2
         elif name == "latencies_s":

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import numpy as np
 
+from hwmodels.calibration import cores
 from hwmodels.calibration.attention_rows import AttentionRows, attention_rows
+from hwmodels.calibration.cores import has_cores
 from hwmodels.calibration.fit import Parameter, Rows, Times
 from hwmodels.calibration.problem import Problem
 from hwmodels.calibration.rows import DTYPES, Reasons, leave_unknown_dtypes
 from hwmodels.constants import DecodeConstants, MlaDecodeConstants, MlaPrefillConstants, PrefillConstants
+from hwmodels.core_constants import CoreDecodeConstants, CorePrefillConstants
 from hwmodels.devices import Device
 from hwmodels.fitted import Fitted
 from hwmodels.validation.timings import Timings
@@ -73,6 +76,13 @@ BLOCKS: dict[str, tuple[type[Fitted], tuple[Parameter, ...]]] = {
 }
 
 
+CORE_BLOCKS: dict[str, tuple[type[Fitted], tuple[Parameter, ...]]] = {
+    "decode": (CoreDecodeConstants, cores.DECODE),
+    "prefill": (CorePrefillConstants, cores.PREFILL),
+}
+"""Of GQA on a CPU; nobody has measured MLA there."""
+
+
 def attention_problems(timings: Timings, device: Device, reasons: Reasons) -> list[Problem]:
     """A problem for each phase, kernel source, and data type of cache and queries; writes into `reasons`.
 
@@ -96,13 +106,14 @@ def _problem(timings: Timings, rows: AttentionRows, places: Rows, device: Device
     source = str(timings.source[places[0]])
     name = ("mla_" if rows.latent else "") + ("decode" if rows.decode[places[0]] else "prefill")
     dtype = DTYPES[str(timings.texts("kv_cache_dtype")[places[0]])]
-    block, parameters = BLOCKS[name]
+    on_cores = has_cores(device) and name in CORE_BLOCKS
+    block, parameters = (CORE_BLOCKS if on_cores else BLOCKS)[name]
     if source in PADS:
         parameters = (*parameters, PAD)
     if source in CASTS and name == "mla_decode" and dtype != "bf16":
         parameters = (*parameters, CAST)
     windowed = np.isfinite(rows.window[places])
-    options = {"law": LAWS[name]} | OPTIONS.get((source, name), {})
+    options = {"law": "cores" if on_cores else LAWS[name]} | OPTIONS.get((source, name), {})
     if not windowed.any():
         parameters = tuple(parameter for parameter in parameters if parameter.name != "mask_s")
         options |= {"mask_s": 0.0} if "mask_s" in block.model_fields else {}

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hwmodels.calibration.attention import attention_problems
-from hwmodels.calibration.fit import Constants, Rows, Times, cross_fit, fit, residuals_of
+from hwmodels.calibration.fit import FOLDS, Constants, Rows, Times, cross_fit, fit, residuals_of
 from hwmodels.calibration.gemm import gemm_problems
 from hwmodels.calibration.moe import moe_problems
 from hwmodels.calibration.problem import Problem
@@ -63,14 +63,16 @@ def main_kernels(problems: Sequence[Problem], timings: Timings, reasons: Reasons
     return [problem for problem in problems if main[problem.block, problem.dtype] is problem]
 
 
-def solve(problem: Problem, source: str, table: str) -> Solved:
+def solve(problem: Problem, source: str, table: str, folds: int = FOLDS) -> Solved:
     """Constants of a problem with their held-out residuals.
 
-    Of several options (rules of tiles) the one is taken that fits best; a choice made on all shapes.
+    Of several options (rules of tiles) the one is taken that fits best; a choice made on all shapes. Held-out residuals
+    come of `folds` folds of shapes.
     Raises CalibrationError where rows or shapes are too few.
     """
     options = problem.options[0] if len(problem.options) == 1 else _best_options(problem)
-    found = cross_fit(_law(problem, options), problem.measured_s, problem.parameters, problem.shapes, problem.fitting)
+    law = _law(problem, options)
+    found = cross_fit(law, problem.measured_s, problem.parameters, problem.shapes, problem.fitting, folds)
     pooled = np.isin(problem.kinds, ONE_RANK)
     residuals = residuals_of(found.held_out_s[pooled], problem.measured_s[pooled], found.fold[pooled])
     numbers = {name: v for name, v in {**options, **found.constants}.items() if isinstance(v, float)}

@@ -82,12 +82,12 @@ def card_yaml(card: KernelCard) -> str:
         entry["base"] = card.base
     for block in BLOCKS:
         if constants := getattr(card, block):
-            entry[block] = {dtype: _as_written(fitted) for dtype, fitted in constants.items()}
+            entry[block] = {dtype: block_as_written(fitted) for dtype, fitted in constants.items()}
     text = yaml.safe_dump({"kernels": [entry]}, sort_keys=False, width=120, default_flow_style=None)
     return f"# Written by `moesim calibrate`; residuals are of model shapes that were left out.\n{text}"
 
 
-def _as_written(fitted: Fitted) -> dict[str, object]:
+def block_as_written(fitted: Fitted) -> dict[str, object]:
     """Fields as the loader reads them: times with units, nothing that is a default."""
     values = fitted.model_dump(mode="json", exclude_defaults=True)
     return {name: f"{v * 1e6:.4g} us" if name.endswith("_s") else v for name, v in values.items()}

@@ -73,15 +73,17 @@ def cross_fit(
     parameters: Sequence[Parameter],
     shapes: NDArray[np.int64],
     fitting: NDArray[np.bool_] | None = None,
+    folds: int = FOLDS,
 ) -> CrossFit:
     """Constants of all fitting rows, and predictions of every fold of shapes by constants of the others.
 
     shapes   int64[row]: number of the shape of each row; rows of one shape share a fold.
     fitting  bool[row]: rows that constants may be fitted on, all where None; the others only are predicted.
+    folds    into which shapes are dealt: 2 predicts either half by the other.
     """
     usable = np.full(len(measured_s), True) if fitting is None else fitting
     constants, _ = fit(law, measured_s, parameters, np.flatnonzero(usable))
-    fold, predicted_s = fold_of_shapes(shapes), np.empty(len(measured_s))
+    fold, predicted_s = fold_of_shapes(shapes, folds), np.empty(len(measured_s))
     for number in np.unique(fold):
         inside = np.flatnonzero(fold == number)
         others, _ = fit(law, measured_s, parameters, np.flatnonzero(usable & (fold != number)))

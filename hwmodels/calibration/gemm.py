@@ -5,10 +5,20 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
+from hwmodels.calibration import cores
+from hwmodels.calibration.cores import has_cores
 from hwmodels.calibration.fit import Parameter, Rows, Times
 from hwmodels.calibration.problem import Problem
-from hwmodels.calibration.rows import DTYPES, Reasons, leave_unknown_dtypes, number_shapes
+from hwmodels.calibration.rows import (
+    DTYPES,
+    Reasons,
+    leave_repeated,
+    leave_unknown_dtypes,
+    number_shapes,
+    rotates,
+)
 from hwmodels.constants import GemmConstants
+from hwmodels.core_constants import CoreGemmConstants
 from hwmodels.devices import Device
 from hwmodels.fitted import Fitted
 from hwmodels.gemm import product_s
@@ -33,6 +43,7 @@ def gemm_problems(timings: Timings, device: Device, reasons: Reasons) -> list[Pr
     """A problem for each data type of a table of dense GEMM; writes into `reasons` why rows are left out."""
     names, problems = timings.texts("gemm_dtype"), []
     reasons[_cached(timings, names, device)] = "weights fit into the L2 cache, repeated launches read them from there"
+    leave_repeated(timings, reasons)
     leave_unknown_dtypes(names, device, reasons)
     for name in np.unique(names[reasons == ""]).tolist():
         rows = np.flatnonzero((names == name) & (reasons == ""))
@@ -49,7 +60,7 @@ def _cached(timings: Timings, names: NDArray[np.str_], device: Device) -> NDArra
     l2_bytes = device.card.l2_bytes.value if device.card.l2_bytes is not None else 0.0
     weights = timings.ints("n") * timings.ints("k")
     width = np.array([BYTES_PER_VALUE.get(DTYPES.get(name, ""), 2.0) for name in names.tolist()])
-    resident: NDArray[np.bool_] = (weights * width <= l2_bytes) & (l2_bytes >= LARGE_CACHE_BYTES)
+    resident: NDArray[np.bool_] = (weights * width <= l2_bytes) & (l2_bytes >= LARGE_CACHE_BYTES) & ~rotates(timings)
     return resident
 
 
@@ -59,6 +70,8 @@ def _problem(timings: Timings, rows: Rows, dtype: str, device: Device) -> Proble
     def seconds(constants: Fitted, places: Rows) -> Times:
         return product_s(m[places], n[places], k[places], dtype, device, constants)  # type: ignore[arg-type]
 
+    on_cores = has_cores(device)
+    tiled = PARAMETERS + ((QUANTISE,) if dtype != "bf16" else ())
     return Problem(
         block="gemm",
         dtype=dtype,
@@ -68,7 +81,7 @@ def _problem(timings: Timings, rows: Rows, dtype: str, device: Device) -> Proble
         kinds=np.full(len(rows), "", dtype="U1"),
         fitting=np.ones(len(rows), dtype=bool),
         law=seconds,
-        parameters=PARAMETERS + ((QUANTISE,) if dtype != "bf16" else ()),
-        constants=GemmConstants,
-        options=({"law": "tiles"},),
+        parameters=cores.GEMM if on_cores else tiled,
+        constants=CoreGemmConstants if on_cores else GemmConstants,
+        options=cores.VECTOR_ROWS if on_cores else ({"law": "tiles"},),
     )

@@ -7,11 +7,14 @@ from collections.abc import Callable
 import numpy as np
 from numpy.typing import NDArray
 
+from hwmodels.calibration import cores
+from hwmodels.calibration.cores import has_cores
 from hwmodels.calibration.fit import Parameter, Rows, Times
-from hwmodels.calibration.moe_rows import SHAPE, Counts, exceeds_cache, kept, leave_out, rebuild, shape_of
+from hwmodels.calibration.moe_rows import GIVEN_COUNTS, SHAPE, Counts, exceeds_cache, kept, leave_out, rebuild, shape_of
 from hwmodels.calibration.problem import Problem
-from hwmodels.calibration.rows import DTYPES, Reasons, number_shapes
+from hwmodels.calibration.rows import DTYPES, Reasons, number_shapes, rotates
 from hwmodels.constants import MoeConstants
+from hwmodels.core_constants import CoreMoeConstants
 from hwmodels.devices import Device
 from hwmodels.fitted import Fitted
 from hwmodels.moe import ExpertShape, ExpertWork, moe_s
@@ -43,7 +46,8 @@ RULES = {
 def moe_problems(timings: Timings, device: Device, reasons: Reasons) -> list[Problem]:
     """A problem for each kernel source and data type of a MoE table; writes into `reasons` why rows are left out.
 
-    Constants are fitted on balanced rows of one rank; skewed rows and those of expert parallelism only judge.
+    Constants are fitted on balanced rows of one rank, and on skewed ones where the table states the tokens of every
+    expert; other skewed rows and those of expert parallelism only judge.
     """
     leave_out(timings, device, reasons)
     names, problems = timings.texts("moe_dtype"), []
@@ -54,7 +58,7 @@ def moe_problems(timings: Timings, device: Device, reasons: Reasons) -> list[Pro
             reasons[rows] = "kernel that no row of one rank was measured with"
             continue
         counts = rebuild(timings.rows(rows))
-        streams = exceeds_cache(timings.rows(rows), counts, DTYPES[name], device)
+        streams = exceeds_cache(timings.rows(rows), counts, DTYPES[name], device) | rotates(timings.rows(rows))
         reasons[rows[~streams]] = "active weights fit into the L2 cache, repeated launches read them from there"
         if streams.any():
             chosen = kept(counts, streams)
@@ -71,6 +75,9 @@ def _problem(timings: Timings, rows: Rows, counts: Counts, dtype: str, device: D
     kinds[ranks > 1] = np.where(balanced, "EP 2-32 balanced", "EP 2-32 skewed")[ranks > 1]
     kinds[ranks > 32] = "EP above 32"
     small = (SMALL_TILE,) if "sglang-bf16" in rules else ()
+    on_cores = has_cores(device)
+    tiled = PARAMETERS + ((RAGGED,) if triton else ()) + small
+    given = GIVEN_COUNTS in timings.columns
     return Problem(
         block="moe",
         dtype=dtype,
@@ -78,11 +85,11 @@ def _problem(timings: Timings, rows: Rows, counts: Counts, dtype: str, device: D
         measured_s=timings.measured_s,
         shapes=_shapes(timings),
         kinds=kinds,
-        fitting=(ranks == 1) & (balanced if balanced.any() else True),
+        fitting=(ranks == 1) & (balanced if balanced.any() and not given else True),
         law=_law(timings, counts, shape_of(timings, dtype), device),
-        parameters=PARAMETERS + ((RAGGED,) if triton else ()) + small,
-        constants=MoeConstants,
-        options=tuple({"law": "tiles", "tiles": rule} for rule in rules),
+        parameters=cores.MOE if on_cores else tiled,
+        constants=CoreMoeConstants if on_cores else MoeConstants,
+        options=cores.VECTOR_ROWS if on_cores else tuple({"law": "tiles", "tiles": rule} for rule in rules),
     )
 
 
@@ -99,6 +106,7 @@ def _law(timings: Timings, counts: Counts, shape: ExpertShape, device: Device) -
 
     def seconds(constants: Fitted, places: Rows) -> Times:
         draws = slice(0, 1 if balanced[places].all() else DRAWS)
+        few_tokens = constants.vector_rows if isinstance(constants, CoreMoeConstants) else 0
         work = ExpertWork(
             routed=counts.routed[places, draws],
             active=counts.active[places, draws],
@@ -107,6 +115,8 @@ def _law(timings: Timings, counts: Counts, shape: ExpertShape, device: Device) -
             own_tokens=tokens[places],
             call_tokens=tokens[places],
             touched=counts.touched[places, None],
+            few=counts.few[few_tokens][places, draws],
+            few_routed=counts.few_routed[few_tokens][places, draws],
         )
         own = ExpertShape(
             hidden_size=np.asarray(shape.hidden_size)[places],

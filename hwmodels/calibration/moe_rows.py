@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
-from hwmodels.calibration.rows import Reasons, leave_unknown_dtypes
+from hwmodels.calibration.rows import Reasons, leave_repeated, leave_unknown_dtypes
 from hwmodels.devices import Device
 from hwmodels.moe import ExpertShape
 from hwmodels.validation.counts import DRAWS, expert_counts, is_known
 from hwmodels.validation.timings import NOT_STATED, Timings
+from scenarios.errors import HardwareError
 from scenarios.models import BYTES_PER_VALUE
 
+GIVEN_COUNTS = "expert_tokens"  # column of tables that state the tokens of every expert
+FEW_TOKENS = (0, 1, 2, 3, 4)  # up to which experts may be told apart as having few
 SHAPE = ("hidden_size", "inter_size", "topk", "num_experts")
 TILE_ROWS = (16, 32, 64, 128)
 MISTUNED = 1.5  # times that a share of a layer takes longer than a whole that holds it
@@ -29,12 +33,17 @@ UNTUNED = (("vllm_modeloptfp8moe_flashinfer", "fp8"), ("vllm_fp8moe_flashinfer",
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Counts:
-    """Rebuilt tokens: int64[row, draw] each; a balanced row has the same in every draw. touched: float64[row]."""
+    """Tokens, rebuilt or given: int64[row, draw] each, a balanced row the same in every draw; touched: float64[row].
+
+    few, few_routed  by number of tokens that still are few: experts with 1 to so many tokens, and their tokens.
+    """
 
     routed: NDArray[np.int64]
     active: NDArray[np.int64]
     row_tiles: dict[int, NDArray[np.int64]]
     touched: NDArray[np.float64]
+    few: dict[int, NDArray[np.int64]]
+    few_routed: dict[int, NDArray[np.int64]]
 
 
 def leave_out(timings: Timings, device: Device, reasons: Reasons) -> None:
@@ -43,6 +52,10 @@ def leave_out(timings: Timings, device: Device, reasons: Reasons) -> None:
     names = timings.texts("moe_dtype")
     ungated = np.array([shape in UNGATED_SHAPES for shape in zip(hidden.tolist(), inter.tolist(), strict=True)], bool)
     reasons[ungated] = "shape whose gate differs between collectors"
+    leave_repeated(timings, reasons)
+    if GIVEN_COUNTS in timings.columns:
+        leave_unknown_dtypes(names, device, reasons)
+        return
     distributions = timings.texts("distribution")
     reasons[~np.array([is_known(name) for name in distributions], bool)] = "distribution that cannot be rebuilt"
     shapes = np.stack([timings.ints(name) for name in SHAPE], axis=1)
@@ -90,25 +103,44 @@ def starts(timings: Timings, text: str) -> NDArray[np.bool_]:
 
 
 def rebuild(timings: Timings) -> Counts:
-    """Tokens of the experts of rank 0 in every row.
+    """Tokens of the experts of rank 0 in every row, as the table states them or as its collector drew them.
 
     Triton's kernels pass by rows of remote experts, but the kernels around the GEMMs move them; those of TensorRT-LLM
     and FlashInfer see local rows only.
     """
-    columns = [timings.ints(name).tolist() for name in ("num_tokens", "topk", "num_experts", "moe_ep_size")]
     shape = (len(timings), DRAWS)
     routed, active = np.zeros(shape, np.int64), np.zeros(shape, np.int64)
     row_tiles = {number: np.zeros(shape, np.int64) for number in TILE_ROWS}
-    distributions = timings.texts("distribution").tolist()
-    for row, (kind, tokens, top_k, experts, ranks) in enumerate(zip(distributions, *columns, strict=True)):
-        counts = expert_counts(kind, tokens, top_k, experts, ranks)
+    few = {number: np.zeros(shape, np.int64) for number in FEW_TOKENS}
+    few_routed = {number: np.zeros(shape, np.int64) for number in FEW_TOKENS}
+    for row, counts in enumerate(counts_of_rows(timings)):
         routed[row], active[row] = counts.sum(axis=1), (counts > 0).sum(axis=1)
         for number in TILE_ROWS:
             row_tiles[number][row] = (-(-counts // number)).sum(axis=1)
+        for number in FEW_TOKENS:
+            small = counts * (counts <= number)
+            few[number][row], few_routed[number][row] = (small > 0).sum(axis=1), small.sum(axis=1)
     every = timings.ints("num_tokens") * timings.ints("topk")
     triton = starts(timings, "vllm_fused_moe") | (np.char.find(timings.source, "triton") >= 0)
     touched = np.where(triton, every, routed.mean(axis=1))
-    return Counts(routed=routed, active=active, row_tiles=row_tiles, touched=touched)
+    return Counts(routed=routed, active=active, row_tiles=row_tiles, touched=touched, few=few, few_routed=few_routed)
+
+
+def counts_of_rows(timings: Timings) -> Iterator[NDArray[np.int64]]:
+    """Tokens of the experts of every row, int64[draw, expert]. Raises HardwareError where given ones make no sense."""
+    columns = [timings.ints(name).tolist() for name in ("num_tokens", "topk", "num_experts", "moe_ep_size")]
+    if GIVEN_COUNTS not in timings.columns:
+        for kind, *sizes in zip(timings.texts("distribution").tolist(), *columns, strict=True):
+            yield expert_counts(kind, *sizes)
+        return
+    for text, tokens, top_k, experts, ranks in zip(timings.texts(GIVEN_COUNTS).tolist(), *columns, strict=True):
+        words = text.split()
+        if not all(word.isdigit() for word in words) or len(words) != experts // ranks:
+            raise HardwareError(f"{timings.path}: {GIVEN_COUNTS} '{text}' must be {experts // ranks} whole numbers")
+        counts = np.array(words, np.int64)[None, :]
+        if ranks == 1 and int(counts.sum()) != tokens * top_k:
+            raise HardwareError(f"{timings.path}: {GIVEN_COUNTS} sum to {counts.sum()}, not to {tokens} x {top_k}")
+        yield counts
 
 
 def kept(counts: Counts, rows: NDArray[np.bool_]) -> Counts:
@@ -118,6 +150,8 @@ def kept(counts: Counts, rows: NDArray[np.bool_]) -> Counts:
         active=counts.active[rows],
         row_tiles={number: tiles[rows] for number, tiles in counts.row_tiles.items()},
         touched=counts.touched[rows],
+        few={number: few[rows] for number, few in counts.few.items()},
+        few_routed={number: few[rows] for number, few in counts.few_routed.items()},
     )
 
 

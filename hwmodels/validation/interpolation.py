@@ -12,8 +12,8 @@ from hwmodels.calibration.calibrate import main_kernels, problems_of
 from hwmodels.calibration.shipped import SHIPPED
 from hwmodels.devices import Device
 from hwmodels.library import find_device, find_kernels
-from hwmodels.measured import Surface, Times
 from hwmodels.measured_rows import surfaces_of
+from hwmodels.measured_tables import Surface, Times
 from hwmodels.validation.goals import Progress
 from hwmodels.validation.score import Label, Score, score
 from hwmodels.validation.timings import Timings, read_timings

@@ -14,6 +14,7 @@ from hwmodels.validation.goals import Judged, Progress, judged
 from hwmodels.validation.host import host
 from hwmodels.validation.interpolation import score_interpolation
 from hwmodels.validation.links import links
+from hwmodels.validation.measured import measured
 from hwmodels.validation.score import Score, validate_table
 from hwmodels.validation.tables import Table
 from hwmodels.validation.timings import read_timings
@@ -83,6 +84,7 @@ SUITES: dict[str, Callable[[Path, Progress], list[Judged]]] = {
     "interpolation": interpolation,
     "links": links,
     "host": host,
+    "measured": measured,
 }
 
 

@@ -82,9 +82,9 @@ def test_halving_all_speeds_doubles_dense_layers(m, n, k, dtype, gated, fast):
             for time_s in (
                 gemm.gemm_s(m, n, k, dtype, device, batch=3),
                 gemm.mlp_s(m, n, k, gated, dtype, device),
-                gemm.norm_s(m, n, device),
+                gemm.norm_s(m, n, "bf16", device),
                 gemm.head_s(m, n, k, 2, dtype, device),
-                gemm.gate_s(m, n, k, 8, device),
+                gemm.gate_s(m, n, k, 8, "bf16", device),
                 gemm.stream_s(m, device),
             )
         ]
@@ -172,7 +172,7 @@ def test_more_rows_never_make_dense_layers_faster(rows, n, k, dtype, device):
     for times in (
         gemm.gemm_s(ordered, n, k, dtype, device),
         gemm.mlp_s(ordered, n, k, True, dtype, device),
-        gemm.gate_s(ordered, n, k, 8, device),
+        gemm.gate_s(ordered, n, k, 8, "bf16", device),
     ):
         assert (np.diff(times) >= 0).all()
 
@@ -246,7 +246,7 @@ def test_stretched_constants_stretch_every_time(counts, shape, context, spec, tp
         lambda d: moe.grouped_gemm_moe_s(counts, shape, d, context),
         lambda d: attention.attention_decode_s(7, context, spec, tp, dtype, d),
         lambda d: attention.attention_prefill_s(context, context, spec, tp, dtype, d),
-        lambda d: gemm.norm_s(context, 4096, d),
+        lambda d: gemm.norm_s(context, 4096, "bf16", d),
     ):
         assert times(slow) == 2 * times(device)
 

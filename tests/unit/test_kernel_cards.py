@@ -131,7 +131,8 @@ class TestShipped:
         for block in BLOCKS:
             for dtype in ("bf16", "fp8", "fp8_block", "int4", "mxfp4", "nvfp4"):
                 assert kernels.find(block, dtype).source
-        assert kernels.launch().eager_kernel_s >= kernels.launch().kernel_s
+        if card.name != "zen4-core-torch":  # on a CPU the call is part of the kernel's own time
+            assert kernels.launch().eager_kernel_s >= kernels.launch().kernel_s
 
     def test_every_block_says_how_far_it_is_off(self, card: KernelCard) -> None:
         for name, law in blocks_of(card):
@@ -153,7 +154,7 @@ class TestShipped:
 
 def test_calibrated_cards_are_those_that_the_list_of_tables_makes() -> None:
     fitted = {card.name: card for card in CARDS.kernels if any(law.fitted_on for _, law in blocks_of(card))}
-    assert list(fitted) == sorted(shipped.name for shipped in SHIPPED)
+    assert list(fitted) == [*sorted(shipped.name for shipped in SHIPPED), "zen4-core-torch"]
     for shipped in SHIPPED:
         assert fitted[shipped.name].base == shipped.base
         assert {table.system for table in shipped.tables} == {shipped.tables[0].system}

@@ -397,14 +397,14 @@ class TestLayers:
     def test_streaming_kernels(self) -> None:
         # 2 us and the bytes at half of 4 TB/s.
         assert stream_s([0, 4_000_000], GPU) == us([2, 4])
-        assert norm_s(100, 1000, GPU) == us(2.4)
+        assert norm_s(100, 1000, "bf16", GPU) == us(2.4)
 
     def test_head_rounds_the_vocabulary_up(self) -> None:
         assert head_s(1, 1000, 4001, 4, "bf16", ROOF) == us(3.003001)
 
     def test_gate_is_router_gemm_and_top_k(self) -> None:
         # GEMM 1e5 + 2.1e5 bytes; 50 scores of 4 bytes and 4 choices of 8 bytes a token; both at 2 TB/s, two kernels.
-        assert gate_s(100, 1000, 50, 4, ROOF) == us(2 + 0.155 + 2 + 100 * (200 + 32) / 2e6)
+        assert gate_s(100, 1000, 50, 4, "bf16", ROOF) == us(2 + 0.155 + 2 + 100 * (200 + 32) / 2e6)
 
 
 def test_devices_have_round_numbers() -> None:

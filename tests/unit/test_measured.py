@@ -16,7 +16,7 @@ from hwmodels.attention import attention_decode_s, attention_prefill_s, windowed
 from hwmodels.cluster import build_cluster
 from hwmodels.devices import Device
 from hwmodels.gemm import gemm_s
-from hwmodels.measured import NOTHING, Measured, MeasuredBlock, Surface, band_left_out, gemm_shape, surface_of
+from hwmodels.measured_tables import NOTHING, Measured, MeasuredBlock, Surface, band_left_out, gemm_shape, surface_of
 from hwmodels.moe import ExpertShape, grouped_gemm_moe_s
 from hwmodels.validation.interpolation import thinned
 from moesim.cli import main

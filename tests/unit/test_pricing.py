@@ -96,7 +96,7 @@ def test_prefill_attends_to_every_earlier_token() -> None:
     got = seconds(prices_of(setting)[0].of(Work("attention", 0)))
     pairs = setting.batches.contexts.sum(axis=-1)
     model, device = setting.model, setting.cluster.device
-    want = norm_s(8, H, device) + attention_projections_s(8, model.attention, H, 1, "bf16", device)
+    want = norm_s(8, H, "bf16", device) + attention_projections_s(8, model.attention, H, 1, "bf16", device)
     want = want + attention_prefill_s(8, pairs, model.attention, 1, "bf16", device)
     np.testing.assert_array_equal(got, want)
 
@@ -120,7 +120,7 @@ def test_a_group_of_attention_tp_works_on_all_its_tokens(tp: int) -> None:
     prices, _ = prices_of(setting)
     contexts = setting.batches.contexts.sum(axis=-1).reshape(3, -1, tp).sum(axis=-1)
     model, device = setting.model, setting.cluster.device
-    want = norm_s(4 * tp, H, device) + attention_projections_s(4 * tp, model.attention, H, tp, "bf16", device)
+    want = norm_s(4 * tp, H, "bf16", device) + attention_projections_s(4 * tp, model.attention, H, tp, "bf16", device)
     want = want + attention_decode_s(4 * tp, contexts, model.attention, tp, "bf16", device)
     np.testing.assert_array_equal(seconds(prices.of(Work("attention", 0))), np.repeat(want, tp, axis=-1))
     # ring steps of 4 tokens of 128 bytes each
@@ -159,7 +159,7 @@ def test_dense_and_shared_layers_are_whole_on_every_device() -> None:
     prices, _ = prices_of(setting)
     device = setting.cluster.device
     shared_s = mlp_s(4, H, 40, True, "bf16", device)
-    dense_s = norm_s(4, H, device) + mlp_s(4, H, 48, False, "bf16", device)
+    dense_s = norm_s(4, H, "bf16", device) + mlp_s(4, H, 48, False, "bf16", device)
     np.testing.assert_array_equal(seconds(prices.of(Work("shared", 1))), np.full((3, 4), shared_s))
     np.testing.assert_array_equal(seconds(prices.of(Work("mlp", 0))), np.full((3, 4), dense_s))
     assert prices.moe_row == {1: 0, 2: 1}

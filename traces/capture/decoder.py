@@ -91,10 +91,15 @@ class Attention(nn.Module):
 
     def forward(self, x: Tensor, turns: Tensor, cached: tuple[Tensor, Tensor] | None, span: Span | None) -> Tensor:
         """x [request, token, hidden]; `turns` [request or 1, 1, token, 2, head_dim / 2]: cosines and sines."""
-        n_requests, n_tokens, _ = x.shape
+        result: Tensor = self.out(self.mix(self.qkv(x), turns, cached, span))
+        return result
+
+    def mix(self, projected: Tensor, turns: Tensor, cached: tuple[Tensor, Tensor] | None, span: Span | None) -> Tensor:
+        """What lies between the projections: [request, token, heads x head_dim] of projected queries, keys, values."""
+        n_requests, n_tokens, _ = projected.shape
         config = self.config
         split = [config.n_heads, config.n_kv_heads, config.n_kv_heads]
-        heads = self.qkv(x).view(n_requests, n_tokens, sum(split), config.head_dim).transpose(1, 2)
+        heads = projected.view(n_requests, n_tokens, sum(split), config.head_dim).transpose(1, 2)
         query, key, value = heads.split(split, dim=1)
         query, key = rotate(query, turns), rotate(key, turns)
         mask = None
@@ -104,8 +109,7 @@ class Attention(nn.Module):
         mixed = functional.scaled_dot_product_attention(
             query, key, value, attn_mask=mask, is_causal=causal and n_tokens > 1, enable_gqa=True
         )
-        result: Tensor = self.out(mixed.transpose(1, 2).reshape(n_requests, n_tokens, -1))
-        return result
+        return mixed.transpose(1, 2).reshape(n_requests, n_tokens, -1)
 
 
 class Router(nn.Module):

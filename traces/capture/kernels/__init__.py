@@ -1,0 +1,1 @@
+"""Kernels of a device, timed one by one: what a card of it is fitted on."""
