@@ -54,6 +54,10 @@ class PartTimes:
         """Time of a part that has no size [s]."""
         return self._find(self.fixed, part)
 
+    def host_expert_s(self, tokens: int) -> float:
+        """Time of one expert on the host [s], which is a core like the device."""
+        return self.line_s("expert", tokens)
+
     def slowdown(self, part: str, neighbour: str) -> float:
         """Factor of a part's time beside a neighbour; 1 where none was found."""
         return max(self.slowdowns.get((part, neighbour), 1.0), 1.0)

@@ -12,6 +12,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from scenarios.errors import ScenarioError, TraceError
+from scenarios.models import DType, ModelCard
+from traces.capture.cards import model_card
+from traces.capture.config import MoeConfig
 
 KINDS = ("steps", "offload", "hybrid", "overlap", "serving")
 Arrays = Mapping[str, NDArray[Any]]
@@ -19,12 +22,12 @@ Arrays = Mapping[str, NDArray[Any]]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Shape:
-    """Sizes of the decoder of a run that predictions need."""
+    """Sizes of the decoder of a run that decisions need, and its card for prices."""
 
     n_layers: int
     n_experts: int
-    top_k: int
     shared: bool
+    card: ModelCard
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -71,9 +74,11 @@ def read_kind(folder: Path, kind: str) -> RecordedKind:
         text = json.loads(path.read_text(encoding="utf-8"))
         with np.load(path.with_suffix(".npz"), allow_pickle=False) as file:
             arrays = {name: file[name] for name in file.files}
-        shapes = {name: _shape(entry) for name, entry in text["models"].items()}
+        shapes = {
+            name: _shape(name, entry, text["dtype"], text["command"]) for name, entry in text["models"].items()
+        }
         runs = tuple(_run(kind, entry, shapes, arrays) for entry in text["cases"])
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, TypeError) as error:
         raise TraceError(f"{path}: not a record of runs ({error}); write it with `moesim capture runs`") from None
     return RecordedKind(kind=kind, device=text["device"], one_side=text["dtype"] == "fp32", runs=runs)
 
@@ -93,12 +98,12 @@ def tokens_of_experts(ids: NDArray[Any], offsets: NDArray[Any], n_experts: int) 
     return counts
 
 
-def _shape(entry: Mapping[str, Any]) -> Shape:
+def _shape(name: str, entry: Mapping[str, Any], dtype: DType, source: str) -> Shape:
     return Shape(
         n_layers=entry["n_layers"],
         n_experts=entry["n_experts"],
-        top_k=entry["top_k"],
         shared=entry["shared_intermediate_size"] > 0,
+        card=model_card(MoeConfig(**entry), name, dtype, source),
     )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,7 +13,6 @@ from scenarios.errors import ScenarioError
 from sim.decode_loop import Served, serve
 from sim.expert_cache import LayerUse, all_resident, offloaded
 from sim.fluid import execute_fluid
-from sim.part_times import PartTimes
 from sim.policies.offload import Sides, microbatches, offload, streamed
 from sim.program import Program, Work, compile_ops
 from sim.recorded_runs import Seen, predicted_experts, tokens_of_experts
@@ -20,6 +20,25 @@ from sim.recorded_runs import Seen, predicted_experts, tokens_of_experts
 Counts = NDArray[np.int64]
 SIDE_KINDS = {"copy": "copy", "layer copy": "copy", "host expert": "expert"}
 """Works of the side streams -> what their neighbours know them as; works of passes are "pass"."""
+
+
+class PassTimes(Protocol):
+    """Times of the parts of a pass on a device."""
+
+    def line_s(self, part: str, size: float) -> float:
+        """Time of a part for so many tokens of the pass (of the expert; of the head: requests) [s]."""
+
+    def attention_s(self, variant: str, requests: int, longest: int) -> float:
+        """Time of a layer's attention [s]; see `traces.capture.runs.parts.Attended` for the variants."""
+
+    def fixed_s(self, part: str) -> float:
+        """Time of "side copy", one expert to the device, or of the "hand-over" to a side stream [s]."""
+
+    def host_expert_s(self, tokens: int) -> float:
+        """Time of one expert on the host [s]."""
+
+    def slowdown(self, part: str, neighbour: str) -> float:
+        """Factor of the time of a part beside a "copy", an "expert" or a "pass"."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,7 +55,7 @@ class Batch:
         return len(self.contexts) * self.n_tokens
 
 
-def attention_s(batch: Batch, parts: PartTimes) -> float:
+def attention_s(batch: Batch, parts: PassTimes) -> float:
     """Time of a layer's attention [s]; the longest context pads all."""
     longest = int(batch.contexts.max()) + batch.n_tokens
     if batch.n_tokens > 1:
@@ -52,7 +71,7 @@ def attention_s(batch: Batch, parts: PartTimes) -> float:
 class RunPrices:
     """Durations of the works of a run of passes; tokens of experts int64 [pass, layer, expert]."""
 
-    parts: PartTimes
+    parts: PassTimes
     batches: Sequence[Batch]
     counts: Counts
 
@@ -62,7 +81,8 @@ class RunPrices:
         if work.kind == "attention":
             return attention_s(batch, parts)
         if work.kind in ("expert", "host expert"):
-            return parts.line_s("expert", int(self.counts[work.step, work.layer, work.chunk]))
+            tokens = int(self.counts[work.step, work.layer, work.chunk])
+            return parts.line_s("expert", tokens) if work.kind == "expert" else parts.host_expert_s(tokens)
         if work.kind == "head":
             return parts.line_s("head", len(batch.contexts))
         if work.kind in ("copy", "hand-over"):
@@ -113,7 +133,7 @@ def uses_of(seen: Seen) -> list[list[LayerUse]]:
     return offloaded(seen.counts, predicted_experts(seen), settings["n_slots"], settings["copy_from_tokens"])
 
 
-def predicted_run_s(seen: Seen, parts: PartTimes, *, one_side: bool) -> float:
+def predicted_run_s(seen: Seen, parts: PassTimes, *, one_side: bool) -> float:
     """Time of a run of passes [s]; `one_side`: copies and the host share a lane."""
     uses, shared = uses_of(seen), seen.shape.shared
     sides = Sides("host", "host") if one_side else Sides()
@@ -136,7 +156,7 @@ class RequestPrices:
     """Times of the passes of a server; `rows` int64 [request][layer, k, token] are the experts of each request."""
 
     seen: Seen
-    parts: PartTimes
+    parts: PassTimes
 
     def prefill_s(self, request: int) -> float:
         """The prompt by itself [s]."""
@@ -167,7 +187,7 @@ class RequestPrices:
         return sum(prices.of(op.work) for op in program.ops)  # one lane: nothing overlaps
 
 
-def predicted_service(seen: Seen, parts: PartTimes) -> Served:
+def predicted_service(seen: Seen, parts: PassTimes) -> Served:
     """A served load, by its arrivals, lengths and routing."""
     arrays = seen.arrays
     prices = RequestPrices(seen=seen, parts=parts)
