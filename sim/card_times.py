@@ -8,14 +8,16 @@ from __future__ import annotations
 
 import csv
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Literal
 
 from hwmodels.attention import attention_decode_s, attention_prefill_s, attention_projections_s
 from hwmodels.copies import CopyLaw, find_copy_law, host_copy_s
 from hwmodels.devices import Device
 from hwmodels.gemm import gate_s, head_s, mlp_s, norm_s, stream_s
 from hwmodels.host import Host, expert_s, find_cpu
+from hwmodels.kernels import BLOCKS, stretched_to
 from hwmodels.library import find_copies, find_device, find_kernels, find_link, find_node
 from hwmodels.moe import ExpertShape, expert_shape, grouped_gemm_moe_s
 from scenarios.errors import CalibrationError
@@ -26,7 +28,9 @@ CALLS = {"embed": 12, "head": 5, "gate": 2, "add": 2}
 WORKS = {"copy": "copy", "expert": "expert", "pass": "experts"}
 """Neighbours of a run -> works of the table of sharing; the experts of a pass are what it mostly does."""
 SHARERS = {
-    **dict.fromkeys(("equal", "ragged", "gathered", "prompt", "prompt gathered", "gate", "sort", "combine"), "attention"),
+    **dict.fromkeys(
+        ("equal", "ragged", "gathered", "prompt", "prompt gathered", "gate", "sort", "combine"), "attention"
+    ),
     **dict.fromkeys(("expert", "head", "shared"), "experts"),
     "side copy": "copy",
     "side expert": "expert",
@@ -146,6 +150,12 @@ def card_times(node: str, model: ModelCard, sharing: Path, hand_over_s: float) -
         sharing=read_sharing(sharing),
         hand_over_s=hand_over_s,
     )
+
+
+def stretched_times(times: CardTimes, end: Literal["low", "high"]) -> CardTimes:
+    """The times with every kernel law at one end of its own 80 % band; copies and sharing stay."""
+    kernels = stretched_to(times.device.kernels, (*BLOCKS, "launch"), end)
+    return replace(times, device=replace(times.device, kernels=kernels))
 
 
 def read_sharing(path: Path) -> dict[tuple[str, str], float]:

@@ -70,7 +70,11 @@ class _Device:
     def begin_what_can(self) -> None:
         """Start the first operation of every lane whose predecessors have ended."""
         for lane in self.lanes.values():
-            if lane and lane[0] not in self.left_s and not np.isnan(self.end_s[list(self.op_list.ops[lane[0]].after)]).any():
+            if (
+                lane
+                and lane[0] not in self.left_s
+                and not np.isnan(self.end_s[list(self.op_list.ops[lane[0]].after)]).any()
+            ):
                 self.left_s[lane[0]] = self.durations_s[lane[0]]
 
     def advance(self, slowdown: Slowdown) -> None:

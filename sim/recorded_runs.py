@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -59,11 +60,11 @@ class RecordedRun:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RecordedKind:
-    """All cases of a kind on a device; `one_side` where copies and the host share a lane."""
+    """All cases of a kind on a device, by models in `dtype`."""
 
     kind: str
     device: str
-    one_side: bool
+    dtype: str
     runs: tuple[RecordedRun, ...]
 
 
@@ -74,13 +75,26 @@ def read_kind(folder: Path, kind: str) -> RecordedKind:
         text = json.loads(path.read_text(encoding="utf-8"))
         with np.load(path.with_suffix(".npz"), allow_pickle=False) as file:
             arrays = {name: file[name] for name in file.files}
-        shapes = {
-            name: _shape(name, entry, text["dtype"], text["command"]) for name, entry in text["models"].items()
-        }
+        shapes = {name: _shape(name, entry, text["dtype"], text["command"]) for name, entry in text["models"].items()}
         runs = tuple(_run(kind, entry, shapes, arrays) for entry in text["cases"])
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise TraceError(f"{path}: not a record of runs ({error}); write it with `moesim capture runs`") from None
-    return RecordedKind(kind=kind, device=text["device"], one_side=text["dtype"] == "fp32", runs=runs)
+    return RecordedKind(kind=kind, device=text["device"], dtype=text["dtype"], runs=runs)
+
+
+def read_hand_over_s(folder: Path) -> float:
+    """Time from giving an idle side stream work until it is known to be done, beside the work [s]; median of all models.
+
+    Raises TraceError where the folder's table of neighbours lacks it.
+    """
+    path = folder / "runs-neighbours.csv"
+    try:
+        with path.open(newline="", encoding="utf-8") as file:
+            return float(
+                np.median([float(row["median_s"]) for row in csv.DictReader(file) if row["part"] == "hand-over"])
+            )
+    except (OSError, KeyError, ValueError) as error:
+        raise TraceError(f"{path}: holds no hand-over ({error}); write it with `moesim capture runs`") from None
 
 
 def kinds_in(folder: Path) -> list[str]:

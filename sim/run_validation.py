@@ -10,20 +10,20 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from hwmodels.library import list_cards
 from hwmodels.validation.goals import Judged, Progress, judged
 from hwmodels.validation.score import Score, score
 from scenarios.errors import TraceError
-from sim.part_times import PartTimes, read_parts
-from sim.recorded_runs import RecordedKind, RecordedRun, kinds_in, read_kind
+from sim.card_times import CardTimes, card_times, stretched_times
+from sim.recorded_runs import RecordedKind, RecordedRun, kinds_in, read_hand_over_s, read_kind
 from sim.run_prediction import predicted_run_s, predicted_service, uses_of
 
 MEASURED = Path(__file__).resolve().parent.parent / "hwmodels" / "measured"
-QUANTILES = ("median_s", "p10_s", "p90_s")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Predicted:
-    """One quantity of one run: predicted [s], with the band of the parts' own spread, and measured by repeat."""
+    """One quantity of one run: predicted [s], with the 80 % band of all kernel laws together, and measured by repeat."""
 
     run: RecordedRun
     predicted_s: float
@@ -42,7 +42,18 @@ class Predicted:
         return float(np.ptp(self.repeats_s))
 
 
-Tables = tuple[dict[str, PartTimes], dict[str, PartTimes], dict[str, PartTimes]]
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Pricer:
+    """Times by the card of the device on which runs were recorded; copies and the host share a lane on a CPU."""
+
+    node: str
+    folder: Path
+    one_side: bool
+
+    def of(self, run: RecordedRun) -> tuple[CardTimes, CardTimes, CardTimes]:
+        """Times of the run's model, and those at both ends of the bands of all laws."""
+        times = card_times(self.node, run.seen.shape.card, self.folder / "sharing.csv", read_hand_over_s(self.folder))
+        return times, stretched_times(times, "low"), stretched_times(times, "high")
 
 
 def runs(folder: Path, progress: Progress) -> list[Judged]:
@@ -62,32 +73,39 @@ def run_folders(folder: Path) -> list[Path]:
 
 def judge_folder(folder: Path, progress: Progress) -> list[Judged]:
     """All rows of one device. Raises TraceError where simulated hits differ from the recorded ones."""
-    tables = tuple(read_parts(folder, quantile) for quantile in QUANTILES)
     rows: list[Judged] = []
     names = kinds_in(folder)
     for number, name in enumerate(names):
         progress(name, number / len(names))
         kind = read_kind(folder, name)
-        label = ("", folder.name, kind.device, "parts")
-        for quantity, found in predictions(kind, tables).items():  # type: ignore[arg-type]
-            rows.append(judged("runs", _score(quantity, found, label)))
-            if name != "steps":
-                ranked = ranking(found)
-                if ranked is not None:
-                    rows.append(judged("runs", _ranking_score(f"{quantity} ranking", ranked, label)))
+        pricer = Pricer(node=node_of(folder.name), folder=folder, one_side=kind.dtype == "fp32")
+        label = ("", folder.name, folder.name, pricer.node)
+        for quantity, found in predictions(kind, pricer).items():
+            rows.append(judged("runs", _score(f"{quantity} {kind.dtype}", found, label)))
+            ranked = None if name == "steps" else ranking(found)
+            if ranked is not None:
+                rows.append(judged("runs", _ranking_score(f"ranking of {quantity}", ranked, label)))
     return rows
 
 
-def predictions(kind: RecordedKind, tables: Tables) -> dict[str, list[Predicted]]:
+def node_of(device: str) -> str:
+    """Name of the node card with one device of this name. Raises TraceError where there is none."""
+    for node in list_cards().nodes:
+        if node.device == device and node.n_devices.value == 1:
+            return node.name
+    raise TraceError(f"no node card has one {device}; calibrate the kernels of the device that the runs are of")
+
+
+def predictions(kind: RecordedKind, pricer: Pricer) -> dict[str, list[Predicted]]:
     """Predictions by quantity: of a kind its total time; of serving also time per token and latency."""
     found: dict[str, list[Predicted]] = {}
     for run in kind.runs:
         if kind.kind == "serving":
-            for quantity, one in _served(run, tables):
+            for quantity, one in _served(run, pricer):
                 found.setdefault(quantity, []).append(one)
             continue
         check_cache(run)
-        low_high = [predicted_run_s(run.seen, of[run.seen.settings["model"]], one_side=kind.one_side) for of in tables]
+        low_high = [predicted_run_s(run.seen, times, one_side=pricer.one_side) for times in pricer.of(run)]
         quantity = f"{kind.kind} {run.seen.settings['phase']}" if kind.kind == "steps" else kind.kind
         if run.seen.settings.get("backend") == "grouped":
             quantity += " grouped"
@@ -133,8 +151,8 @@ def _rival(one: Predicted) -> tuple[object, ...]:
     return settings, seen.arrays["token_offsets"].tobytes()
 
 
-def _served(run: RecordedRun, tables: Tables) -> Iterator[tuple[str, Predicted]]:
-    served = [predicted_service(run.seen, of[run.seen.settings["model"]]) for of in tables]
+def _served(run: RecordedRun, pricer: Pricer) -> Iterator[tuple[str, Predicted]]:
+    served = [predicted_service(run.seen, times) for times in pricer.of(run)]
     arrival_s, answers = run.seen.arrays["arrival_s"], run.seen.arrays["answer_tokens"]
     done_s, first_s = run.measured["done_s"], run.measured["first_token_s"]
     tpot_s = (done_s - first_s) / np.maximum(answers - 1, 1)
@@ -160,3 +178,15 @@ def _ranking_score(name: str, ranked: tuple[int, int], label: tuple[str, str, st
     right, pairs = ranked
     wrong = np.r_[np.ones(right), np.full(pairs - right, 2.0)]
     return score(name, "card", label, wrong, np.ones(pairs))
+
+
+def run_points() -> Iterator[tuple[str, NDArray[np.str_], NDArray[np.float64], NDArray[np.float64]]]:
+    """(title, model of each run, measured [s], predicted [s]) of every quantity of the shipped runs, for plots."""
+    for folder in run_folders(Path()):
+        for name in kinds_in(folder):
+            kind = read_kind(folder, name)
+            pricer = Pricer(node=node_of(folder.name), folder=folder, one_side=kind.dtype == "fp32")
+            for quantity, found in predictions(kind, pricer).items():
+                measured_s, predicted_s = np.array([(one.measured_s, one.predicted_s) for one in found]).T
+                models = np.array([str(one.run.seen.settings["model"]) for one in found])
+                yield f"runs: {quantity} ({folder.name})", models, measured_s, predicted_s

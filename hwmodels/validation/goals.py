@@ -74,6 +74,11 @@ GOALS = (
     Goal(suite="layers", name=".*", limits=Limits(median_ape=0.15)),
     Goal(suite="steps", name="tpot", limits=Limits(mean_ape=0.30, median_ape=0.20)),
     Goal(suite="measured", name=".*", limits=Limits(mean_ape=0.10)),
+    Goal(suite="runs", name="steps .* fp32", limits=Limits(mean_ape=0.10)),
+    Goal(suite="runs", name="steps .* bf16", limits=Limits(mean_ape=0.05)),
+    Goal(suite="runs", name=".* fp32", limits=Limits(mean_ape=0.15)),
+    Goal(suite="runs", name=".* bf16", limits=Limits(mean_ape=0.10)),
+    Goal(suite="runs", name="ranking of .*", limits=Limits(mean_ape=0.0)),
     Goal(suite="published", name=".*", limits=Limits(median_ape=0.30)),
 )
 SGLANG_BF16 = Limits(mean_ape=0.09, median_ape=0.04)

@@ -44,8 +44,13 @@ USES = {
 POLICIES = {
     **{f"offload {name}": (offload, make) for name, make in USES.items()},
     **{
-        f"{name} {'overlapped' if overlapped else 'sequential'}": (partial(policy, overlapped=overlapped), USES["resident"])
-        for (name, policy), overlapped in product((("streamed", streamed), ("microbatches", microbatches)), (False, True))
+        f"{name} {'overlapped' if overlapped else 'sequential'}": (
+            partial(policy, overlapped=overlapped),
+            USES["resident"],
+        )
+        for (name, policy), overlapped in product(
+            (("streamed", streamed), ("microbatches", microbatches)), (False, True)
+        )
     },
 }
 

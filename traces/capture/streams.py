@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import pairwise
 from queue import SimpleQueue
 from typing import Any, Protocol
 
@@ -130,7 +131,7 @@ class CpuLanes:
 
     def seconds(self, marks: Sequence[float]) -> list[float]:
         """Differences of the marks [s]."""
-        return [later - earlier for earlier, later in zip(marks, marks[1:], strict=False)]
+        return [later - earlier for earlier, later in pairwise(marks)]
 
     def close(self) -> None:
         """End the side thread."""
@@ -208,7 +209,7 @@ class CudaLanes:
 
     def seconds(self, marks: Sequence[Any]) -> list[float]:
         """Times between the events [s]."""
-        return [earlier.elapsed_time(later) / 1e3 for earlier, later in zip(marks, marks[1:], strict=False)]
+        return [earlier.elapsed_time(later) / 1e3 for earlier, later in pairwise(marks)]
 
     def close(self) -> None:
         """End the host's thread."""

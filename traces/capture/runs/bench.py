@@ -76,9 +76,7 @@ class Bench:
         recorded, share = quietly(lambda: self._repeated(name, settings, play, reset))
         return replace(recorded, others_frac=round(share, 3))
 
-    def _repeated(
-        self, name: str, settings: Mapping[str, Any], play: Play, reset: Callable[[], None]
-    ) -> Recorded:
+    def _repeated(self, name: str, settings: Mapping[str, Any], play: Play, reset: Callable[[], None]) -> Recorded:
         run_s, step_s, part_s, seen = [], [], [], None
         measured: dict[str, Any] = {}
         for _ in range(self.repeats):

@@ -104,4 +104,3 @@ class _HostExpert:
         if self.result is None:
             raise RuntimeError("the host's work has ended without a result")
         return self.result.to(self.rows.device)
-
