@@ -42,6 +42,7 @@ class CoreDecodeConstants(Fitted):
     fixed_s: Seconds = Field(ge=0, description="rotary embedding, cache write, calls")
     memory_frac: float = Field(gt=0, description="bandwidth reached by reading the cache")
     compute_frac: float = Field(gt=0, description="peak FLOP rate reached")
+    narrow_dim: float = Field(gt=0, description="head_dim up to which a value costs the same; above, in proportion")
     start_s: Seconds = Field(gt=0, description="what a head's slow start costs in the end")
     start_gain: float = Field(ge=0, description="how many times longer the first cached tokens take, less one")
 

@@ -119,13 +119,14 @@ def decode_s(
     """Time of decode attention with the cache in memory: float64[...] [s]; context_tokens: summed over the requests.
 
     T = fixed_s + requests heads slow_start_s(w, start_s, start_gain), of one head of one request
-    w = context dim (2 bytes kv heads / heads / (memory_frac BW) + 4 / (compute_frac peak))
+    w = context dim max(1, dim / narrow_dim) (2 bytes kv heads / heads / (memory_frac BW) + 4 / (compute_frac peak))
     """
     batch, context = np.asarray(requests, np.float64), np.asarray(context_tokens, np.float64)
     read = 2 * BYTES_PER_VALUE[kv_dtype] * heads.kv_heads / heads.heads
     read_s = read / (constants.memory_frac * device.memory_bytes_per_s)
     value_s = read_s + 4 / (constants.compute_frac * device.peak_flop_per_s(kv_dtype))
-    work_s = context / np.maximum(batch, 1) * heads.head_dim * value_s
+    dim = heads.head_dim * np.maximum(1.0, heads.head_dim / constants.narrow_dim)
+    work_s = context / np.maximum(batch, 1) * dim * value_s
     head_s = slow_start_s(work_s, constants.start_s, constants.start_gain)
     return np.asarray(constants.fixed_s + batch * heads.heads * head_s)
 

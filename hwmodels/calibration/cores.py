@@ -20,6 +20,7 @@ DECODE = (
     FIXED,
     Parameter(name="memory_frac", start=0.5, low=0.01, high=20),
     Parameter(name="compute_frac", start=0.3, low=0.01, high=2),
+    Parameter(name="narrow_dim", start=90, low=16, high=512),
     Parameter(name="start_s", start=1e-6, low=1e-9, high=1e-3),
     Parameter(name="start_gain", start=1.0, low=0.01, high=20),
 )

@@ -55,3 +55,26 @@ def test_wrong_options_exit_with_2(capsys):
         commands.main(["bogus"], "moesim capture")
     assert ended.value.code == 2
     assert "invalid choice: 'bogus'" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_kernels_are_captured_with_torch_and_numpy_alone(tmp_path):
+    pytest.importorskip("torch")
+    code = (
+        "from traces.capture.commands import main\n"
+        "options = ['--device', 'cpu', '--only', 'copies', '--minutes', '0.01']\n"
+        f"main(['kernels', *options, '--out', {str(tmp_path)!r}], 'x')"
+    )
+    done = python(code, *ABSENT, "transformers")
+    assert done.returncode == 0, done.stderr
+    assert "copies.csv" in done.stdout
+    assert (tmp_path / "copies.csv").read_text().startswith("direction,host_memory,bytes,streams,under,latency")
+    assert '"torch"' in (tmp_path / "provenance.json").read_text()
+
+
+def test_a_gpu_that_is_not_there_is_a_clear_error(tmp_path):
+    torch = pytest.importorskip("torch")
+    if torch.cuda.is_available():
+        pytest.skip("there is a GPU")
+    with pytest.raises(MoesimError, match="no CUDA GPU"):
+        commands.main(["kernels", "--device", "cuda", "--out", str(tmp_path)], "capture")

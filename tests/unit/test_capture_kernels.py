@@ -11,8 +11,8 @@ from hwmodels.validation.timings import read_timings  # noqa: E402
 from scenarios.errors import MoesimError  # noqa: E402
 from traces.capture.clock import HostClock, Limits  # noqa: E402
 from traces.capture.devices import chosen_device  # noqa: E402
-from traces.capture.kernels import attention, copies, experts, session  # noqa: E402
-from traces.capture.kernels.bench import Bench  # noqa: E402
+from traces.capture.kernels import attention, copies, experts, session, sharing  # noqa: E402
+from traces.capture.kernels.bench import Bench, Case  # noqa: E402
 from traces.capture.kernels.grid import Grid, calls, heads, layer  # noqa: E402
 from traces.capture.kernels.passes import joined, key_of, n_passes  # noqa: E402
 
@@ -99,6 +99,24 @@ def test_a_second_run_measures_only_what_is_missing(tmp_path):
     done = session.measure_families(BENCH, GRID, ["gemm"], tmp_path, (0.0, 9))
     assert not done[0].complete
     assert done[0].rows == 10
+
+
+def test_a_point_that_fails_is_named_and_the_others_go_on(tmp_path, monkeypatch):
+    def cases(_bench, _grid):
+        yield Case(shape={"m": 1}, measure=lambda: {"latency": "1", "p10": "1", "p90": "1", "repeats": 1})
+        yield Case(shape={"m": 2}, measure=lambda: torch.zeros(2) @ torch.zeros(3))
+        yield Case(shape={"m": 3}, measure=lambda: {"latency": "3", "p10": "3", "p90": "3", "repeats": 1})
+
+    monkeypatch.setitem(session.FAMILIES, "gemm", cases)
+    done = session.measure_families(BENCH, GRID, ["gemm"], tmp_path, (60.0, 1))[0]
+    assert (done.rows, done.complete) == (2, True)
+    assert "{'m': 2}: RuntimeError" in done.failed[0]
+
+
+def test_spinning_kernels_are_beside_only_where_they_can_run(monkeypatch):
+    monkeypatch.setattr(sharing, "has_triton", lambda: True)
+    assert "spin on 16" in sharing.neighbours_of(torch.device("cuda"))
+    assert sharing.neighbours_of(torch.device("cpu")) == list(sharing.WORKS)
 
 
 def test_an_unknown_family_is_refused(tmp_path):

@@ -34,8 +34,8 @@ PRODUCT = ORIGIN | {
 GEMM = CoreGemmConstants.model_validate(PRODUCT | {"activation_frac": 0.5})
 MOE = CoreMoeConstants.model_validate(PRODUCT | {"expert_s": "3 us"})
 DECODE = CoreDecodeConstants.model_validate(
-    ORIGIN | {"law": "cores", "fixed_s": "100 us", "memory_frac": 0.5, "compute_frac": 0.2, "start_s": "2 us",
-              "start_gain": 3}
+    ORIGIN | {"law": "cores", "fixed_s": "100 us", "memory_frac": 0.5, "compute_frac": 0.2, "narrow_dim": 64,
+              "start_s": "2 us", "start_gain": 3}
 )  # fmt: skip
 PREFILL = CorePrefillConstants.model_validate(
     ORIGIN | {"law": "cores", "fixed_s": "100 us", "memory_frac": 0.5, "compute_frac": 0.8, "score_s": "0.001 us"}
@@ -96,6 +96,9 @@ def test_decode_starts_slowly_for_every_head_of_every_request():
     work = 10 * 64 * (4 * 2 * 0.5 / 10e9 + 4 / 20e9)
     head = work + 2 * US * (1 - math.exp(-3 * work / (2 * US)))
     assert attention_decode_s(3, 30, HEADS, 1, "fp32", CORE) == pytest.approx(100 * US + 3 * 8 * head)
+    wide = HEADS.model_copy(update={"head_dim": 96})  # half as much again for each value, and as many of them
+    wide_s = attention_decode_s(1, 10**7, wide, 1, "fp32", CORE)
+    assert wide_s == pytest.approx(100 * US + 8 * (10**7 * 96 * 1.5 * 0.6e-9 + 2 * US))
     long_s = attention_decode_s(1, 10**7, HEADS, 1, "fp32", CORE)
     assert long_s == pytest.approx(100 * US + 8 * (10**7 * 64 * 0.6e-9 + 2 * US))
 

@@ -30,6 +30,7 @@ def capture_kernels(
     found = measure_families(bench, grid_of(device.type), list(only or FAMILIES), folder, limits)
     for one in found:
         tail = "" if one.complete else ", cut off by the time limit"
+        tail += f", {len(one.failed)} failed (see {PROVENANCE})" if one.failed else ""
         print(f"{folder / one.family}.csv: {one.rows} rows, {one.disturbed} disturbed by other programs{tail}")
     facts |= {"clocks_after": clocks(device)}
     earlier = read_provenance(folder / PROVENANCE)

@@ -83,6 +83,7 @@ CPU = Grid(
     heads=(
         heads(8, 4, 64), heads(6, 3, 64), heads(6, 2, 64), heads(4, 2, 64), heads(8, 8, 64), heads(8, 2, 64),
         heads(16, 8, 64), heads(12, 4, 64), heads(8, 4, 32), heads(4, 2, 128), heads(8, 4, 96),
+        heads(8, 2, 128), heads(16, 4, 96), heads(6, 2, 32),
     ),
     calls=tuple(
         calls((1, 2, 4, 8, 16, 32, 64), (16, 32, 64, 128, 256, 512), CPU_PROMPTS)

@@ -21,12 +21,16 @@ SAVE_EVERY_S = 20.0  # a table is written anew this often, so that a run that is
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Measured:
-    """What became of a family: rows in its table, of which some were disturbed, and whether all points were reached."""
+    """What became of a family: rows in its table, of which some were disturbed, and whether all points were reached.
+
+    failed  points that raised an error, with it; the others go on.
+    """
 
     family: str
     rows: int
     disturbed: int
     complete: bool
+    failed: tuple[str, ...] = ()
 
 
 def measure_families(
@@ -52,7 +56,7 @@ def measure_families(
 def _measure(name: str, make: Callable[[], Iterator[Case]], path: Path, limits: tuple[float, int]) -> Measured:
     """One family, pass after pass; what earlier runs left in the table counts, save what was disturbed."""
     until, passes = limits
-    rows, saved, complete = read_rows(path), time.monotonic(), True
+    rows, saved, complete, failed = read_rows(path), time.monotonic(), True, list[str]()
     for wanted in range(1, passes + 1):
         for case in make():
             key = key_of(case.shape)
@@ -61,14 +65,17 @@ def _measure(name: str, make: Callable[[], Iterator[Case]], path: Path, limits: 
             if time.monotonic() >= until:
                 complete = False
                 break
-            rows[key] = joined(rows.get(key), case.shape | case.measure())
+            try:
+                rows[key] = joined(rows.get(key), case.shape | case.measure())
+            except Exception as error:  # a kernel that a device lacks, or no memory, surfaces as any type
+                failed.append(f"{case.shape}: {type(error).__name__}: {str(error).splitlines()[:1]}")
             if time.monotonic() - saved > SAVE_EVERY_S:
                 write_text(table_text(rows), path)
                 saved = time.monotonic()
     if rows:
         write_text(table_text(rows), path)
     disturbed = sum(n_passes(row) == 0 for row in rows.values())
-    return Measured(family=name, rows=len(rows), disturbed=disturbed, complete=complete)
+    return Measured(family=name, rows=len(rows), disturbed=disturbed, complete=complete, failed=tuple(failed))
 
 
 def _gemm(bench: Bench, grid: Grid) -> Iterator[Case]:
@@ -102,12 +109,11 @@ def _copies(bench: Bench, grid: Grid) -> Iterator[Case]:
 
 
 def _sharing(bench: Bench, grid: Grid) -> Iterator[Case]:
-    names = list(sharing.WORKS)
-    yield from sharing.cases(bench, grid.layers[0], names, names)
+    yield from sharing.cases(bench, grid.layers[0], list(sharing.WORKS), sharing.neighbours_of(bench.device))
 
 
 def _host(bench: Bench, grid: Grid) -> Iterator[Case]:
-    yield from hosts.cases(bench, grid.layers[:2])
+    yield from hosts.cases(bench, grid.layers[:6])
 
 
 FAMILIES: dict[str, Callable[[Bench, Grid], Iterator[Case]]] = {

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
+from importlib.util import find_spec
 
 import numpy as np
 import torch
@@ -19,6 +20,21 @@ PAIRS = 5
 Maker = Callable[[Bench, Stack], Callable[[int], object]]
 
 
+SPUN_SMS = (8, 16, 32, 64)
+"""Multiprocessors that spinning kernels hold."""
+
+
+def has_triton() -> bool:
+    """Whether spinning kernels can be compiled here."""
+    return find_spec("triton") is not None
+
+
+def neighbours_of(device: torch.device) -> list[str]:
+    """What runs beside; on a GPU with Triton also kernels that hold multiprocessors."""
+    spinning = device.type == "cuda" and has_triton()
+    return [*WORKS, *(f"spin on {sms}" for sms in SPUN_SMS if spinning)]
+
+
 def cases(bench: Bench, layer: Layer, works: Sequence[str], neighbours: Sequence[str]) -> Iterator[Case]:
     """All works beside all neighbours."""
     stack = stack_of(bench, layer, "fp32" if bench.device.type == "cpu" else "bf16")
@@ -30,7 +46,7 @@ def cases(bench: Bench, layer: Layer, works: Sequence[str], neighbours: Sequence
 
 def _measure(bench: Bench, stack: Stack, name: str, neighbour: str) -> Row:
     """One work alone and beside its neighbour, in turns; the factor is the median of the turns' own."""
-    work, other = WORKS[name](bench, stack), _without_turns(WORKS[neighbour](bench, stack))
+    work, other = WORKS[name](bench, stack), _without_turns(_neighbour(bench, stack, neighbour))
     alone, together = [], []
     for _ in range(PAIRS):
         alone.append(bench.time(work).median_s)
@@ -43,6 +59,14 @@ def _measure(bench: Bench, stack: Stack, name: str, neighbour: str) -> Row:
         "together": f"{np.median(together) * 1e3:.6g}", "factor": f"{median:.4g}", "factor_p10": f"{p10:.4g}",
         "factor_p90": f"{p90:.4g}", "repeats": PAIRS,
     }  # fmt: skip
+
+
+def _neighbour(bench: Bench, stack: Stack, name: str) -> Callable[[int], object]:
+    if name in WORKS:
+        return WORKS[name](bench, stack)
+    from traces.capture.kernels.spin import spinner  # needs Triton
+
+    return spinner(int(name.rpartition(" ")[2]), bench.device)
 
 
 def _without_turns(work: Callable[[int], object]) -> Callable[[], object]:
