@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import combinations
+from itertools import combinations, product
 from pathlib import Path
 
 import numpy as np
@@ -14,9 +14,10 @@ from hwmodels.library import list_cards
 from hwmodels.validation.goals import Judged, Progress, judged
 from hwmodels.validation.score import Score, score
 from scenarios.errors import TraceError
-from sim.card_times import CardTimes, card_times, stretched_times
+from sim.card_times import card_times, stretched_times
+from sim.part_times import read_parts
 from sim.recorded_runs import RecordedKind, RecordedRun, kinds_in, read_hand_over_s, read_kind
-from sim.run_prediction import predicted_run_s, predicted_service, uses_of
+from sim.run_prediction import PassTimes, predicted_run_s, predicted_service, uses_of
 
 MEASURED = Path(__file__).resolve().parent.parent / "hwmodels" / "measured"
 
@@ -44,16 +45,37 @@ class Predicted:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Pricer:
-    """Times by the card of the device on which runs were recorded; copies and the host share a lane on a CPU."""
+    """Where times of parts come from: the device's calibrated card, or parts profiled in passes of other sizes.
 
-    node: str
-    folder: Path
+    low, median and high are those of a model by name: with the bands of all laws, or the spread of the profile.
+    """
+
+    name: str
+    constants: str
     one_side: bool
+    of: Callable[[RecordedRun], tuple[PassTimes, PassTimes, PassTimes]]
 
-    def of(self, run: RecordedRun) -> tuple[CardTimes, CardTimes, CardTimes]:
-        """Times of the run's model, and those at both ends of the bands of all laws."""
-        times = card_times(self.node, run.seen.shape.card, self.folder / "sharing.csv", read_hand_over_s(self.folder))
+
+def by_card(folder: Path, dtype: str) -> Pricer:
+    """Times by the laws of the device's card, its sharing and the measured hand-over to a side stream."""
+    node, hand_over_s = node_of(folder.name), read_hand_over_s(folder)
+
+    def of(run: RecordedRun) -> tuple[PassTimes, PassTimes, PassTimes]:
+        times = card_times(node, run.seen.shape.card, folder / "sharing.csv", hand_over_s)
         return times, stretched_times(times, "low"), stretched_times(times, "high")
+
+    return Pricer(name=f"{folder.name} by card", constants=node, one_side=dtype == "fp32", of=of)
+
+
+def by_parts(folder: Path, dtype: str) -> Pricer:
+    """Times by the parts that were profiled in passes of other sizes; between their quantiles lie four in five."""
+    tables = tuple(read_parts(folder, quantile) for quantile in ("median_s", "p10_s", "p90_s"))
+
+    def of(run: RecordedRun) -> tuple[PassTimes, PassTimes, PassTimes]:
+        median, low, high = (table[run.seen.settings["model"]] for table in tables)
+        return median, low, high
+
+    return Pricer(name=f"{folder.name} by parts", constants="profiled parts", one_side=dtype == "fp32", of=of)
 
 
 def runs(folder: Path, progress: Progress) -> list[Judged]:
@@ -75,11 +97,11 @@ def judge_folder(folder: Path, progress: Progress) -> list[Judged]:
     """All rows of one device. Raises TraceError where simulated hits differ from the recorded ones."""
     rows: list[Judged] = []
     names = kinds_in(folder)
-    for number, name in enumerate(names):
-        progress(name, number / len(names))
+    for number, (make, name) in enumerate(product((by_card, by_parts), names)):
+        progress(f"{folder.name} {name}", number / (2 * len(names)))
         kind = read_kind(folder, name)
-        pricer = Pricer(node=node_of(folder.name), folder=folder, one_side=kind.dtype == "fp32")
-        label = ("", folder.name, folder.name, pricer.node)
+        pricer = make(folder, kind.dtype)
+        label = ("", pricer.name, folder.name, pricer.constants)
         for quantity, found in predictions(kind, pricer).items():
             rows.append(judged("runs", _score(f"{quantity} {kind.dtype}", found, label)))
             ranked = None if name == "steps" else ranking(found)
@@ -181,11 +203,11 @@ def _ranking_score(name: str, ranked: tuple[int, int], label: tuple[str, str, st
 
 
 def run_points() -> Iterator[tuple[str, NDArray[np.str_], NDArray[np.float64], NDArray[np.float64]]]:
-    """(title, model of each run, measured [s], predicted [s]) of every quantity of the shipped runs, for plots."""
+    """(title, model of each run, measured [s], predicted [s]) of every quantity of the shipped runs by profiled parts."""
     for folder in run_folders(Path()):
         for name in kinds_in(folder):
             kind = read_kind(folder, name)
-            pricer = Pricer(node=node_of(folder.name), folder=folder, one_side=kind.dtype == "fp32")
+            pricer = by_parts(folder, kind.dtype)
             for quantity, found in predictions(kind, pricer).items():
                 measured_s, predicted_s = np.array([(one.measured_s, one.predicted_s) for one in found]).T
                 models = np.array([str(one.run.seen.settings["model"]) for one in found])
