@@ -156,7 +156,7 @@ def validate(
         str,
         typer.Argument(
             metavar="SUITE",
-            help="kernels, skew, transfer, interpolation, links, host, measured, layers, steps, published or all.",
+            help="kernels, skew, transfer, interpolation, links, host, measured, layers, steps, published, runs or all.",
         ),
     ] = "all",
     tables: Annotated[

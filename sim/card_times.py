@@ -1,4 +1,4 @@
-"""Times of the parts of a pass by the laws of a calibrated card: kernels, copies, the host, and how they share a device.
+"""Times of the parts of a pass by the laws of a calibrated card: kernels, copies, the host, and how they share.
 
 What the card has no kernel for is counted in calls of its smallest kernel (`CALLS`), as a reader of
 `traces/capture/decoder.py` counts them. Nothing here is fitted on runs.
@@ -135,7 +135,7 @@ class CardTimes:
 
 
 def card_times(node: str, model: ModelCard, sharing: Path, hand_over_s: float) -> CardTimes:
-    """Times of a model on the device of a node, with its link to the host. Raises HardwareError where cards are missing."""
+    """Times of a model on the device of a node with its host. Raises HardwareError where cards are missing."""
     card = find_node(node)
     device_card = find_device(card.device)
     if card.host_link is None or (copies := find_copies(card.host_link)) is None:

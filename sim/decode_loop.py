@@ -1,4 +1,4 @@
-"""Continuous batching in time: requests arrive, join the batch between two decode steps, and leave when they are done."""
+"""Continuous batching in time: requests arrive, join the batch between two steps, and leave when they are done."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What passes do about experts that a device may not hold: decided from recorded routing alone, before time is known."""
+"""What passes do about experts that a device may not hold, decided from routing alone, before any time is known."""
 
 from __future__ import annotations
 
@@ -88,7 +88,7 @@ def offloaded(
     """Uses [pass][layer] with `n_slots` slots a layer.
 
     counts            int64 [pass, layer, expert]: tokens of every expert.
-    predicted         [pass][layer - 1]: experts that a prefetch expects of the layers after the first; None: no prefetch.
+    predicted         [pass][layer - 1]: experts that a prefetch expects of the layers after the first, or None.
     copy_from_tokens  a missed expert with fewer tokens is left to the host.
     """
     n_passes, n_layers, n_experts = counts.shape

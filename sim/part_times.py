@@ -16,7 +16,7 @@ from scenarios.errors import CalibrationError
 Line = tuple[NDArray[np.float64], NDArray[np.float64]]
 """Ascending sizes and the times [s] that belong to them."""
 Found = TypeVar("Found")
-LINES = ("embed", "gate", "sort", "expert", "combine", "shared", "add", "head", "grouped")
+LINES = ("embed", "gate", "sort", "expert", "combine", "shared", "add", "head")
 FILES = ("runs-parts.csv", "runs-neighbours.csv")
 FIXED = ("side copy", "side expert", "hand-over")
 ATTENTION = ("equal", "ragged", "gathered", "prompt", "prompt gathered")
@@ -81,7 +81,7 @@ def interpolated(line: Line, size: float) -> float:
 
 
 def read_parts(folder: Path, quantile: str = "median_s") -> dict[str, PartTimes]:
-    """Tables of a folder by model; `quantile` names the column. Raises CalibrationError where a file is no such table."""
+    """Tables of a folder by model; `quantile` names the column. Raises CalibrationError where a file is no table."""
     path, rows = folder, list[dict[str, str]]()
     try:
         for path in (folder / name for name in FILES):

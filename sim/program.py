@@ -14,8 +14,7 @@ from typing import Literal
 from scenarios.errors import DeadlockError
 
 Lane = Literal["compute", "send", "receive", "to-device", "host"]
-"""A device's kernels; its ports; the engine that copies from the host's memory; the host's cores, as one device has them.
-"""
+"""Kernels of a device; its ports; the engine that copies from the host's memory; the host's cores."""
 EXCHANGE_LANES: tuple[Lane, ...] = ("send", "receive")
 
 

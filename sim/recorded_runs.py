@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import itertools
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -33,7 +34,7 @@ class Shape:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Seen:
-    """What a prediction may see of a run: settings, routing, contexts, arrivals. See `traces.capture.runs` for arrays."""
+    """What a prediction may see of a run: settings, routing, contexts, arrivals; `traces.capture.runs` says how."""
 
     kind: str
     name: str
@@ -83,7 +84,7 @@ def read_kind(folder: Path, kind: str) -> RecordedKind:
 
 
 def read_hand_over_s(folder: Path) -> float:
-    """Time from giving an idle side stream work until it is known to be done, beside the work [s]; median of all models.
+    """Time from giving an idle side stream work until it is known to be done, beside the work [s].
 
     Raises TraceError where the folder's table of neighbours lacks it.
     """
@@ -106,7 +107,7 @@ def tokens_of_experts(ids: NDArray[Any], offsets: NDArray[Any], n_experts: int) 
     """Tokens of every expert, int64 [pass, layer, expert], of ids [layer, k, token] in passes by their offsets."""
     n_layers = len(ids)
     counts = np.zeros((len(offsets) - 1, n_layers, n_experts), np.int64)
-    for number, (start, end) in enumerate(zip(offsets[:-1], offsets[1:], strict=True)):
+    for number, (start, end) in enumerate(itertools.pairwise(offsets)):
         for layer in range(n_layers):
             counts[number, layer] = np.bincount(ids[layer, :, start:end].ravel(), minlength=n_experts)
     return counts
@@ -145,7 +146,4 @@ def predicted_experts(seen: Seen) -> Sequence[Sequence[Sequence[int]]] | None:
     if "predicted" not in seen.arrays:
         return None
     ids, offsets = seen.arrays["predicted"], seen.arrays["token_offsets"]
-    return [
-        [np.unique(layer[:, start:end]).tolist() for layer in ids]
-        for start, end in zip(offsets[:-1], offsets[1:], strict=True)
-    ]
+    return [[np.unique(layer[:, start:end]).tolist() for layer in ids] for start, end in itertools.pairwise(offsets)]

@@ -1,4 +1,4 @@
-"""Predicted times of recorded runs: their routing, contexts and arrivals, priced by the parts that a device measured."""
+"""Predicted times of recorded runs: their routing, contexts and arrivals, priced by parts of a device."""
 
 from __future__ import annotations
 
@@ -88,7 +88,7 @@ class RunPrices:
         if work.kind in ("copy", "hand-over"):
             return parts.fixed_s("side copy" if work.kind == "copy" else "hand-over")
         if work.kind == "layer copy":
-            return self.counts.shape[2] * parts.fixed_s("side copy")
+            return float(self.counts.shape[2] * parts.fixed_s("side copy"))
         if work.kind == "join":
             return 0.0
         return parts.line_s("gate" if work.kind == "predict" else work.kind, batch.tokens)

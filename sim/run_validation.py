@@ -24,7 +24,7 @@ MEASURED = Path(__file__).resolve().parent.parent / "hwmodels" / "measured"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Predicted:
-    """One quantity of one run: predicted [s], with the 80 % band of all kernel laws together, and measured by repeat."""
+    """One quantity of one run: predicted [s], with a band, and measured by repeat."""
 
     run: RecordedRun
     predicted_s: float
@@ -203,7 +203,7 @@ def _ranking_score(name: str, ranked: tuple[int, int], label: tuple[str, str, st
 
 
 def run_points() -> Iterator[tuple[str, NDArray[np.str_], NDArray[np.float64], NDArray[np.float64]]]:
-    """(title, model of each run, measured [s], predicted [s]) of every quantity of the shipped runs by profiled parts."""
+    """(title, model of each run, measured [s], predicted [s]) of every quantity of the shipped runs, by parts."""
     for folder in run_folders(Path()):
         for name in kinds_in(folder):
             kind = read_kind(folder, name)

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 
 from hwmodels.validation.accepted import ACCEPTED, Limits
+from hwmodels.validation.accepted_runs import ACCEPTED_RUNS
 from hwmodels.validation.accepted_steps import ACCEPTED_LAYERS, ACCEPTED_STEPS
 from hwmodels.validation.score import Score
 
@@ -96,7 +97,7 @@ def verdict(suite: str, score: Score) -> Verdict:
         return Verdict(goal=None, limit=None, cause="", reached=True, ok=True)
     if not exceeded(goal, score):
         return Verdict(goal=goal, limit=goal, cause="", reached=True, ok=True)
-    for accepted in (*ACCEPTED, *ACCEPTED_LAYERS, *ACCEPTED_STEPS):
+    for accepted in (*ACCEPTED, *ACCEPTED_LAYERS, *ACCEPTED_STEPS, *ACCEPTED_RUNS):
         same = accepted.suite == suite and re.fullmatch(accepted.name, score.name)
         if same and re.search(accepted.table, score.table):
             ok = not exceeded(accepted.limits, score)

@@ -1,4 +1,4 @@
-"""Programs of offload, hybrid, streamed layers and microbatches: every work once, in order, the same by all executors."""
+"""Programs of offload, hybrid, streamed layers and microbatches: every work once, and all executors agree."""
 
 from collections import Counter
 from functools import partial

@@ -61,7 +61,7 @@ def test_times_scale_and_a_common_factor_of_crowds_is_bounded():
     for seed in range(20):
         op_list, durations_s = random_lanes(seed)
 
-        def crowded(work, others):
+        def crowded(_work, others):
             return 1.0 + 0.25 * len(others)
 
         ends_s, plain_s = execute_fluid(op_list, durations_s, crowded), execute_fluid(op_list, durations_s)

@@ -34,9 +34,17 @@ class Stream(Protocol):
 class Lanes(Protocol):
     """A device as the runs see it: the compute lane is the calling thread (or its current CUDA stream)."""
 
-    device: torch.device
-    copies: Stream
-    host: Stream
+    @property
+    def device(self) -> torch.device:
+        """Where tensors live."""
+
+    @property
+    def copies(self) -> Stream:
+        """The stream of copies to the device."""
+
+    @property
+    def host(self) -> Stream:
+        """Work of the host's cores."""
 
     def reached(self) -> Event:
         """The end of all that the compute lane has been given so far."""

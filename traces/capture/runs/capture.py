@@ -15,9 +15,9 @@ from scenarios.errors import ScenarioError
 from scenarios.files import check_folder
 from traces.capture.decoder import Decoder
 from traces.capture.runs.bench import Bench
-from traces.capture.runs.kinds import KINDS, has_grouped
+from traces.capture.runs.kinds import KINDS
 from traces.capture.runs.neighbours import beside, hand_over
-from traces.capture.runs.parts import Part, Profile, attended, grouped, write_parts
+from traces.capture.runs.parts import Part, Profile, attended, write_parts
 from traces.capture.runs.record import write_kind
 from traces.capture.streams import open_lanes, two_cores
 
@@ -63,11 +63,11 @@ def check_names(what: str, names: Sequence[str], known: Collection[str]) -> None
 
 
 def parts_of(bench: Bench, model: Decoder, name: str) -> list[Part]:
-    """Parts of the passes of a model, by the loop back end and, where there is one, by grouped GEMM."""
+    """Parts of the passes of a model, with the loop back end."""
     profile = Profile(bench, model)
     for size in attended():
         profile.watch(size)
-    return profile.parts(name) + (grouped(bench, model, name) if has_grouped(bench) else [])
+    return profile.parts(name)
 
 
 def neighbours_of(bench: Bench, model: Decoder, name: str) -> list[Part]:

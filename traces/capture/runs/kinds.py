@@ -29,7 +29,7 @@ PREFILLS = ((1, 24), (1, 96), (1, 384), (4, 48), (8, 32))
 
 
 def contexts_of(n_requests: int, mean: int) -> list[int]:
-    """Cached tokens of a batch: equal where they are few, else spread evenly over half to one and a half of the mean."""
+    """Cached tokens of a batch: equal where they are few, else spread over half to one and a half of the mean."""
     if mean < 100 or n_requests == 1:
         return [mean] * n_requests
     return [mean // 2 + mean * place // max(n_requests - 1, 1) for place in range(n_requests)]
@@ -47,7 +47,7 @@ class Passes:
 
     def replay(self) -> None:
         """Take the experts of a synthetic trace in place of the router's choice."""
-        self.ids = replayed_ids(self.model.config, *self.text.shape, seed=13)
+        self.ids = replayed_ids(self.model.config, len(self.text), self.text.shape[1], seed=13)
 
     def play(self, mix: Mix, before: Callable[[], None] = lambda: None) -> list[PassLog]:
         """All passes; `before` is called at the begin of each."""

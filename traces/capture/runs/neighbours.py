@@ -21,9 +21,10 @@ from traces.capture.streams import CpuLanes
 
 WATCHED_S = 1.0
 BURSTS = 200
-BESIDE_SIZES = tuple(
-    Attended(variant="equal", requests=requests, tokens=1, longest=140) for requests in (1, 3, 6, 24)
-) + (Attended(variant="prompt", requests=1, tokens=64, longest=64),)
+BESIDE_SIZES = (
+    *tuple(Attended(variant="equal", requests=requests, tokens=1, longest=140) for requests in (1, 3, 6, 24)),
+    Attended(variant="prompt", requests=1, tokens=64, longest=64),
+)
 SIDE_TOKENS = 2  # of an expert that the side computes: few, as of those that miss
 Task = Callable[[], None]
 

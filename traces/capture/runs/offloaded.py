@@ -75,7 +75,7 @@ class OffloadedExperts:
         return [e for e, count in enumerate(counts) if 0 < count < least and e not in resident]
 
     def _prefetch(self, number: int, x: Tensor, log: PassLog) -> None:
-        """Start to copy what layer `number` will want if its router already saw the hidden states of the layer before."""
+        """Start to copy what the router of layer `number` wants of the hidden states of the layer before."""
         _, routing, _ = self.model.layers[number].route(x)
         predicted = set(routing.ids.flatten().tolist())
         log.predicted[number] = routing.ids

@@ -1,4 +1,4 @@
-"""Two things at once: the next layer's weights copied beside this layer's work, and a second microbatch beside the first."""
+"""The next layer's weights copied beside this layer's work."""
 
 from __future__ import annotations
 

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from scenarios.files import write_text
 from traces.capture.decoder import Decoder
-from traces.capture.experts import BACKENDS, Routing, combine, expert, sort_by_expert
+from traces.capture.experts import Routing, combine, expert, sort_by_expert
 from traces.capture.runs.bench import Bench
 from traces.capture.runs.models import draw_tokens
 from traces.capture.runs.passes import Inputs, PassLog, run_pass
@@ -39,7 +39,7 @@ FIELDS = ("model", "part", "requests", "tokens", "longest", "beside", "median_s"
 class Part:
     """One row of the table: a part, its size, and what ran beside it ("" where it was alone).
 
-    part      embed, gate, sort, expert, combine, shared, add, grouped: by `tokens`, all of the pass or of the expert;
+    part      embed, gate, sort, expert, combine, shared, add: by `tokens`, all of the pass or of the expert;
               head: by `requests`; attention in its variants (`Attended`); copy, hand-over.
     requests, tokens, longest  requests of the pass, new tokens of each (of attention) and longest context.
     """
@@ -62,8 +62,11 @@ class Part:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Attended:
-    """A pass to profile. variant "equal": contexts of one length; "ragged": down to a third of the longest;
-    "gathered": ragged, in every other slot of a cache; "prompt": no past; "prompt gathered": in a slot of several."""
+    """A pass to profile.
+
+    variant  "equal": contexts of one length; "ragged": down to a third of the longest; "gathered": ragged, in every
+             other slot of a cache; "prompt": no past; "prompt gathered": the same in a slot of several.
+    """
 
     variant: str
     requests: int
@@ -167,24 +170,6 @@ class Profile:
             Part(model=name, part=part, requests=requests, tokens=tokens, longest=longest, beside=beside, samples_s=one)
             for (part, requests, tokens, longest), one in sorted(self.taken.items())
         ]
-
-
-def grouped(bench: Bench, model: Decoder, name: str) -> list[Part]:
-    """Experts of a layer by the grouped back end, whole, by tokens of the pass."""
-    parts = []
-    for tokens in (*BATCHES, 128, 240, 480):
-        taken: list[float] = []
-        for _ in range(ROUNDS):
-            for block in model.layers:
-                x = torch.randn(1, tokens, model.config.hidden_size, device=bench.lanes.device, dtype=bench.dtype)
-                normed, routing, _ = block.route(x)
-                marks = [bench.lanes.mark()]
-                block.mix(x, normed, routing, BACKENDS["grouped"])
-                marks.append(bench.lanes.mark())
-                bench.lanes.synchronise()
-                taken += bench.lanes.seconds(marks)
-        parts.append(Part(model=name, part="grouped", tokens=tokens, samples_s=taken[len(model.layers) :]))
-    return parts
 
 
 def write_parts(parts: Sequence[Part], path: Path) -> None:

@@ -33,7 +33,7 @@ def quietly(measure: Callable[[], Taken]) -> tuple[Taken, float]:
 
 @dataclass(frozen=True, slots=True)
 class Load:
-    """Processor time [s] of the whole machine, time that the host of a virtual one stole included; ours; and the clock."""
+    """Processor time [s] of the whole machine, with what the host of a virtual one stole; ours; and the clock."""
 
     all_s: float
     own_s: float

@@ -107,7 +107,7 @@ def _wait_until(when_s: float, clock: Callable[[], float]) -> None:
 
 
 def routing_by_request(log: ServingLog, n_requests: int) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
-    """Experts of all tokens of all requests in their order, uint8 [layer, k, token], and offsets int32 [request + 1]."""
+    """Experts of all tokens by request, uint8 [layer, k, token], and offsets int32 [request + 1]."""
     rows: list[list[Tensor]] = [[] for _ in range(n_requests)]
     for requests, done in log.passes:
         ids = torch.stack([layer.cpu() for layer in done.ids])  # [layer, request x token, k]
