@@ -203,7 +203,7 @@ def validate(
         str,
         typer.Argument(
             metavar="SUITE",
-            help="kernels, skew, transfer, interpolation, links, host, measured, layers, steps, published or all.",
+            help="kernels, skew, transfer, interpolation, links, host, measured, layers, steps, published, runs, all.",
         ),
     ] = "all",
     tables: Annotated[

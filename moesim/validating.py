@@ -27,10 +27,11 @@ from scenarios.errors import HardwareError, ScenarioError
 from scenarios.explain import did_you_mean
 from scenarios.files import write_or_print, write_text
 from sim.published_steps import published
+from sim.run_validation import run_points, runs
 from sim.step_validation import steps, steps_absent, steps_left_out
 
-SUITES = KERNEL_SUITES | {"layers": layers, "steps": steps, "published": published}
-WITHOUT_TABLES = ("published", "measured")
+SUITES = KERNEL_SUITES | {"layers": layers, "steps": steps, "published": published, "runs": runs}
+WITHOUT_TABLES = ("published", "measured", "runs")
 ABSENT = {"layers": layers_absent, "steps": steps_absent}
 """What a suite could not judge in a folder, for suites that judge what is there."""
 LIMIT_MISSED = 1
@@ -132,6 +133,8 @@ def _write(judged: Sequence[Judged], validations: Sequence[Validation], json: st
 def _plot(judged: Sequence[Judged], validations: Sequence[Validation], out: Path) -> None:
     from sim.validation_plots import ErrorRow, Points, write_accuracy, write_overview
 
+    if any(row.suite == "runs" for row in judged):
+        write_accuracy([Points(title=t, kinds=k, measured_s=m, predicted_s=p) for t, k, m, p in run_points()], out)
     points = [
         Points(
             title=f"{one.name} on {validation.card}, constants {validation.constants}",

@@ -35,7 +35,8 @@ def execute_events(
             name = "port" if duration.message_s is None else law
             machine.exchanges[index] = EXCHANGES[name](machine.env, duration, n_devices)
     for device in range(n_devices):
-        machine.env.process(_compute_lane(machine, device, durations))
+        for lane in sorted({op.lanes[0] for op in op_list.ops if not op.is_exchange}):
+            machine.env.process(_own_lane(machine, device, lane, durations))
         machine.env.process(_send_lane(machine, device))
         machine.env.process(_receive_lane(machine, device))
     machine.env.run()
@@ -83,10 +84,11 @@ class _Machine:
         return Finished(end_s=self.end_s, send_end_s=list(sent_s))
 
 
-def _compute_lane(machine: _Machine, device: int, durations: Sequence[Duration]) -> Process:
+def _own_lane(machine: _Machine, device: int, lane: str, durations: Sequence[Duration]) -> Process:
+    """A lane that exchanges do not use: compute, copies, or the host."""
     yield machine.env.timeout(machine.start_s[device])
     for index, duration in enumerate(durations):
-        if not isinstance(duration, ExchangeTime):
+        if not isinstance(duration, ExchangeTime) and machine.op_list.ops[index].lanes[0] == lane:
             yield from machine.await_all(index, device)
             yield machine.env.timeout(duration[device])
             machine.end(index, device)

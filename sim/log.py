@@ -61,7 +61,7 @@ def step_log(op_list: OpList, durations: Sequence[Duration], finished: Finished,
     return tuple(
         OpTimes(
             work=op.work,
-            lane="exchange" if op.is_exchange else "compute",
+            lane="exchange" if op.is_exchange else op.lanes[0],
             begin_s=begins[index][step],
             busy_s=busy_s(durations[index])[step],
             end_s=finished.end_s[index][step],

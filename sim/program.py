@@ -13,18 +13,23 @@ from typing import Literal
 
 from scenarios.errors import DeadlockError
 
-Lane = Literal["compute", "send", "receive"]
+Lane = Literal["compute", "send", "receive", "to-device", "host"]
+"""Kernels of a device; its ports; the engine that copies from the host's memory; the host's cores."""
 EXCHANGE_LANES: tuple[Lane, ...] = ("send", "receive")
 
 
 @dataclass(frozen=True, slots=True)
 class Work:
-    """What an operation does, and so which durations apply: `kind` of `layer` (-1: none), for one `chunk` of the tokens
-    (-1: all)."""
+    """What an operation does, and so which durations apply.
+
+    `kind` of `layer` (-1: none), for one `chunk` of the tokens (-1: all) or expert, in one `step` where a program holds
+    several.
+    """
 
     kind: str
     layer: int = -1
     chunk: int = -1
+    step: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,6 +105,10 @@ class Program:
     def exchange(self, work: Work, *, after: After) -> int:
         """Index of a new exchange of tokens, on the send and receive lanes of all devices of its group."""
         return self._issue(work, EXCHANGE_LANES, after)
+
+    def beside(self, work: Work, lane: Lane, *, after: After) -> int:
+        """Index of a new operation of one device on a lane beside its compute lane."""
+        return self._issue(work, (lane,), after)
 
     def _issue(self, work: Work, lanes: tuple[Lane, ...], after: After) -> int:
         waits = () if after is None else (after,) if isinstance(after, int) else tuple(after)

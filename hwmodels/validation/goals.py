@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 
 from hwmodels.validation.accepted import ACCEPTED, Limits
+from hwmodels.validation.accepted_runs import ACCEPTED_RUNS
 from hwmodels.validation.accepted_steps import ACCEPTED_LAYERS, ACCEPTED_STEPS
 from hwmodels.validation.score import Score
 
@@ -74,6 +75,11 @@ GOALS = (
     Goal(suite="layers", name=".*", limits=Limits(median_ape=0.15)),
     Goal(suite="steps", name="tpot", limits=Limits(mean_ape=0.30, median_ape=0.20)),
     Goal(suite="measured", name=".*", limits=Limits(mean_ape=0.10)),
+    Goal(suite="runs", name="steps .* fp32", limits=Limits(mean_ape=0.10)),
+    Goal(suite="runs", name="steps .* bf16", limits=Limits(mean_ape=0.05)),
+    Goal(suite="runs", name=".* fp32", limits=Limits(mean_ape=0.15)),
+    Goal(suite="runs", name=".* bf16", limits=Limits(mean_ape=0.10)),
+    Goal(suite="runs", name="ranking of .*", limits=Limits(mean_ape=0.0)),
     Goal(suite="published", name=".*", limits=Limits(median_ape=0.30)),
 )
 SGLANG_BF16 = Limits(mean_ape=0.09, median_ape=0.04)
@@ -91,7 +97,7 @@ def verdict(suite: str, score: Score) -> Verdict:
         return Verdict(goal=None, limit=None, cause="", reached=True, ok=True)
     if not exceeded(goal, score):
         return Verdict(goal=goal, limit=goal, cause="", reached=True, ok=True)
-    for accepted in (*ACCEPTED, *ACCEPTED_LAYERS, *ACCEPTED_STEPS):
+    for accepted in (*ACCEPTED, *ACCEPTED_LAYERS, *ACCEPTED_STEPS, *ACCEPTED_RUNS):
         same = accepted.suite == suite and re.fullmatch(accepted.name, score.name)
         if same and re.search(accepted.table, score.table):
             ok = not exceeded(accepted.limits, score)

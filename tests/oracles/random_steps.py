@@ -51,8 +51,11 @@ def dag_case(law: str, seed: int, *, max_devices: int = 6, max_ops: int = 14) ->
     program = Program()
     for index in range(int(rng.integers(1, max_ops + 1))):
         after = [int(dep) for dep in rng.integers(0, max(index, 1), rng.integers(0, 5))] if index else None
-        if rng.random() < 0.5:
+        draw = rng.random()
+        if draw < 0.4:
             program.compute(Work("compute", index), after=after)
+        elif draw < 0.7:
+            program.beside(Work("aside", index), "to-device" if draw < 0.55 else "host", after=after)
         else:
             program.exchange(Work(str(rng.choice(["gather", "dispatch"])), index), after=after)
     n_devices = int(rng.integers(1, max_devices + 1))

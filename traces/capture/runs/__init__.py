@@ -1,0 +1,1 @@
+"""Whole runs of the decoder, recorded: steps, offload, hybrid, overlap and serving."""
