@@ -7,6 +7,7 @@ import sys
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
+from typing import get_args
 
 import networkx as nx
 import numpy as np
@@ -22,6 +23,7 @@ from sim.program import Lane, OpList
 from sim.vector import Finished, execute
 from tests.oracles.random_steps import Case, dag_case, of_step, policy_case, varied
 
+SINGLE_LANES: tuple[Lane, ...] = ("compute", "to-device", "host")
 ROOT = Path(__file__).resolve().parents[2]
 ROUNDING = 1e-12
 
@@ -70,8 +72,9 @@ def test_no_lane_is_busy_twice_and_nothing_begins_too_early(case: Case) -> None:
         for dep in op.after:
             assert (begins[index] >= finished.end_s[dep] - slack_s).all()
         assert (finished.send_end_s[index] >= begins[index] + own_send_s(case.durations[index]) - slack_s).all()
-    for before, index in pairwise(on_lane(case.op_list, "compute")):
-        assert (begins[index] >= finished.end_s[before] - slack_s).all()
+    for lane in SINGLE_LANES:
+        for before, index in pairwise(on_lane(case.op_list, lane)):
+            assert (begins[index] >= finished.end_s[before] - slack_s).all()
     for before, index in pairwise(on_lane(case.op_list, "send")):
         assert (begins[index] >= finished.send_end_s[before] - slack_s).all()
     for before, index in pairwise(on_lane(case.op_list, "receive")):
@@ -86,12 +89,12 @@ def test_the_makespan_is_at_least_the_busiest_lane_and_the_critical_path(case: C
     last_s = np.max(case.vector().end_s, axis=0)
     for device, last in enumerate(last_s - case.start_s):
         graph = nx.DiGraph()
-        lanes_s = {"compute": 0.0, "send": 0.0, "receive": 0.0}
+        lanes_s = dict.fromkeys(get_args(Lane), 0.0)
         for index, (op, duration) in enumerate(zip(case.op_list.ops, case.durations, strict=True)):
             own_s = float(own_send_s(duration)[device])
             graph.add_edge(index, "end", weight=own_s)
             graph.add_edges_from((dep, index, {"weight": own_send_s(case.durations[dep])[device]}) for dep in op.after)
-            lanes_s["send" if op.is_exchange else "compute"] += own_s
+            lanes_s[op.lanes[0]] += own_s
             lanes_s["receive"] += float(own_receive_s(duration)[device]) if isinstance(duration, ExchangeTime) else 0.0
         path_s = nx.dag_longest_path_length(graph)
         assert last >= max(path_s, *lanes_s.values()) - ROUNDING * (last + case.start_s[device])
