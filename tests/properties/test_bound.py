@@ -89,7 +89,7 @@ def random_scenario(rng: np.random.Generator) -> list[str]:
 @pytest.mark.parametrize("seed", range(FULL_SIZE))
 def test_no_simulation_of_real_kernels_exceeds_the_bound(seed: int) -> None:
     overrides = random_scenario(np.random.default_rng(seed))
-    scenario = api.load("examples/first", overrides)
+    scenario = api.load("examples/synthetic", overrides)
     session = Session(scenario.spec, scenario.path.parent)
     spec = scenario.spec
     plan = Plan(cluster=spec.cluster, parallel=spec.parallel, placement=spec.placement, schedule=spec.schedule)
@@ -114,7 +114,7 @@ def test_a_device_alone_with_one_expert_reaches_its_bound_but_for_the_tiles() ->
 
 @pytest.mark.slow
 def test_levers_are_the_slopes_of_the_bound() -> None:
-    scenario = api.load("examples/first", ["workload.steps=2", "workload.synthetic.tokens=4096"])
+    scenario = api.load("examples/synthetic", ["workload.steps=2", "workload.synthetic.tokens=4096"])
     found = bounds_of(Session(scenario.spec, scenario.path.parent))
     for lever in found.levers:
         assert 0 <= lever.tenth_more_tokens_per_s <= 0.1 * found.at.tokens_per_s * (1 + 1e-6)
