@@ -67,8 +67,9 @@ def test_shipped_cards_are_what_the_tables_give(tmp_path: Path) -> None:
     assert [path.name for path in written] == ["collectives.yaml", "exchanges.yaml", "copies.yaml"]
     fitted, shipped = read_cards(tmp_path), list_cards()
     for kind in ("collectives", "exchanges", "copies"):
-        assert [card.name for card in getattr(fitted, kind)] == [card.name for card in getattr(shipped, kind)]
-        new, old = blocks(getattr(fitted, kind)), blocks(getattr(shipped, kind))
+        public = [card for card in getattr(shipped, kind) if not card.name.startswith("zen4-core")]
+        assert [card.name for card in getattr(fitted, kind)] == [card.name for card in public]
+        new, old = blocks(getattr(fitted, kind)), blocks(public)
         # Cards are fitted on the tables of the package itself. The copies beside the repository lack rows, among them
         # those of four devices; where they do not, the fit is the same.
         assert {key for key in old.keys() - new.keys() if key[-1] != 4} == set()
