@@ -24,6 +24,8 @@ from placement.migration import replan
 from placement.plan import FloatArray, Placement
 from placement.problem import PlacementProblem, placement_from
 from placement.redivision import best_redivided
+from placement.saa import SAMPLED_STEPS
+from placement.sample import learned_steps
 from placement.solver import Answer, Solver
 from scenarios.errors import PlacementError, PlacementInfeasible
 from scenarios.specs import PlacementSpec, SolverName
@@ -76,19 +78,19 @@ def plan_ilp_saa(problem: PlacementProblem, spec: PlacementSpec) -> Answer:
 
 
 def plan_migrate(problem: PlacementProblem, spec: PlacementSpec) -> Placement:
-    """The best plan found within `spec.moves` moved copies of the plan in force.
+    """The best plan found within `spec.moves` moved copies of the plan in force, on the fitted steps that `saa` learns.
 
     Raises PlacementError where the plan in force has other slots than the problem.
     """
-    current = problem.current
-    if current is None:
-        raise PlacementError("migrate needs problem.current, the plan in force")
+    current, steps = problem.current, problem.batch_loads
+    if current is None or steps is None:
+        raise PlacementError("migrate needs problem.current, the plan in force, and problem.batch_loads")
     if current.n_slots != problem.n_slots or (current.slots_per_rank() != problem.slots_per_rank).any():
         raise PlacementError(
             f"the plan in force has {current.n_slots} slots a layer, the problem {problem.n_slots} with "
             f"{problem.slots_per_rank} on every rank; migrate keeps the slots: set redundant {current.redundant_slots}"
         )
-    loads = problem.loads[None] if problem.batch_loads is None else problem.batch_loads
+    loads = steps[learned_steps(len(steps), SAMPLED_STEPS)]
     most = problem.n_layers * problem.n_slots if spec.moves is None else spec.moves
     found = replan(loads, current.expert_of_slot.astype(np.intp), problem.n_ranks, most_moves=most)
     return placement_from(found.expert_of_slot, problem, spec)
@@ -106,7 +108,7 @@ EXACT_SOLVERS: dict[SolverName, Solver] = {
     "ilp-affinity": _affinity(plan_ilp_affinity),
     "ilp-load": Solver(plan=plan_ilp_load),
     "ilp-saa": Solver(plan=plan_ilp_saa, objective="batch-load", needs=("batch_loads",)),
-    "migrate": Solver(plan=plan_migrate, objective="batch-load", needs=("current",), adjusts=True),
+    "migrate": Solver(plan=plan_migrate, objective="batch-load", needs=("current", "batch_loads"), adjusts=True),
 }
 
 

@@ -50,7 +50,7 @@ class PartJudgement:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Judgement:
-    """A plan on every part; `overfit`: its gain on the first, fitted part is more than twice that on the second."""
+    """A plan on every part; `overfit`: as `is_overfit` says of the first, fitted part and the second."""
 
     parts: tuple[PartJudgement, ...]
     overfit: bool
@@ -64,13 +64,15 @@ def judge(machine: Machine, plan: Placement, reference: Placement, parts: Sequen
     if len(parts) < 2:
         raise PlacementError(f"a judgement needs the fitted part and a held-out one, got {len(parts)} parts")
     judged = tuple(_judged(machine, plan, reference, part, seed) for part in parts)
-    return Judgement(parts=judged, overfit=is_overfit(judged[0].over_eplb, judged[1].over_eplb))
+    return Judgement(parts=judged, overfit=is_overfit(judged[0], judged[1].over_eplb))
 
 
-def is_overfit(fitted: float, held_out: float) -> bool:
-    """Whether a plan gains on the fitted part, and more than twice as much as on held-out requests; ratios of time."""
-    gain = 1 - fitted
-    return gain > 0 and gain > 2 * (1 - held_out)
+def is_overfit(fitted: PartJudgement, held_out: float) -> bool:
+    """Whether a plan gains on the fitted part, and more than twice as much as on held-out requests (ratio of time).
+
+    A gain whose interval reaches 0 is none: half of such a one is noise.
+    """
+    return fitted.high < 1 and 1 - fitted.over_eplb > 2 * (1 - held_out)
 
 
 def grouped_part(

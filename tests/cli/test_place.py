@@ -75,6 +75,18 @@ def test_every_solver_states_objective_bound_and_gap(moesim: Command, folder: Pa
     assert solver != "chain-exact" or facts["status"] == "optimal"
 
 
+@pytest.mark.slow
+def test_migrate_and_saa_are_measured_on_the_same_fitted_steps(moesim: Command) -> None:
+    moesim("place", "tiny.yaml", *EPLB, "--export", "moesim", "now.json").succeeded()
+    own = []
+    for solver in ("saa", "migrate"):
+        options = f"placement={{solver: {solver}, {OPTIONS.get(solver, 'redundant: 8')}}}"
+        measures = placed(moesim, "--set", options)["placement"]["objectives"]
+        own.append(next(measure for measure in measures if measure["minimised"]))
+    assert [measure["name"] for measure in own] == ["batch-load"] * 2
+    assert own[0]["bound"] == own[1]["bound"] == 64 * 2 * 3 / 8  # tokens of a step, top-k, layers, even on 8 ranks
+
+
 def test_tables_show_the_plan_beside_experts_in_order_and_eplb(moesim: Command) -> None:
     done = moesim("place", "tiny.yaml", "--set", "placement.solver=greedy").succeeded()
     assert done.files == set()

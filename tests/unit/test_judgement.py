@@ -10,7 +10,7 @@ from hwmodels.cluster import build_cluster
 from hwmodels.fluid import fluid_moe_s
 from hwmodels.moe import expert_shape, grouped_gemm_moe_s
 from placement.exchange_time import Machine
-from placement.judgement import N_GROUPS, grouped_part, is_overfit, judge
+from placement.judgement import N_GROUPS, PartJudgement, grouped_part, is_overfit, judge
 from placement.layout import ExpertLayout
 from placement.moe_time import idle_times_s, moe_times
 from placement.objectives import OBJECTIVES, moe_time_s
@@ -78,18 +78,22 @@ def test_groups_share_no_request_and_cover_the_steps() -> None:
 
 
 @pytest.mark.parametrize(
-    ("fitted", "held_out", "flag"),
+    ("fitted", "high", "held_out", "flag"),
     [
-        (0.9, 0.96, True),
-        (0.9, 0.94, False),
-        (0.9, 1.0, True),
-        (1.0, 1.1, False),
-        (1.1, 0.9, False),
-        (0.99, 0.99, False),
+        (0.9, 0.91, 0.96, True),
+        (0.9, 0.91, 0.94, False),
+        (0.9, 0.91, 1.0, True),
+        (0.9, 1.01, 1.0, False),
+        (1.0, 1.01, 1.1, False),
+        (1.1, 1.11, 0.9, False),
+        (0.99, 0.995, 0.99, False),
     ],
 )
-def test_overfit_is_a_gain_more_than_twice_that_on_other_requests(fitted: float, held_out: float, flag: bool) -> None:
-    assert is_overfit(fitted, held_out) == flag
+def test_overfit_is_a_gain_beyond_noise_and_more_than_twice_that_on_other_requests(
+    fitted: float, high: float, held_out: float, flag: bool
+) -> None:
+    part = PartJudgement(name="fit", step_s=1e-3, over_eplb=fitted, low=0.8, high=high, fixed_frac=0.5)
+    assert is_overfit(part, held_out) == flag
 
 
 def test_one_part_is_no_judgement() -> None:
