@@ -51,6 +51,7 @@ def test_twice_as_slow_a_device_takes_twice_as_long_exactly(kind):
     assert predicted_run_s(run.seen, Slower(times, 2.0), one_side=True) == 2 * whole_s
 
 
+@pytest.mark.slow
 def test_a_served_load_scales_with_device_and_arrivals():
     run = first("serving")
     times = read_parts(FOLDER)[run.seen.settings["model"]]

@@ -166,7 +166,7 @@ def short_searches(monkeypatch: pytest.MonkeyPatch) -> None:
 def cases() -> Iterator[Any]:
     """Every solver on every problem; searches on the large ones are slow."""
     for solver, row in product(GENERAL, PROBLEMS):
-        slow = bool(SOLVERS[solver].needs) and row[1] * row[2] > 100
+        slow = bool(SOLVERS[solver].needs) and (solver == "auto" or row[1] * row[2] > 40)
         name = "-".join(map(str, (solver, *row)))
         yield pytest.param(solver, row, id=name, marks=[pytest.mark.slow] if slow else [])
 
@@ -191,7 +191,9 @@ def test_plans_are_valid_and_judged_rightly(solver: SolverName, row: tuple[str, 
 
 
 @pytest.mark.parametrize("split", get_args(SplitName))
-@pytest.mark.parametrize("solver", GENERAL)
+@pytest.mark.parametrize(
+    "solver", [pytest.param(name, marks=[pytest.mark.slow] if name == "auto" else []) for name in GENERAL]
+)
 def test_split_and_name_are_passed_on(solver: SolverName, split: SplitName) -> None:
     extra = {} if SOLVERS[solver].resizes else {"redundant": 4}
     spec = PlacementSpec(solver=solver, split=split, name="mine", **extra)
@@ -220,6 +222,7 @@ def test_a_layer_is_solved_the_same_alone(solver: SolverName, row: tuple[str, in
 SEARCHES = {"saa", "joint", "auto"}
 
 
+@pytest.mark.slow
 def test_both_seeds_change_a_random_plan_and_searches_but_no_other() -> None:
     for solver in GENERAL:
         plans = [

@@ -97,6 +97,7 @@ def with_ids(trace: RoutingTrace, new_ids: NDArray[np.int64]) -> RoutingTrace:
     return replace(trace, ids=new_ids[trace.ids].astype(trace.ids.dtype))
 
 
+@pytest.mark.slow
 @settings(max_examples=10)
 @given(cases(replicas=0, tensor_parallel=False, schedules=SYMMETRIC), st.randoms(use_true_random=False))
 def test_relabelling_nodes_and_their_devices_changes_nothing(case: Case, random: Random) -> None:

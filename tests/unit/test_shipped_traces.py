@@ -102,6 +102,7 @@ def test_a_profile_of_a_trace_by_hand():
     assert found.row()["domain_bits"] == 0.5
 
 
+@pytest.mark.slow
 def test_the_figure_of_profiles_is_a_picture(tmp_path):
     one = profile("toy", labelled(("a", "b")), np.random.default_rng(0))
     write_routing_figure([one, replace(one, name="other", domain_bits=None, shuffled_bits=None)], tmp_path / "r.png")
