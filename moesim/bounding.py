@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import json as encoder
-import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 from rich.console import Console
-from rich.progress import Progress
 
 import moesim
+from moesim.progress import progress
 from scenarios.files import whole_file, write_or_print
 from scenarios.loader import LoadedScenario
 from sim.bound import tables
@@ -19,13 +16,11 @@ from sim.bound.bounds import Bounds, bounds_of
 from sim.bound.purchase import Choice, choose
 from sim.session import Session
 
-Say = Callable[[str, float], None]
-
 
 def show(scenario: LoadedScenario, json: str | None, out: Path | None, *, quiet: bool) -> None:
     """Bounds of the scenario, and the best purchase where it has a budget."""
     session = Session(scenario.spec, scenario.path.parent)
-    with _progress(quiet=quiet) as say:
+    with progress("bounds", quiet=quiet) as say:
         bounds = bounds_of(session, say)
         choice = None if scenario.spec.budget is None else choose(scenario.spec, session, say)
     text = encoder.dumps(tables.as_json(bounds, choice, moesim.__version__), indent=2, allow_nan=False) + "\n"
@@ -59,13 +54,3 @@ def _write(bounds: Bounds, choice: Choice | None, text: str, folder: Path) -> No
     for name, content in {"bound.json": text.encode(), **pictures}.items():
         with whole_file(folder / name) as temporary:
             temporary.write_bytes(content)
-
-
-@contextmanager
-def _progress(*, quiet: bool) -> Iterator[Say | None]:
-    if quiet or not sys.stderr.isatty():
-        yield None
-        return
-    with Progress(console=Console(stderr=True), transient=True) as bar:
-        task = bar.add_task("bounds", total=1.0)
-        yield lambda what, share: bar.update(task, description=what, completed=share)

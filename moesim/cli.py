@@ -11,6 +11,7 @@ import typer
 
 from moesim import __version__, capture_commands
 from moesim.options import Debug, Json, Out, Overrides, Quiet, Seed
+from moesim.progress import progress
 from moesim.trace_commands import trace_app
 from scenarios.errors import MoesimError
 
@@ -101,15 +102,8 @@ def compare(
     del debug
     _check_targets(json, out)
     loaded = _load(scenario, overrides, seed)
-    if quiet or not sys.stderr.isatty():
-        _show(api.compare(loaded), json, out, quiet=quiet)
-        return
-    from rich.console import Console
-    from rich.progress import Progress
-
-    with Progress(console=Console(stderr=True), transient=True) as bar:
-        task = bar.add_task("reading the trace", total=1.0)
-        comparison = api.compare(loaded, lambda what, share: bar.update(task, description=what, completed=share))
+    with progress("reading the trace", quiet=quiet) as say:
+        comparison = api.compare(loaded, say)
     _show(comparison, json, out, quiet=quiet)
 
 

@@ -10,14 +10,13 @@ from numpy.typing import NDArray
 from scipy.stats import t as student
 
 from placement.auto import least_redundant
-from placement.reduction import reduce_trace
 from scenarios.errors import TraceError
 from scenarios.specs import PlacementSpec, ScheduleSpec
 from sim import metrics as measure
 from sim.fitted import steps_of
 from sim.metrics import Execution
 from sim.run import execute_schedule
-from sim.session import solve_placement
+from sim.session import reduced, solve_placement
 from sim.setting import Setting, sequence_parts
 from traces.split import select_sequences
 from traces.stats import expert_loads
@@ -127,21 +126,7 @@ def _simulated(setting: Setting, schedule: ScheduleSpec, counts: list[int], seed
     """Contiguous, then EPLB with each number of replicas, on the setting's steps."""
     plans = [solve_placement(setting, PlacementSpec(redundant=counts[0]), seed)]
     plans += [solve_placement(setting, PlacementSpec(solver="eplb", redundant=count), seed) for count in counts]
-    chunks = schedule.n_parts
-    keep_pairs = schedule.exchange.law != "port"
-    executions = []
-    for plan in plans:
-        reduction = reduce_trace(
-            setting.trace,
-            setting.batches.tokens,
-            plan,
-            setting.layout,
-            chunks=chunks,
-            dedup=schedule.exchange.dedup,
-            keep_pairs=keep_pairs,
-        )
-        executions.append(execute_schedule(setting, plan, reduction, schedule))
-    return executions
+    return [execute_schedule(setting, plan, reduced(setting, plan, schedule), schedule) for plan in plans]
 
 
 def _gain(base: Execution, other: Execution) -> float:

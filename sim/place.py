@@ -33,10 +33,6 @@ from sim.setting import Setting
 Told = Callable[[str], None]
 
 
-def _unheard(_what: str) -> None:
-    """For those who do not listen."""
-
-
 ALWAYS: tuple[ObjectiveName, ...] = ("load", "time")
 """Objectives that every plan is measured by, beside the one that its solver minimises."""
 BOUNDED_EXPERTS = 64

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from hwmodels.calibration.ship_measured import MEASURED
 from hwmodels.library import list_cards
 from hwmodels.validation.goals import Judged, Progress, judged
 from hwmodels.validation.score import Score, score
@@ -18,8 +19,6 @@ from sim.card_times import card_times, stretched_times
 from sim.part_times import read_parts
 from sim.recorded_runs import RecordedKind, RecordedRun, kinds_in, read_hand_over_s, read_kind
 from sim.run_prediction import PassTimes, predicted_run_s, predicted_service, uses_of
-
-MEASURED = Path(__file__).resolve().parent.parent / "hwmodels" / "measured"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -101,16 +101,21 @@ class Session:
         keep_pairs = schedule.exchange.law != "port"
         key = (id(setting), placement_digest(placement), chunks, schedule.exchange.dedup, keep_pairs)
         if key not in self.reductions:
-            self.reductions[key] = reduce_trace(
-                setting.trace,
-                setting.batches.tokens,
-                placement,
-                setting.layout,
-                chunks=chunks,
-                dedup=schedule.exchange.dedup,
-                keep_pairs=keep_pairs,
-            )
+            self.reductions[key] = reduced(setting, placement, schedule)
         return self.reductions[key]
+
+
+def reduced(setting: Setting, placement: Placement, schedule: ScheduleSpec) -> Reduction:
+    """The reduction of the setting's steps that `schedule` needs."""
+    return reduce_trace(
+        setting.trace,
+        setting.batches.tokens,
+        placement,
+        setting.layout,
+        chunks=schedule.n_parts,
+        dedup=schedule.exchange.dedup,
+        keep_pairs=schedule.exchange.law != "port",
+    )
 
 
 def solve_placement(

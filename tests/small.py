@@ -11,13 +11,14 @@ from numpy.typing import ArrayLike, NDArray
 from hwmodels.cluster import Cluster
 from placement.layout import ExpertLayout
 from placement.plan import Placement
-from placement.reduction import Reduction, reduce_trace
+from placement.reduction import Reduction
 from scenarios.models import ModelCard
 from scenarios.specs import ScheduleSpec, WorkloadSpec
 from sim import metrics as measure
 from sim.engine import replay
 from sim.metrics import Execution
 from sim.run import execute_schedule
+from sim.session import reduced
 from sim.setting import Setting
 from tests.devices import link, round_gpu
 from traces.batches import compose_batches
@@ -150,20 +151,6 @@ class Measured:
     execution: Execution
     metrics: dict[str, float]
     breakdown_s: dict[str, float]
-
-
-def reduced(setting: Setting, placement: Placement, schedule: ScheduleSpec) -> Reduction:
-    """The reduction that `schedule` needs."""
-    exchange = schedule.exchange
-    return reduce_trace(
-        setting.trace,
-        setting.batches.tokens,
-        placement,
-        setting.layout,
-        chunks=schedule.n_parts,
-        dedup=exchange.dedup,
-        keep_pairs=exchange.law != "port",
-    )
 
 
 def measured(setting: Setting, placement: Placement, schedule: ScheduleSpec | None = None) -> Measured:

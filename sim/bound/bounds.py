@@ -13,7 +13,7 @@ from sim.bound.resources import Resource, resources
 from sim.memory import DeviceMemory, check_memory, device_memory
 from sim.result import RunResult
 from sim.run import simulate
-from sim.session import Plan, Session, solve_placement
+from sim.session import Plan, Session
 from sim.setting import Setting
 
 LARGEST_BATCH = {"decode": 4096, "prefill": 32_768}  # tokens per device that are tried
@@ -88,17 +88,17 @@ def bounds_of(session: Session, progress: Callable[[str, float], None] | None = 
     spec = session.spec
     plan = Plan(cluster=spec.cluster, parallel=spec.parallel, placement=spec.placement, schedule=spec.schedule)
     setting = session.setting(plan.cluster, plan.parallel, spec.workload)
-    placement = solve_placement(setting, plan.placement, spec.seed)
+    placement = session.plan_of(setting, plan).placement
     memory = device_memory(setting, placement, spec.memory)
     check_memory(memory, setting, placement)
     say("simulating the plan", 0.0)
     simulated = simulate(session, setting, plan)
     at = bound_of(session, setting, placement, plan)
-    levers = tuple(_levers(session, setting, placement, plan))
+    levers = tuple(_levers(session, setting, placement, plan, at.tokens_per_s))
     say("trying batches", 0.3)
     largest = _largest_batch(setting.workload, memory)
-    batches = tuple(_scan(session, plan, largest, say))
-    extra = None if largest is None else _memory_price(session, plan, memory, batches[-1])
+    batches = tuple(_scan(session, plan, placement, largest, say))
+    extra = None if largest is None else _memory_price(session, plan, placement, memory, batches[-1])
     return Bounds(
         scenario=spec.name,
         setting=setting,
@@ -118,19 +118,19 @@ def bound_of(session: Session, setting: Setting, placement: Placement, plan: Pla
     return Bound(tokens_per_device=setting.workload.tokens_per_device, rows=rows)
 
 
-def batch_bound(session: Session, plan: Plan, tokens_per_device: int) -> Bound:
-    """Bound of another batch, on a few steps."""
-    setting = batch_setting(session, plan, tokens_per_device)
-    return bound_of(session, setting, solve_placement(setting, plan.placement, session.spec.seed), plan)
+def batch_bound(session: Session, plan: Plan, placement: Placement, tokens_per_device: int) -> Bound:
+    """Bound of another batch under the same placement, on a few steps."""
+    return bound_of(session, batch_setting(session, plan, tokens_per_device), placement, plan)
 
 
 def best_batch(session: Session, plan: Plan) -> Bound:
     """The batch with the highest bound among those that fit into memory; raises MemoryInfeasible where none does."""
     first = batch_setting(session, plan, 1)
-    placement = solve_placement(first, plan.placement, session.spec.seed)
+    placement = session.plan_of(first, plan).placement
     memory = device_memory(first, placement, session.spec.memory)
     check_memory(memory, first, placement)
-    return max(_scan(session, plan, _largest_batch(first.workload, memory)), key=lambda bound: bound.tokens_per_s)
+    largest = _largest_batch(first.workload, memory)
+    return max(_scan(session, plan, placement, largest), key=lambda bound: bound.tokens_per_s)
 
 
 def batch_setting(session: Session, plan: Plan, tokens_per_device: int) -> Setting:
@@ -141,7 +141,11 @@ def batch_setting(session: Session, plan: Plan, tokens_per_device: int) -> Setti
 
 
 def _scan(
-    session: Session, plan: Plan, largest: int | None, say: Callable[[str, float], None] | None = None
+    session: Session,
+    plan: Plan,
+    placement: Placement,
+    largest: int | None,
+    say: Callable[[str, float], None] | None = None,
 ) -> Iterator[Bound]:
     last = largest or LARGEST_BATCH[session.spec.workload.phase]
     chunks = plan.schedule.n_parts
@@ -149,7 +153,7 @@ def _scan(
     for number, size in enumerate(sizes):
         if say is not None:
             say(f"trying {size} tokens per device", 0.3 + 0.7 * number / len(sizes))
-        yield batch_bound(session, plan, size)
+        yield batch_bound(session, plan, placement, size)
 
 
 def _largest_batch(workload: WorkloadSpec, memory: DeviceMemory) -> int | None:
@@ -163,22 +167,21 @@ def _largest_batch(workload: WorkloadSpec, memory: DeviceMemory) -> int | None:
     return largest if largest <= LARGEST_BATCH[workload.phase] else None
 
 
-def _memory_price(session: Session, plan: Plan, memory: DeviceMemory, last: Bound) -> float:
+def _memory_price(session: Session, plan: Plan, placement: Placement, memory: DeviceMemory, last: Bound) -> float:
     """Tokens/s of one more GiB on every device: the requests that it holds, at the slope of the bound there."""
     per_request = memory.kv_bytes / memory.requests
     more = max(round(last.tokens_per_device * 0.1), 1)
-    grown = batch_bound(session, plan, last.tokens_per_device + more)
+    grown = batch_bound(session, plan, placement, last.tokens_per_device + more)
     slope = (grown.tokens_per_s - last.tokens_per_s) / more
     tokens_per_request = session.spec.workload.tokens_per_device / memory.requests
     return slope * tokens_per_request * 2**30 / per_request
 
 
-def _levers(session: Session, setting: Setting, placement: Placement, plan: Plan) -> Iterator[Lever]:
-    base = bound_of(session, setting, placement, plan).tokens_per_s
+def _levers(session: Session, setting: Setting, placement: Placement, plan: Plan, base: float) -> Iterator[Lever]:
+    reduction = session.reduction(setting, placement, plan.schedule)
 
     def relaxed(change: Callable[[Cluster, float], Cluster], factor: float) -> float:
         cluster = change(setting.cluster, factor)
-        reduction = session.reduction(setting, placement, plan.schedule)
         rows = resources(replace(setting, cluster=cluster), placement, reduction, plan.schedule.exchange)
         return min(row.tokens_per_s for row in rows)
 

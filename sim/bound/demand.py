@@ -10,10 +10,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
 from hwmodels.attention import latent_shape, local_heads, projection_products, windowed_context
 from hwmodels.gemm import mlp_products
+from placement.plan import Placement
+from placement.reduction import Reduction
 from scenarios.models import BYTES_PER_VALUE, DType, GroupedQueryAttention
 from sim.setting import Setting
 
@@ -28,35 +29,34 @@ class Demand:
     read_bytes: float
 
 
-def demands(setting: Setting) -> tuple[Demand, ...]:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Visits:
+    """Of a mean step, summed over layers: tokens times their experts, and experts that any token visits."""
+
+    routed: float
+    active: float
+
+
+def visits_of(placement: Placement, reduction: Reduction) -> Visits:
+    """What a reduction says of experts, their replicas taken together; the same for every plan."""
+    n_layers, n_parts, _ = reduction.slot_tokens.shape
+    n_steps = n_parts // reduction.n_chunks
+    active = 0
+    for layer in range(n_layers):
+        by_step = reduction.slot_tokens[layer].reshape(n_steps, reduction.n_chunks, -1).sum(axis=1)
+        of_expert = placement.expert_of_slot[layer][:, None] == np.arange(placement.n_experts)
+        active += int(np.count_nonzero(by_step @ of_expert))
+    return Visits(routed=float(reduction.slot_tokens.sum(dtype=np.int64)) / n_steps, active=active / n_steps)
+
+
+def demands(setting: Setting, visits: Visits) -> tuple[Demand, ...]:
     """All work of a mean step of the setting.
 
     Weights of attention, dense layers, router and head are read once by every device that holds them; an expert's once
     in a step where any token visits it; a cached token once for each request that attends to it, in decode. What may
     stay in caches (activations, a prefill's own keys) is not counted.
     """
-    return (*_attention(setting), *_feed_forward(setting), _experts(setting), _head(setting))
-
-
-def active_experts(setting: Setting) -> float:
-    """Experts, summed over layers, that any token of a step visits: mean over the steps."""
-    trace, tokens = setting.trace, setting.batches.tokens
-    n_ids = np.iinfo(trace.ids.dtype).max + 1
-    total = 0
-    for layer in range(trace.n_layers):
-        for step in tokens:
-            seen: NDArray[np.int64] = np.bincount(trace.ids[layer][:, step.ravel()].ravel(), minlength=n_ids)
-            total += int(np.count_nonzero(seen[: trace.n_experts]))
-    return total / len(tokens)
-
-
-def routed_tokens(setting: Setting) -> float:
-    """Tokens times their experts, summed over layers: mean over the steps."""
-    trace, tokens = setting.trace, setting.batches.tokens
-    if not trace.variable_k:
-        return float(trace.n_layers * trace.top_k * tokens[0].size)
-    used = [np.count_nonzero(trace.ids[layer][:, tokens.ravel()] < trace.n_experts) for layer in range(trace.n_layers)]
-    return sum(used) / len(tokens)
+    return (*_attention(setting), *_feed_forward(setting), _experts(setting, visits), _head(setting))
 
 
 def _products(kind: str, dtype: str, sizes: list[tuple[int, int, int]], rows: float, copies: float) -> Demand:
@@ -116,13 +116,13 @@ def _feed_forward(setting: Setting) -> Iterator[Demand]:
             yield _products(kind, model.weight_dtype, sizes, tokens, n_devices)
 
 
-def _experts(setting: Setting) -> Demand:
+def _experts(setting: Setting, visits: Visits) -> Demand:
     model = setting.model
     return Demand(
         kind="experts",
         dtype=model.expert_dtype or model.weight_dtype,
-        flop=2.0 * routed_tokens(setting) * model.expert_parameters,
-        read_bytes=active_experts(setting) * model.expert_bytes,
+        flop=2.0 * visits.routed * model.expert_parameters,
+        read_bytes=visits.active * model.expert_bytes,
     )
 
 

@@ -20,7 +20,7 @@ from hwmodels.moe import expert_shape
 from placement.plan import Placement
 from placement.reduction import Reduction
 from scenarios.specs import ExchangeSpec
-from sim.bound.demand import Demand, active_experts, demands, routed_tokens
+from sim.bound.demand import Demand, Visits, demands, visits_of
 from sim.durations import Duration, ExchangeTime
 from sim.exchange_pricing import exchange_prices
 from sim.laws_used import used_laws
@@ -28,6 +28,7 @@ from sim.pricing import layer_prices
 from sim.setting import Setting
 
 Holds = Literal["any plan", "this plan"]
+LayerPrices = dict[str, tuple[Duration, ...]]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,12 +58,14 @@ def resources(
     setting: Setting, placement: Placement, reduction: Reduction, exchange: ExchangeSpec
 ) -> tuple[Resource, ...]:
     """The rows of a setting under a plan, whose exchange is that of `exchange`."""
-    asked = demands(setting)
+    visits, prices = visits_of(placement, reduction), layer_prices(setting)
+    asked = demands(setting, visits)
+    busy_s = _other_kernels_s(setting, prices) + _experts_floor_s(setting, placement, visits)
     return (
         _multiplication(setting, asked),
         _memory(setting, asked),
-        _kernels(setting, placement),
-        *_links(setting, reduction, exchange),
+        _kernels(setting, busy_s),
+        *_links(setting, prices, exchange_prices(setting, reduction, exchange), exchange.kernel),
     )
 
 
@@ -103,9 +106,8 @@ def _memory(setting: Setting, asked: tuple[Demand, ...]) -> Resource:
     )
 
 
-def _kernels(setting: Setting, placement: Placement) -> Resource:
+def _kernels(setting: Setting, busy_s: float) -> Resource:
     """Time of the devices by the kernel laws, were experts spread evenly and nothing waited for."""
-    busy_s = _other_kernels_s(setting) + _experts_floor_s(setting, placement)
     return Resource(
         name="device time",
         kind="kernels",
@@ -117,11 +119,10 @@ def _kernels(setting: Setting, placement: Placement) -> Resource:
     )
 
 
-def _other_kernels_s(setting: Setting) -> float:
+def _other_kernels_s(setting: Setting, prices: LayerPrices) -> float:
     """Device seconds of a mean step outside the experts."""
     model = setting.model
     n_moe = len(model.moe_layers)
-    prices = layer_prices(setting)
     windowed = 0
     if "windowed attention" in prices:
         windowed = len(range(0, model.n_layers, model.attention.windowed_every))  # type: ignore[union-attr]
@@ -140,29 +141,30 @@ def _other_kernels_s(setting: Setting) -> float:
     return total_s
 
 
-def _experts_floor_s(setting: Setting, placement: Placement) -> float:
+def _experts_floor_s(setting: Setting, placement: Placement, visits: Visits) -> float:
     """Device seconds of the experts of a mean step at least; devices that share a rank's experts are all busy."""
     layout, n_layers = setting.layout, placement.n_layers
     shape = expert_shape(setting.model, layout.tp)
     cells = layout.n_ranks * n_layers
-    routed, active = routed_tokens(setting) / cells, active_experts(setting) / cells
+    routed, active = visits.routed / cells, visits.active / cells
     mean_s = fluid_moe_s(routed, active, placement.n_slots / layout.n_ranks, shape, setting.cluster.device)
     return float(mean_s) * cells * layout.tp
 
 
-def _links(setting: Setting, reduction: Reduction, exchange: ExchangeSpec) -> tuple[Resource, ...]:
+def _links(
+    setting: Setting, prices: LayerPrices, exchanged: dict[str, list[list[Duration]]], kernel: str
+) -> tuple[Resource, ...]:
     """Send and receive ports of all devices, under the plan's own traffic, evenly spread."""
-    prices = exchange_prices(setting, reduction, exchange)
-    others = [price for (price,) in layer_prices(setting).values() if isinstance(price, ExchangeTime)]
+    others = [price for (price,) in prices.values() if isinstance(price, ExchangeTime)]
     return tuple(
         Resource(
             name=f"{side} ports",
             kind="links",
             unit="s",
-            demand_per_token=_port_s(prices, others, setting, take) / _tokens(setting),
+            demand_per_token=_port_s(exchanged, others, setting, take) / _tokens(setting),
             capacity=float(setting.cluster.n_devices),
             holds="this plan",
-            detail=f"exchange law, {exchange.kernel}, traffic of the plan spread evenly",
+            detail=f"exchange law, {kernel}, traffic of the plan spread evenly",
         )
         for side, take in _SIDES.items()
     )

@@ -78,3 +78,13 @@ def test_bad_budgets_are_refused_at_their_line(moesim: Command, scenario: Path) 
 def test_a_model_that_no_node_holds_names_what_is_short(moesim: Command, scenario: Path) -> None:
     options = ["--set", "memory.requests_per_device=2000000", "--set", "memory.context_tokens=1000000"]
     moesim("bound", scenario.name, *options).refused(3, "short by")
+
+
+@pytest.mark.slow
+def test_bounds_of_a_plan_from_a_file_are_those_of_the_solver_that_wrote_it(moesim: Command, folder: Path) -> None:
+    moesim("place", "tiny.yaml", "--set", "placement.solver=greedy", "--export", "moesim", "plan.json").succeeded()
+    moesim("bound", "tiny.yaml", "--set", "placement.solver=greedy", "--json", "solved.json").succeeded()
+    moesim("bound", "tiny.yaml", "--set", "placement={file: plan.json}", "--json", "read.json").succeeded()
+    solved, read = (json.loads((folder / name).read_text()) for name in ("solved.json", "read.json"))
+    assert read["bound"] == solved["bound"]
+    assert read["batches"] == solved["batches"]

@@ -12,7 +12,7 @@ from scenarios.specs import ScheduleSpec
 from sim.bound.bounds import bound_of, bounds_of
 from sim.bound.resources import resources
 from sim.run import simulate
-from sim.session import Plan, Session, solve_placement
+from sim.session import Plan, Session
 from tests.properties.test_simulation import Case, cases
 from tests.small import (
     even_placement,
@@ -94,7 +94,7 @@ def test_no_simulation_of_real_kernels_exceeds_the_bound(seed: int) -> None:
     spec = scenario.spec
     plan = Plan(cluster=spec.cluster, parallel=spec.parallel, placement=spec.placement, schedule=spec.schedule)
     setting = session.setting(spec.cluster, spec.parallel, spec.workload)
-    bound = bound_of(session, setting, solve_placement(setting, spec.placement, spec.seed), plan)
+    bound = bound_of(session, setting, session.plan_of(setting, plan).placement, plan)
     reached = simulate(session, setting, plan).metrics["tokens_per_s"]
     assert reached <= bound.tokens_per_s * (1 + ROUNDING)
     assert reached > 0.02 * bound.tokens_per_s, "a bound that far away says nothing"
