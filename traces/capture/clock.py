@@ -142,9 +142,17 @@ class Watch:
 
     def disturbed(self) -> bool:
         """Whether others were busy for more than BUSY_FRAC of the time since, beyond a jiffy or two."""
-        wall_s = time.perf_counter() - self.wall_s
-        others_s = busy_s() - self.busy_s - (time.process_time() - self.own_s)
+        others_s, wall_s = self._others_and_wall_s()
         return others_s > BUSY_FRAC * wall_s + 2 * JIFFY_S
+
+    def others_frac(self) -> float:
+        """Share of one core that others took since; clock ticks make it coarse below a second."""
+        others_s, wall_s = self._others_and_wall_s()
+        return max(others_s, 0.0) / wall_s
+
+    def _others_and_wall_s(self) -> tuple[float, float]:
+        others_s = busy_s() - self.busy_s - (time.process_time() - self.own_s)
+        return others_s, time.perf_counter() - self.wall_s
 
 
 def busy_s(stat: Path = PROC_STAT) -> float:
