@@ -11,7 +11,7 @@ import matplotlib as mpl
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, NullFormatter
+from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 from numpy.typing import NDArray
 
 from scenarios.files import whole_file
@@ -20,6 +20,8 @@ from sim.plots import STYLE, WIDTH_IN, png_bytes
 Times = NDArray[np.float64]
 COLORS = ("#4477aa", "#ee6677", "#228833", "#ccbb44", "#aa3377", "#66ccee")
 SHOWN_POINTS = 4000
+FEW_POINTS = 200  # up to which points are drawn larger
+NARROW_RATIO = 20.0  # of the ends of an axis that may show one decade, or none
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -64,7 +66,7 @@ def accuracy_figure(points: Points) -> Figure:
         right.set_ylabel("predicted over measured, minus one (%)")
         right.grid(True)
         if len(np.unique(points.kinds)) > 1:
-            left.legend(loc="upper left", markerscale=3)
+            left.legend(loc="upper left", markerscale=1 if len(points.kinds) <= FEW_POINTS else 3)
     return figure
 
 
@@ -110,7 +112,9 @@ def _write(figure: Figure, path: Path) -> None:
 
 
 def _scatter(axes: Axes, measured_s: Times, predicted_s: Times, color: str, kind: str) -> None:
-    axes.scatter(1e6 * measured_s, 1e6 * predicted_s, s=1.5, lw=0, alpha=0.5, color=color, label=kind or None)
+    few = len(measured_s) <= FEW_POINTS
+    size, alpha = (9.0, 0.8) if few else (1.5, 0.5)
+    axes.scatter(1e6 * measured_s, 1e6 * predicted_s, s=size, lw=0, alpha=alpha, color=color, label=kind or None)
 
 
 def _diagonal(axes: Axes, points: Points) -> None:
@@ -126,8 +130,14 @@ def _diagonal(axes: Axes, points: Points) -> None:
 
 
 def _log_ticks(axes: Axes, which: str) -> None:
-    """Plain numbers at the decades of a logarithmic axis; the style of our figures parses no formulas."""
+    """Plain numbers on a logarithmic axis, at its decades or, where it spans about one, inside them, too.
+
+    The style of our figures parses no formulas.
+    """
     for axis in (axes.xaxis,) if which == "x" else (axes.xaxis, axes.yaxis):
+        low, high = axis.get_view_interval()
+        if high < NARROW_RATIO * low:
+            axis.set_major_locator(LogLocator(subs=(1, 2, 3, 5)))
         axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.6g}"))
         axis.set_minor_formatter(NullFormatter())
 
