@@ -17,7 +17,9 @@ from placement.reduction import reduce_trace
 from placement.sample import TokenSample
 from placement.solve import solve
 from scenarios.catalog import find_model
-from scenarios.specs import ClusterSpec, ExchangeSpec, PlacementSpec
+from scenarios.cluster_specs import ClusterSpec
+from scenarios.placement_specs import PlacementSpec
+from scenarios.schedule_specs import ExchangeSpec
 from traces.stats import expert_loads
 
 N_RANKS, REDUNDANT = 32, 32

@@ -14,7 +14,9 @@ from benchmarks.machine import Row, best_s
 from placement.plan import Placement
 from placement.reduction import Reduction, reduce_trace
 from scenarios.catalog import find_model
-from scenarios.specs import ClusterSpec, ParallelSpec, ScheduleSpec, SplitSpec, WorkloadSpec
+from scenarios.cluster_specs import ClusterSpec, ParallelSpec
+from scenarios.schedule_specs import ScheduleSpec
+from scenarios.workload_specs import SplitSpec, WorkloadSpec
 from sim.pricing import price
 from sim.run import execute_schedule
 from sim.setting import Setting, make_setting

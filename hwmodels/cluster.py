@@ -25,8 +25,8 @@ from hwmodels.library import (
     find_node,
     list_cards,
 )
+from scenarios.cluster_specs import ClusterSpec
 from scenarios.errors import HardwareError
-from scenarios.specs import ClusterSpec
 
 if TYPE_CHECKING:
     import networkx as nx

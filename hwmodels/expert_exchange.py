@@ -16,8 +16,8 @@ from pydantic import Field
 
 from hwmodels.blends import norm2, norm4, slow_start_s
 from hwmodels.fitted import Fitted
+from scenarios.schedule_specs import FittedKernelName
 from scenarios.sources import Spec
-from scenarios.specs import FittedKernelName
 
 Times = NDArray[np.float64]
 Amount = float | NDArray[Any]

@@ -100,7 +100,7 @@ def _traces() -> list[Table]:
 
 def _policies() -> list[Table]:
     from hwmodels.library import links_with
-    from scenarios.specs import FittedKernelName
+    from scenarios.schedule_specs import FittedKernelName
     from sim.laws import LAWS
     from sim.policies import POLICIES
 

@@ -12,7 +12,7 @@ import moesim
 from placement.formats import FORMATS, check_export, export_plan
 from scenarios.files import check_file, check_folder, write_or_print
 from scenarios.loader import LoadedScenario
-from scenarios.specs import PlacementSpec
+from scenarios.placement_specs import PlacementSpec
 from sim import outputs
 from sim.place import Placed, Told, place
 

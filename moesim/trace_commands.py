@@ -166,7 +166,7 @@ def synth(
 
     from scenarios.catalog import find_model
     from scenarios.files import check_file
-    from scenarios.specs import SynthesisSpec
+    from scenarios.workload_specs import SynthesisSpec
     from traces.storage import load_trace, save_trace
     from traces.synth import fit_knobs, knobs_from_spec, synthesise
 

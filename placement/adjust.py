@@ -16,7 +16,7 @@ from placement.plan import FloatArray, Placement
 from placement.problem import PlacementProblem, placement_from
 from placement.saa import repointed
 from scenarios.errors import PlacementError
-from scenarios.specs import PlacementSpec
+from scenarios.placement_specs import PlacementSpec
 
 
 def flexmoe(problem: PlacementProblem, spec: PlacementSpec) -> Placement:

@@ -16,7 +16,7 @@ from placement.plan import FloatArray, Placement
 from placement.problem import PlacementProblem, plan_name
 from placement.saa import saa
 from scenarios.errors import PlacementError, PlacementInfeasible
-from scenarios.specs import PlacementSpec, SplitName
+from scenarios.placement_specs import PlacementSpec, SplitName
 
 Maker = Callable[[PlacementProblem, PlacementSpec], Placement]
 TRIED: dict[str, Maker] = {"eplb": eplb, "balance": balance, "saa": saa, "joint": joint}

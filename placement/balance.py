@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from placement.baselines import greedy
 from placement.plan import FloatArray, Placement
 from placement.problem import PlacementProblem, placement_from
-from scenarios.specs import PlacementSpec
+from scenarios.placement_specs import PlacementSpec
 
 Slots = NDArray[np.intp]
 MOST_SWAPS = 1000  # a guard: each swap lowers the busiest rank, and a layer of 512 slots needs some dozens

@@ -9,7 +9,7 @@ import numpy as np
 from placement.eplb import IntArray, Loads, replicate_experts
 from placement.plan import Placement
 from placement.problem import PlacementProblem, placement_from
-from scenarios.specs import PlacementSpec
+from scenarios.placement_specs import PlacementSpec
 
 
 def contiguous(problem: PlacementProblem, spec: PlacementSpec) -> Placement:

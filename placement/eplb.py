@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from placement.plan import Placement
 from placement.problem import PlacementProblem, placement_from
 from scenarios.errors import PlacementError
-from scenarios.specs import PlacementSpec
+from scenarios.placement_specs import PlacementSpec
 
 IntArray = NDArray[np.intp]
 Loads = NDArray[np.floating[Any]]

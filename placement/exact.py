@@ -28,7 +28,7 @@ from placement.saa import SAMPLED_STEPS
 from placement.sample import learned_steps
 from placement.solver import Answer, Solver
 from scenarios.errors import PlacementError, PlacementInfeasible
-from scenarios.specs import PlacementSpec, SolverName
+from scenarios.placement_specs import PlacementSpec, SolverName
 
 ROUNDING = 1e-12  # relative; sums of tokens differ by less between orders of summation
 MOST_CELLS = 100_000  # variables of a programme; PuLP takes 10 s to write more, and HiGHS does not get beyond the start

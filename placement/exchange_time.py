@@ -17,7 +17,7 @@ from hwmodels.links import port_s
 from placement.layout import ExpertLayout
 from scenarios.errors import HardwareError
 from scenarios.models import BYTES_PER_ACTIVATION, DType, ModelCard
-from scenarios.specs import ExchangeSpec
+from scenarios.schedule_specs import ExchangeSpec
 
 Tokens = NDArray[np.integer]
 Seconds = NDArray[np.float64]

@@ -14,7 +14,7 @@ from placement.problem import PlacementProblem, placement_from
 from placement.saa import saa
 from placement.sample import TokenSample, learned_steps
 from scenarios.errors import PlacementError
-from scenarios.specs import PlacementSpec
+from scenarios.placement_specs import PlacementSpec
 
 SAMPLED_DEVICES = 256  # devices x steps: more steps generalise better, and cost in proportion
 LEAST_STEPS = 2

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from scenarios.errors import PlacementError
-from scenarios.specs import SplitName
+from scenarios.placement_specs import SplitName
 
 Int32Array = NDArray[np.int32]
 FloatArray = NDArray[np.float64]

@@ -13,7 +13,7 @@ from placement.exchange_time import Machine
 from placement.plan import FloatArray, Placement
 from placement.sample import TokenSample, batch_loads, coactivation, transitions
 from scenarios.errors import PlacementError, PlacementInfeasible
-from scenarios.specs import PlacementSpec
+from scenarios.placement_specs import PlacementSpec
 from traces.routing import RoutingTrace
 
 

@@ -18,7 +18,7 @@ from placement.plan import Placement
 from placement.token_split import even_quotas, even_table, greedy_quotas, levelled_slots
 from placement.traffic import PortTokens, direct_ports, forwarded_ports
 from scenarios.errors import PlacementError
-from scenarios.specs import DedupName
+from scenarios.schedule_specs import DedupName
 from traces.routing import RoutingTrace
 from traces.storage import release_pages
 

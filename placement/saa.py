@@ -14,7 +14,7 @@ from placement.plan import FloatArray, Placement
 from placement.problem import PlacementProblem, placement_from
 from placement.sample import learned_steps
 from scenarios.errors import PlacementError
-from scenarios.specs import PlacementSpec
+from scenarios.placement_specs import PlacementSpec
 
 ROUNDS_PER_SLOT = 15
 SAMPLED_STEPS = 32  # those that `joint` prices on eight devices, so that `auto` has others to compare plans on

@@ -20,7 +20,7 @@ from placement.problem import PlacementProblem
 from placement.saa import saa
 from placement.solver import Answer, ExecutionModel, ObjectiveName, Solver
 from scenarios.errors import PlacementError
-from scenarios.specs import PlacementSpec, SolverName
+from scenarios.placement_specs import PlacementSpec, SolverName
 
 SOLVERS: dict[SolverName, Solver] = {
     "contiguous": Solver(plan=baselines.contiguous),

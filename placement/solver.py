@@ -8,7 +8,7 @@ from typing import Literal
 
 from placement.plan import Placement
 from placement.problem import PlacementProblem
-from scenarios.specs import PlacementSpec
+from scenarios.placement_specs import PlacementSpec
 
 ExecutionModel = Literal["home-return", "context-coherent", "any"]
 ObjectiveName = Literal["load", "batch-load", "time", "hops", "visits", "node-visits"]

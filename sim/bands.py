@@ -18,7 +18,7 @@ from hwmodels.devices import Device
 from hwmodels.kernels import stretched_to
 from hwmodels.measured_tables import moe_shape
 from hwmodels.moe import expert_shape
-from scenarios.specs import ScheduleSpec
+from scenarios.schedule_specs import ScheduleSpec
 from sim.kernel_pricing import exchange_band
 from sim.launches import launched_eagerly
 from sim.laws import LAWS

@@ -11,7 +11,7 @@ from placement.moe_time import expert_times_s, layer_times
 from placement.plan import Placement, imbalance, rank_loads
 from placement.reduction import Reduction
 from placement.split_prices import SplitPrices, split_prices
-from scenarios.specs import ScheduleSpec
+from scenarios.schedule_specs import ScheduleSpec
 from sim.exchange_pricing import machine_of
 from sim.setting import Setting
 

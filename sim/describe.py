@@ -10,7 +10,10 @@ import numpy as np
 import simpy
 
 from placement.plan import Placement
-from scenarios.specs import CompareSpec, ParallelSpec, ScenarioSpec, ScheduleSpec, WorkloadSpec
+from scenarios.cluster_specs import ParallelSpec
+from scenarios.schedule_specs import ScheduleSpec
+from scenarios.specs import CompareSpec, ScenarioSpec
+from scenarios.workload_specs import WorkloadSpec
 from sim.session import Plan, Session
 from sim.setting import Setting
 

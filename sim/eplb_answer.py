@@ -11,7 +11,8 @@ from scipy.stats import t as student
 
 from placement.auto import least_redundant
 from scenarios.errors import TraceError
-from scenarios.specs import PlacementSpec, ScheduleSpec
+from scenarios.placement_specs import PlacementSpec
+from scenarios.schedule_specs import ScheduleSpec
 from sim import metrics as measure
 from sim.fitted import steps_of
 from sim.metrics import Execution

@@ -10,7 +10,7 @@ from placement.exchange_time import Machine, exchange_latency_s, port_times_s
 from placement.reduction import Reduction, chunk_of_tokens
 from placement.traffic import PortTokens
 from scenarios.errors import ScenarioError
-from scenarios.specs import ExchangeSpec
+from scenarios.schedule_specs import ExchangeSpec
 from sim.durations import Duration, ExchangeTime, Seconds
 from sim.kernel_pricing import Side, by_chunk
 from sim.setting import Setting

@@ -8,7 +8,8 @@ from numpy.typing import NDArray
 from placement.auto import least_redundant
 from placement.judgement import Judgement, Part, grouped_part, judge
 from placement.plan import Placement
-from scenarios.specs import ExchangeSpec, PlacementSpec
+from scenarios.placement_specs import PlacementSpec
+from scenarios.schedule_specs import ExchangeSpec
 from sim.exchange_pricing import machine_of
 from sim.setting import Setting, sequence_parts
 

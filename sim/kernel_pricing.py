@@ -14,7 +14,7 @@ from placement import exchange_time
 from placement.exchange_time import measured_card, unmeasured
 from scenarios.errors import ScenarioError
 from scenarios.models import DType
-from scenarios.specs import ExchangeSpec
+from scenarios.schedule_specs import ExchangeSpec
 from sim.setting import Setting
 
 Side = Literal["dispatch", "combine"]

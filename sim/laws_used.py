@@ -12,7 +12,7 @@ from hwmodels.gemm import mlp_products
 from hwmodels.measured_tables import Shape, gemm_shape, moe_shape
 from hwmodels.moe import expert_shape
 from scenarios.models import GroupedQueryAttention, ModelCard
-from scenarios.specs import WorkloadSpec
+from scenarios.workload_specs import WorkloadSpec
 from sim.setting import Setting
 
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
+from scenarios.cluster_specs import ClusterSpec, ParallelSpec
 from scenarios.errors import MoesimError
-from scenarios.specs import ClusterSpec, ParallelSpec, PlacementSpec
+from scenarios.placement_specs import PlacementSpec
 from sim.result import RunResult
 from sim.run import simulate
 from sim.session import Plan, Session

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from placement.moe_time import tokens_by_rank
 from placement.plan import Placement, rank_loads
 from placement.reduction import Reduction
-from scenarios.specs import ScheduleSpec
+from scenarios.schedule_specs import ScheduleSpec
 from sim.bands import StepBand
 from sim.durations import Duration, ExchangeTime, Seconds
 from sim.kernel_pricing import token_bytes

@@ -19,7 +19,8 @@ from placement.reduction import reduce_trace
 from placement.sample import TokenSample, batch_loads
 from placement.solve import Solved
 from placement.solver import ExecutionModel, ObjectiveName
-from scenarios.specs import CompareSpec, PlacementSpec, ScenarioSpec
+from scenarios.placement_specs import PlacementSpec
+from scenarios.specs import CompareSpec, ScenarioSpec
 from sim.binding import Binding, binding
 from sim.eplb_answer import EplbAnswer, will_eplb_help
 from sim.judging import judged, reference_spec

@@ -13,7 +13,7 @@ from placement.plan import Placement
 from placement.problem import PlacementProblem
 from placement.solve import solve
 from scenarios.errors import PlacementError
-from scenarios.specs import PlacementSpec
+from scenarios.placement_specs import PlacementSpec
 from sim.setting import Setting
 
 

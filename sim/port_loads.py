@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from hwmodels.links import port_s
 from placement.reduction import Reduction
-from scenarios.specs import ScheduleSpec
+from scenarios.schedule_specs import ScheduleSpec
 from sim.kernel_pricing import token_bytes
 from sim.setting import Setting
 

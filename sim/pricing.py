@@ -16,7 +16,7 @@ from placement.moe_time import expert_times_s
 from placement.plan import Placement
 from placement.reduction import Reduction, chunk_of_tokens
 from scenarios.models import GroupedQueryAttention
-from scenarios.specs import ExchangeSpec
+from scenarios.schedule_specs import ExchangeSpec
 from sim.durations import Duration, ExchangeTime, Seconds, at_steps, scaled
 from sim.exchange_pricing import exchange_prices, machine_of
 from sim.kernel_pricing import by_chunk, slowdown_beside_exchange, token_bytes

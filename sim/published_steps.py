@@ -23,7 +23,10 @@ from hwmodels.validation.goals import Judged, Progress, judged
 from hwmodels.validation.score import score
 from placement.reduction import reduce_trace
 from scenarios.catalog import find_model
-from scenarios.specs import ClusterSpec, ParallelSpec, PlacementSpec, ScheduleSpec, SynthesisSpec, WorkloadSpec
+from scenarios.cluster_specs import ClusterSpec, ParallelSpec
+from scenarios.placement_specs import PlacementSpec
+from scenarios.schedule_specs import ScheduleSpec
+from scenarios.workload_specs import SynthesisSpec, WorkloadSpec
 from sim.run import execute_schedule
 from sim.session import solve_placement
 from sim.setting import Setting, make_setting, open_trace

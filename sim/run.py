@@ -13,7 +13,8 @@ from placement.moe_time import tokens_by_rank
 from placement.plan import Placement
 from placement.reduction import Reduction
 from scenarios.errors import ScenarioError
-from scenarios.specs import CompareSpec, ScenarioSpec, ScheduleSpec
+from scenarios.schedule_specs import ScheduleSpec
+from scenarios.specs import CompareSpec, ScenarioSpec
 from sim import metrics as measure
 from sim.bands import step_band
 from sim.constants import constants_of

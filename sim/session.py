@@ -15,17 +15,13 @@ from placement.reduction import Reduction, reduce_trace
 from placement.sample import TokenSample
 from placement.solve import SOLVERS, Solved, solve
 from scenarios.catalog import find_model
+from scenarios.cluster_specs import ClusterSpec, ParallelSpec
 from scenarios.errors import PlacementError
 from scenarios.models import ModelCard
-from scenarios.specs import (
-    ClusterSpec,
-    ExchangeSpec,
-    ParallelSpec,
-    PlacementSpec,
-    ScenarioSpec,
-    ScheduleSpec,
-    WorkloadSpec,
-)
+from scenarios.placement_specs import PlacementSpec
+from scenarios.schedule_specs import ExchangeSpec, ScheduleSpec
+from scenarios.specs import ScenarioSpec
+from scenarios.workload_specs import WorkloadSpec
 from sim.exchange_pricing import machine_of
 from sim.plan_files import ReadPlan, plan_of_file
 from sim.setting import Setting, make_setting, open_trace

@@ -11,9 +11,10 @@ from numpy.typing import NDArray
 from hwmodels.cluster import Cluster, build_cluster
 from placement.layout import ExpertLayout
 from scenarios.catalog import find_trace
+from scenarios.cluster_specs import ClusterSpec, ParallelSpec
 from scenarios.errors import ScenarioError, TraceError
 from scenarios.models import ModelCard
-from scenarios.specs import ClusterSpec, ParallelSpec, WorkloadSpec
+from scenarios.workload_specs import WorkloadSpec
 from sim.program import Chunk, Layer, Step, Work
 from sim.size import check_workload
 from traces.batches import Batches, compose_batches

@@ -5,7 +5,8 @@ from __future__ import annotations
 from scenarios.errors import ScenarioError
 from scenarios.host_memory import check_host_memory
 from scenarios.models import ModelCard
-from scenarios.specs import ScheduleSpec, WorkloadSpec
+from scenarios.schedule_specs import ScheduleSpec
+from scenarios.workload_specs import WorkloadSpec
 
 TOKEN_BYTES = 65  # measured: indices, contexts and counting of a token of a step
 PART_BYTES = 300  # measured: counts, durations and times of one device in one chunk of one layer and step

@@ -21,18 +21,12 @@ from hwmodels.library import find_collectives, find_kernels
 from hwmodels.validation.step_rows import ServedModel
 from placement.reduction import reduce_trace
 from scenarios.catalog import find_model
+from scenarios.cluster_specs import AttentionParallelSpec, ClusterSpec, ExpertParallelSpec, ParallelSpec
 from scenarios.errors import HardwareError
 from scenarios.models import ModelCard
-from scenarios.specs import (
-    AttentionParallelSpec,
-    ClusterSpec,
-    ExpertParallelSpec,
-    ParallelSpec,
-    PlacementSpec,
-    ScheduleSpec,
-    SynthesisSpec,
-    WorkloadSpec,
-)
+from scenarios.placement_specs import PlacementSpec
+from scenarios.schedule_specs import ScheduleSpec
+from scenarios.workload_specs import SynthesisSpec, WorkloadSpec
 from sim.durations import Duration, ExchangeTime
 from sim.kernel_pricing import token_bytes
 from sim.laws import LAWS

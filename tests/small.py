@@ -13,7 +13,8 @@ from placement.layout import ExpertLayout
 from placement.plan import Placement
 from placement.reduction import Reduction
 from scenarios.models import ModelCard
-from scenarios.specs import ScheduleSpec, WorkloadSpec
+from scenarios.schedule_specs import ScheduleSpec
+from scenarios.workload_specs import WorkloadSpec
 from sim import metrics as measure
 from sim.engine import replay
 from sim.metrics import Execution

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from scenarios.errors import TraceError
 from scenarios.host_memory import check_host_memory
 from scenarios.models import ModelCard
-from scenarios.specs import SynthesisSpec
+from scenarios.workload_specs import SynthesisSpec
 from traces.routing import Phase, id_dtype
 
 Knob = float | tuple[float, ...]

@@ -10,7 +10,7 @@ from placement.formats.contents import Deployment, PlanFile
 from placement.plan import Placement
 from scenarios.errors import PlacementError
 from scenarios.files import write_text
-from scenarios.specs import SplitName
+from scenarios.placement_specs import SplitName
 from traces.formats.files import need, read_json, whole_numbers
 
 VERSION = 1

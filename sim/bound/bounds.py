@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from hwmodels.cards import LinkCard
 from hwmodels.cluster import Cluster
 from placement.plan import Placement
-from scenarios.specs import WorkloadSpec
+from scenarios.workload_specs import WorkloadSpec
 from sim.bound.resources import Resource, resources
 from sim.memory import DeviceMemory, check_memory, device_memory
 from sim.result import RunResult

@@ -13,16 +13,9 @@ import numpy as np
 from scipy.optimize import Bounds, LinearConstraint, milp
 
 from hwmodels.cluster import build_cluster
+from scenarios.cluster_specs import AttentionParallelSpec, ClusterSpec, ExpertParallelSpec, ParallelSpec
 from scenarios.errors import BudgetInfeasible, MemoryInfeasible, PlacementInfeasible, ScenarioError
-from scenarios.specs import (
-    AttentionParallelSpec,
-    BudgetSpec,
-    ClusterSpec,
-    ExpertParallelSpec,
-    OfferSpec,
-    ParallelSpec,
-    ScenarioSpec,
-)
+from scenarios.specs import BudgetSpec, OfferSpec, ScenarioSpec
 from sim.bound.bounds import Bound, batch_setting, best_batch
 from sim.run import simulate
 from sim.session import Plan, Session

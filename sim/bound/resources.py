@@ -19,7 +19,7 @@ from hwmodels.fluid import fluid_moe_s
 from hwmodels.moe import expert_shape
 from placement.plan import Placement
 from placement.reduction import Reduction
-from scenarios.specs import ExchangeSpec
+from scenarios.schedule_specs import ExchangeSpec
 from sim.bound.demand import Demand, Visits, demands, visits_of
 from sim.durations import Duration, ExchangeTime
 from sim.exchange_pricing import exchange_prices

@@ -16,7 +16,7 @@ from hwmodels.validation.counts import balanced_counts
 from hwmodels.validation.goals import verdict
 from hwmodels.validation.interpolation import table_scores
 from hwmodels.validation.timings import read_timings
-from scenarios.specs import ClusterSpec
+from scenarios.cluster_specs import ClusterSpec
 from tests.shared import shared_file
 
 pytest.importorskip("pyarrow")

@@ -12,7 +12,7 @@ import pytest
 from scenarios.catalog import find_model
 from scenarios.errors import MoesimError
 from scenarios.loader import load_scenario
-from scenarios.specs import SynthesisSpec
+from scenarios.workload_specs import SynthesisSpec
 from tests.cli.command import CARD, SCENARIO, Done
 from tests.cli.conftest import Command
 from traces.storage import load_trace, save_trace

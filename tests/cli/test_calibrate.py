@@ -17,8 +17,8 @@ from hwmodels.devices import Device
 from hwmodels.library import find_device, find_kernels, find_link
 from hwmodels.validation.timings import Timings
 from moesim import validating
+from scenarios.cluster_specs import ClusterSpec
 from scenarios.errors import CalibrationError
-from scenarios.specs import ClusterSpec
 from tests.cli.conftest import Command
 from tests.devices import h200
 from tests.timings import gemm_rows, timings, with_times

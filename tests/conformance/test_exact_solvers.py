@@ -8,7 +8,7 @@ from placement.plan import Placement
 from placement.problem import PlacementProblem
 from placement.solve import SOLVERS, Solved, solve
 from scenarios.errors import PlacementError, PlacementInfeasible
-from scenarios.specs import PlacementSpec, SolverName
+from scenarios.placement_specs import PlacementSpec, SolverName
 from tests.oracles.placement_brute import least_busiest, most_that_stay
 
 AFFINITY: tuple[SolverName, ...] = ("chain-exact", "alsa", "two-stage", "exflow", "ilp-affinity")

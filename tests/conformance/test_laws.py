@@ -10,7 +10,7 @@ from placement.layout import ExpertLayout
 from placement.plan import Placement
 from placement.reduction import reduce_trace
 from scenarios.errors import HardwareError
-from scenarios.specs import DedupName, ExchangeSpec, LawName
+from scenarios.schedule_specs import DedupName, ExchangeSpec, LawName
 from sim.durations import ExchangeTime, Seconds
 from sim.event_laws import EXCHANGES
 from sim.events import execute_events

@@ -18,7 +18,7 @@ from placement.formats.contents import Deployment, PlanFile
 from placement.plan import Placement
 from placement.solve import solve
 from scenarios.errors import PlacementError
-from scenarios.specs import PlacementSpec
+from scenarios.placement_specs import PlacementSpec
 from tests.unit.test_eplb import LOADS, PUBLISHED, PUBLISHED_COUNTS, example
 
 COUNTING = {"sglang-counts", "ktransformers"}

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from scenarios.catalog import find_model
-from scenarios.specs import OverlapName
+from scenarios.schedule_specs import OverlapName
 from sim.events import execute_events
 from sim.laws import LAWS
 from sim.log import begins_s

@@ -24,7 +24,8 @@ from placement.problem import PlacementProblem, with_sample
 from placement.reduction import reduce_trace
 from placement.sample import TokenSample
 from placement.solve import SOLVERS, Solved, solve
-from scenarios.specs import ExchangeSpec, PlacementSpec, SolverName, SplitName
+from scenarios.placement_specs import PlacementSpec, SolverName, SplitName
+from scenarios.schedule_specs import ExchangeSpec
 from sim.pricing import price
 from sim.program import Program, Step, Work, compile_program
 from sim.vector import execute

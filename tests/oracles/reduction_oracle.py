@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from placement.layout import ExpertLayout
 from placement.plan import Placement
 from placement.traffic import PortTokens
-from scenarios.specs import DedupName
+from scenarios.schedule_specs import DedupName
 from traces.routing import RoutingTrace
 
 Counts = NDArray[np.int64]

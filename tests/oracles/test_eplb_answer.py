@@ -15,7 +15,8 @@ import pytest
 
 from moesim import api
 from scenarios.loader import LoadedScenario
-from scenarios.specs import CompareSpec, PlacementSpec, ScenarioSpec
+from scenarios.placement_specs import PlacementSpec
+from scenarios.specs import CompareSpec, ScenarioSpec
 from scenarios.yaml_source import YamlSource
 from sim.eplb_answer import EplbAnswer, EplbCase, will_eplb_help
 from sim.place_text import eplb_sentence

@@ -7,14 +7,10 @@ import pytest
 
 from placement.reduction import reduce_trace
 from scenarios.catalog import find_model
-from scenarios.specs import (
-    AttentionParallelSpec,
-    ClusterSpec,
-    ParallelSpec,
-    PlacementSpec,
-    ScheduleSpec,
-    WorkloadSpec,
-)
+from scenarios.cluster_specs import AttentionParallelSpec, ClusterSpec, ParallelSpec
+from scenarios.placement_specs import PlacementSpec
+from scenarios.schedule_specs import ScheduleSpec
+from scenarios.workload_specs import WorkloadSpec
 from sim.laws import LAWS
 from sim.metrics import Execution
 from sim.policies import POLICIES

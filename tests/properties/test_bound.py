@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from moesim import api
-from scenarios.specs import ScheduleSpec
+from scenarios.schedule_specs import ScheduleSpec
 from sim.bound.bounds import bound_of, bounds_of
 from sim.bound.resources import resources
 from sim.run import simulate

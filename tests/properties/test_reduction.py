@@ -11,7 +11,8 @@ from placement.layout import ExpertLayout
 from placement.plan import Placement
 from placement.reduction import Reduction, reduce_trace
 from placement.traffic import PortTokens
-from scenarios.specs import DedupName, SplitName
+from scenarios.placement_specs import SplitName
+from scenarios.schedule_specs import DedupName
 from tests.oracles.reduction_oracle import expected_reduction
 from tests.small import random_ids, random_placement, trace_of
 from traces.routing import RoutingTrace

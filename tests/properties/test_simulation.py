@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from placement.plan import Placement
 from scenarios.models import ModelCard
-from scenarios.specs import ScheduleSpec
+from scenarios.schedule_specs import ScheduleSpec
 from sim.durations import ExchangeTime
 from sim.setting import Setting
 from tests.devices import half_speed, half_speed_link

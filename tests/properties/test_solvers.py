@@ -12,7 +12,7 @@ from placement.exact import EXACT_SOLVERS
 from placement.plan import imbalance, rank_loads
 from placement.problem import PlacementProblem
 from placement.solve import SOLVERS, solve
-from scenarios.specs import PlacementSpec, SolverName
+from scenarios.placement_specs import PlacementSpec, SolverName
 
 # Those that loads alone suffice for; exact ones have a suite of their own.
 LOAD_SOLVERS = [name for name, solver in SOLVERS.items() if not solver.needs and name not in EXACT_SOLVERS]

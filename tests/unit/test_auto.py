@@ -15,7 +15,8 @@ from placement.problem import ExpertMemory, PlacementProblem, with_sample
 from placement.sample import TokenSample
 from placement.solve import solve
 from scenarios.errors import PlacementError, PlacementInfeasible
-from scenarios.specs import ExchangeSpec, PlacementSpec
+from scenarios.placement_specs import PlacementSpec
+from scenarios.schedule_specs import ExchangeSpec
 from tests.small import random_ids, tiny_cluster, tiny_model, trace_of
 
 AUTO = PlacementSpec(solver="auto")

@@ -13,7 +13,7 @@ from placement.problem import PlacementProblem
 from placement.saa import BatchLoadState, repointed, saa
 from placement.solve import solve
 from scenarios.errors import PlacementError
-from scenarios.specs import PlacementSpec
+from scenarios.placement_specs import PlacementSpec
 
 
 def problem(loads: np.ndarray, n_ranks: int, **more: object) -> PlacementProblem:

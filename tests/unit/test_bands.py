@@ -8,7 +8,7 @@ import pytest
 from hwmodels.devices import Device
 from hwmodels.kernels import BLOCKS
 from placement.plan import Placement
-from scenarios.specs import ScheduleSpec
+from scenarios.schedule_specs import ScheduleSpec
 from sim.bands import StepBand, step_band
 from sim.launches import kernel_counts, launched_eagerly
 from sim.laws import LAWS

@@ -3,8 +3,9 @@
 import numpy as np
 import pytest
 
+from scenarios.cluster_specs import ClusterSpec, ParallelSpec
 from scenarios.errors import ScenarioError, TraceError
-from scenarios.specs import ClusterSpec, ParallelSpec, WorkloadSpec
+from scenarios.workload_specs import WorkloadSpec
 from sim.program import Work
 from sim.setting import Setting, build_step, check_trace, make_setting
 from tests.small import random_ids, random_trace, tiny_model, trace_of

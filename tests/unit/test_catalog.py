@@ -13,8 +13,9 @@ from scenarios.catalog import (
     list_traces,
 )
 from scenarios.errors import ScenarioError, TraceError
+from scenarios.placement_specs import PlacementSpec
 from scenarios.schema import scenario_schema
-from scenarios.specs import PlacementSpec, ScenarioSpec
+from scenarios.specs import ScenarioSpec
 
 CARD = """\
 name: {name}

@@ -7,8 +7,8 @@ import pytest
 
 from hwmodels.cluster import Hop, build_cluster, build_graph, route
 from hwmodels.library import list_cards
+from scenarios.cluster_specs import ClusterSpec
 from scenarios.errors import HardwareError
-from scenarios.specs import ClusterSpec
 
 
 def spec(**keys: object) -> ClusterSpec:

@@ -12,7 +12,7 @@ from placement.plan import imbalance, rank_loads
 from placement.problem import PlacementProblem
 from placement.solve import solve
 from scenarios.errors import PlacementError
-from scenarios.specs import PlacementSpec
+from scenarios.placement_specs import PlacementSpec
 
 LOADS = np.array(
     [[90, 132, 40, 61, 104, 165, 39, 4, 73, 56, 183, 86], [20, 107, 104, 64, 19, 197, 187, 157, 172, 86, 16, 27]],

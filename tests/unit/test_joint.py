@@ -12,7 +12,7 @@ from placement.layout import ExpertLayout
 from placement.moe_time import moe_times
 from placement.plan import Placement
 from placement.sample import TokenSample
-from scenarios.specs import ExchangeSpec
+from scenarios.schedule_specs import ExchangeSpec
 from tests.small import random_ids, tiny_cluster, tiny_model, trace_of
 
 N_LAYERS, N_EXPERTS, TOP_K = 3, 16, 3

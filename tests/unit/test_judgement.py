@@ -19,8 +19,9 @@ from placement.problem import PlacementProblem, with_sample
 from placement.sample import TokenSample, coactivation, transitions
 from placement.time_bound import moe_time_bound_s
 from scenarios.catalog import find_model
+from scenarios.cluster_specs import ClusterSpec
 from scenarios.errors import PlacementError
-from scenarios.specs import ClusterSpec, ExchangeSpec
+from scenarios.schedule_specs import ExchangeSpec
 from tests.small import random_ids, tiny_cluster, tiny_model, trace_of
 
 MODEL = tiny_model(n_layers=2, n_experts=8, top_k=2)

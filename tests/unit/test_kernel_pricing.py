@@ -9,7 +9,7 @@ from pydantic import ValidationError
 from hwmodels.expert_exchange import ExchangeCard, Shipment, exchange_s
 from hwmodels.library import links_with, list_cards
 from scenarios.errors import HardwareError, ScenarioError
-from scenarios.specs import KERNEL_DEDUP, ExchangeSpec, FittedKernelName, ScheduleSpec
+from scenarios.schedule_specs import KERNEL_DEDUP, ExchangeSpec, FittedKernelName, ScheduleSpec
 from sim.durations import ExchangeTime
 from sim.pricing import price
 from sim.setting import Setting

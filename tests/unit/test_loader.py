@@ -10,7 +10,8 @@ from hwmodels.cards import CardSet
 from scenarios.errors import MoesimError, ScenarioError
 from scenarios.loader import load_scenario, load_spec
 from scenarios.models import ModelCard
-from scenarios.specs import ScenarioSpec, SolverName
+from scenarios.placement_specs import SolverName
+from scenarios.specs import ScenarioSpec
 from scenarios.yaml_source import MAX_BYTES, plain_scalar, read_yaml
 
 GOOD = """\

@@ -20,9 +20,9 @@ from hwmodels.measured_tables import NOTHING, Measured, MeasuredBlock, Surface, 
 from hwmodels.moe import ExpertShape, grouped_gemm_moe_s
 from hwmodels.validation.interpolation import thinned
 from moesim.cli import main
+from scenarios.cluster_specs import ClusterSpec
 from scenarios.errors import HardwareError
 from scenarios.models import GroupedQueryAttention, LatentAttention
-from scenarios.specs import ClusterSpec
 from sim.bands import ENDS, device_at_end
 
 MOE = "moe_dtype,num_tokens,hidden_size,inter_size,topk,num_experts,moe_tp_size,moe_ep_size,distribution,latency"

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from placement.plan import Placement
-from scenarios.specs import ExchangeSpec, MemorySpec, ScheduleSpec
+from scenarios.schedule_specs import ExchangeSpec, ScheduleSpec
+from scenarios.specs import MemorySpec
 from sim import metrics as measure
 from sim.durations import ExchangeTime
 from sim.engine import replay

@@ -10,7 +10,8 @@ import pytest
 
 from placement.moe_time import expert_times_s
 from placement.plan import Placement
-from scenarios.specs import CompareSpec, ScenarioSpec, ScheduleSpec
+from scenarios.schedule_specs import ScheduleSpec
+from scenarios.specs import CompareSpec, ScenarioSpec
 from sim.binding import binding
 from sim.exchange_pricing import machine_of
 from sim.levers import Lever, levers

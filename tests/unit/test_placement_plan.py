@@ -10,7 +10,7 @@ from placement.problem import PlacementProblem, plan_name
 from placement.solve import SOLVERS, solve
 from placement.solver import Solver
 from scenarios.errors import PlacementError, PlacementInfeasible
-from scenarios.specs import PlacementSpec
+from scenarios.placement_specs import PlacementSpec
 
 
 def uneven() -> Placement:

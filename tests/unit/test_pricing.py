@@ -14,7 +14,7 @@ from placement.moe_time import tokens_by_rank
 from placement.plan import Placement
 from scenarios.errors import ScenarioError
 from scenarios.models import ModelCard
-from scenarios.specs import DedupName, ExchangeSpec, ScheduleSpec
+from scenarios.schedule_specs import DedupName, ExchangeSpec, ScheduleSpec
 from sim.durations import Duration, ExchangeTime
 from sim.kernel_pricing import token_bytes
 from sim.policies import MICROBATCHED, POLICIES

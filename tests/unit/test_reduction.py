@@ -11,7 +11,7 @@ from placement.plan import Placement
 from placement.reduction import Reduction, reduce_trace
 from placement.traffic import PortTokens
 from scenarios.errors import PlacementError, ScenarioError
-from scenarios.specs import DedupName
+from scenarios.schedule_specs import DedupName
 from tests.oracles.reduction_oracle import Expected, expected_reduction
 from tests.small import even_placement, random_ids, random_placement, tiny_model, trace_of
 from traces import storage

@@ -6,7 +6,9 @@ import numpy as np
 import pytest
 
 from scenarios.errors import MemoryInfeasible, ScenarioError
-from scenarios.specs import ExchangeSpec, PlacementSpec, ScenarioSpec
+from scenarios.placement_specs import PlacementSpec
+from scenarios.schedule_specs import ExchangeSpec
+from scenarios.specs import ScenarioSpec
 from sim import session as sessions
 from sim.constants import constants_of
 from sim.result import Comparison, RunResult

@@ -8,7 +8,7 @@ import pytest
 
 from scenarios.catalog import find_model, list_traces
 from scenarios.errors import TraceError
-from scenarios.specs import WorkloadSpec
+from scenarios.workload_specs import WorkloadSpec
 from sim.routing_plots import routing_figure, write_routing_figure
 from sim.setting import check_trace, open_trace
 from tests import toy_traces as toys

@@ -7,7 +7,7 @@ import pytest
 from hwmodels.cluster import build_cluster
 from hwmodels.library import find_kernels
 from hwmodels.validation.step_rows import ServedModel, StepRow
-from scenarios.specs import ClusterSpec
+from scenarios.cluster_specs import ClusterSpec
 from sim import step_validation
 from sim.step_validation import ENGINES, predict_row
 from sim.tensor_parallel_step import Layout, step_s, with_kernels

@@ -9,7 +9,7 @@ import pytest
 
 from scenarios.catalog import find_model
 from scenarios.errors import TraceError
-from scenarios.specs import SynthesisSpec
+from scenarios.workload_specs import SynthesisSpec
 from tests.unit.test_stats import flame, gpt_oss
 from traces import stats, synth
 from traces.knobs import Knobs, even_lengths, knobs_from_spec, rescale, standard_scores

@@ -11,7 +11,7 @@ from placement.sample import TokenSample
 from placement.solve import solve
 from placement.visits import node_visits, node_visits_bound, rank_visits, rank_visits_bound
 from scenarios.errors import PlacementError
-from scenarios.specs import PlacementSpec
+from scenarios.placement_specs import PlacementSpec
 from tests.oracles.placement_brute import fewest_visits
 from tests.small import trace_of
 

@@ -1,0 +1,78 @@
+"""What a scenario says of schedules and exchanges. A conformance test compares the names with the implementations."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import Field, model_validator
+
+from scenarios.models import DType
+from scenarios.sources import Spec
+from scenarios.units import Seconds
+
+OverlapName = Literal["none", "chunked", "two-batch"]
+LawName = Literal["port", "fifo", "maxmin"]
+DedupName = Literal["none", "device", "node"]
+FittedKernelName = Literal["deepep-normal", "deepep-low-latency", "nvl72-one-sided", "nvl72-two-sided"]
+KernelName = Literal["alpha-beta", "nccl"] | FittedKernelName
+KERNEL_DEDUP: dict[str, DedupName] = {
+    "deepep-normal": "node",
+    "deepep-low-latency": "none",
+    "nvl72-one-sided": "device",
+    "nvl72-two-sided": "device",
+}
+"""What each fitted kernel sends once: a copy of a token for every expert, device or node."""
+
+
+class ExchangeSpec(Spec):
+    """How tokens travel: law of link sharing, what is sent once, and the kernel that sends it.
+
+    Kernels but alpha-beta were fitted to measured times. They decide themselves what is sent once, and want law port.
+    """
+
+    law: LawName = "port"
+    kernel: KernelName = Field(default="alpha-beta", description="alpha-beta: the link's latency and bandwidth alone")
+    sms: int | None = Field(default=None, gt=0, description="deepep-normal: SMs that it takes; default: 20")
+    dedup: DedupName = Field(
+        default="device", description="a token is sent once per expert, device or node; fitted kernels have their own"
+    )
+    dispatch_dtype: DType | None = Field(default=None, description="default: the model's activation_dtype")
+    combine_dtype: DType | None = Field(default=None, description="default: the model's activation_dtype")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _kernels_dedup(cls, raw: Any) -> Any:
+        own = KERNEL_DEDUP.get(raw.get("kernel", "")) if isinstance(raw, dict) else None
+        return raw if own is None else {"dedup": own, **raw}
+
+    @model_validator(mode="after")
+    def _one_kernel(self) -> ExchangeSpec:
+        own = KERNEL_DEDUP.get(self.kernel, self.dedup)
+        if self.dedup != own:
+            raise ValueError(f"kernel {self.kernel} has dedup {own}, not {self.dedup}; leave dedup out")
+        if self.kernel != "alpha-beta" and self.law != "port":
+            raise ValueError(f"kernel {self.kernel} is timed as a whole: law port, not {self.law}")
+        if self.sms is not None and self.kernel != "deepep-normal":
+            raise ValueError(f"sms is an option of kernel deepep-normal, not of {self.kernel}")
+        return self
+
+
+class ScheduleSpec(Spec):
+    """A schedule policy with its options."""
+
+    overlap: OverlapName = "none"
+    chunks: int = Field(
+        default=2, ge=1, description="chunked: parts of the experts' tokens; two-batch: microbatches of the whole step"
+    )
+    exchange: ExchangeSpec = ExchangeSpec()
+    executor: Literal["vector", "event"] = "vector"
+    step_overhead: Seconds = Field(default=0.0, description="host time between steps")
+    launch: Literal["graph", "eager"] = Field(
+        default="graph", description="kernels replayed as a CUDA graph, or launched one by one by the host"
+    )
+    name: str | None = None
+
+    @property
+    def n_parts(self) -> int:
+        """Parts that the tokens of a device travel in."""
+        return 1 if self.overlap == "none" else self.chunks

@@ -1,0 +1,58 @@
+"""What a scenario says of its tokens: a routing trace, or made-up routing, and the steps to replay."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field, model_validator
+
+from scenarios.sources import Spec
+
+
+class SynthesisSpec(Spec):
+    """A made-up routing trace; `fit` takes the knobs from a real trace instead of from here."""
+
+    tokens: int = Field(default=32768, gt=0)
+    sequence_tokens: int = Field(default=256, gt=0)
+    skew: float = Field(default=0.5, ge=0, description="standard deviation of log expert popularity")
+    sequence_skew: float = Field(default=0.5, ge=0, description="the same, drawn anew for each sequence")
+    reuse: float = Field(default=0.2, ge=0, lt=1, description="chance that a token keeps an expert of its predecessor")
+    affinity: float = Field(default=0.8, ge=0, lt=1, description="chance that a choice follows the token's theme")
+    fit: str | None = Field(default=None, description="path of a trace whose statistics set the knobs")
+    seed: int = Field(default=0, ge=0)
+
+
+class SplitSpec(Spec):
+    """Shares of the sequences: plans are fitted on one part and judged on another."""
+
+    fit: float = Field(default=0.5, ge=0, le=1)
+    evaluate: float = Field(default=0.5, gt=0, le=1)
+    shifted: str | None = Field(
+        default=None, description="label of a domain that is in neither part: `place` judges plans on it, too"
+    )
+
+    @model_validator(mode="after")
+    def _parts(self) -> SplitSpec:
+        if self.fit + self.evaluate > 1 + 1e-9:
+            raise ValueError(f"fit {self.fit} and evaluate {self.evaluate} overlap: together they exceed 1")
+        return self
+
+
+class WorkloadSpec(Spec):
+    """Tokens that every device processes in a step, taken from a routing trace."""
+
+    trace: str | None = Field(
+        default=None, description="path of a .npz trace, relative to the scenario, or the name of a shipped one"
+    )
+    synthetic: SynthesisSpec | None = None
+    phase: Literal["decode", "prefill"] = "decode"
+    tokens_per_device: int = Field(default=64, gt=0)
+    context_tokens: int | None = Field(default=None, gt=0, description="context of every token; default: its position")
+    steps: int = Field(default=64, gt=0)
+    split: SplitSpec = SplitSpec()
+
+    @model_validator(mode="after")
+    def _one_origin(self) -> WorkloadSpec:
+        if (self.trace is None) == (self.synthetic is None):
+            raise ValueError("give either 'trace: FILE' or 'synthetic: {...}'")
+        return self
