@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 from numpy.typing import NDArray
 
 from sim.durations import Duration, ExchangeTime, Seconds
-from sim.program import OpList, Work
+from sim.program import SEND_LANES, OpList, Work
 from sim.vector import Finished
 
 
@@ -46,7 +47,7 @@ def begins_s(op_list: OpList, durations: Sequence[Duration], finished: Finished)
 def _ready_s(op_list: OpList, index: int, finished: Finished) -> Seconds:
     """When all that an exchange comes after has ended and its send lane is free."""
     ready = [finished.end_s[dep] for dep in op_list.waits[index]]
-    ready += [finished.send_end_s[dep] for lane, dep in op_list.lane_waits[index] if lane == "send"]
+    ready += [finished.send_end_s[dep] for lane, dep in op_list.lane_waits[index] if lane in SEND_LANES]
     return np.maximum.reduce(ready) if ready else np.zeros_like(finished.end_s[index])
 
 
@@ -71,7 +72,10 @@ def step_log(op_list: OpList, durations: Sequence[Duration], finished: Finished,
 
 
 def covered_s(begins: Sequence[Seconds], ends: Sequence[Seconds]) -> NDArray[np.float64]:
-    """Time covered by at least one interval, float64[..., device]; begins must not decrease from one to the next."""
+    """Time covered by at least one interval, float64[..., device]."""
+    if any((later < before).any() for before, later in pairwise(begins)):
+        order = np.argsort(begins, axis=0, kind="stable")
+        begins, ends = (list(np.take_along_axis(np.array(times), order, axis=0)) for times in (begins, ends))
     total, until = np.zeros_like(ends[0]), np.full_like(ends[0], -np.inf)
     for begin, end in zip(begins, ends, strict=True):
         total += np.maximum(end - np.maximum(begin, until), 0.0)

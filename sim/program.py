@@ -13,9 +13,13 @@ from typing import Literal
 
 from scenarios.errors import DeadlockError
 
-Lane = Literal["compute", "send", "receive", "to-device", "host"]
-"""Kernels of a device; its ports; the engine that copies from the host's memory; the host's cores."""
-EXCHANGE_LANES: tuple[Lane, ...] = ("send", "receive")
+Lane = Literal["compute", "send", "receive", "send-inside", "receive-inside", "to-device", "host"]
+"""Kernels of a device; its ports, and those inside its node where a stage of an exchange has them to itself; the engine
+that copies from the host's memory; the host's cores."""
+Lanes = tuple[Lane, ...]
+EXCHANGE_LANES: Lanes = ("send", "receive")
+INSIDE_LANES: Lanes = ("send-inside", "receive-inside")
+SEND_LANES, RECEIVE_LANES = zip(EXCHANGE_LANES, INSIDE_LANES, strict=True)
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,11 +38,19 @@ class Work:
 
 @dataclass(frozen=True, slots=True)
 class Chunk:
-    """One part of a layer's tokens on its way through the experts."""
+    """One part of a layer's tokens on its way through the experts.
+
+    Stages inside nodes, where the exchange has them: `regroup` before the dispatch, `forward` after it, `collect` before
+    the combine; `lanes` are those that they occupy, their own or those of the exchange.
+    """
 
     dispatch: Work
     experts: Work
     combine: Work
+    regroup: Work | None = None
+    forward: Work | None = None
+    collect: Work | None = None
+    lanes: Lanes = INSIDE_LANES
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -83,13 +95,13 @@ class Op:
     """One recorded operation: `lanes` it occupies, and the indices of the operations that it comes after."""
 
     work: Work
-    lanes: tuple[Lane, ...]
+    lanes: Lanes
     after: tuple[int, ...]
 
     @property
     def is_exchange(self) -> bool:
         """True where tokens travel between devices."""
-        return self.lanes == EXCHANGE_LANES
+        return self.lanes in (EXCHANGE_LANES, INSIDE_LANES)
 
 
 @dataclass(slots=True)
@@ -102,15 +114,15 @@ class Program:
         """Index of a new operation on the compute lane."""
         return self._issue(work, ("compute",), after)
 
-    def exchange(self, work: Work, *, after: After) -> int:
-        """Index of a new exchange of tokens, on the send and receive lanes of all devices of its group."""
-        return self._issue(work, EXCHANGE_LANES, after)
+    def exchange(self, work: Work, *, after: After, lanes: Lanes = EXCHANGE_LANES) -> int:
+        """Index of a new exchange of tokens, on a send and a receive lane of all devices of its group."""
+        return self._issue(work, lanes, after)
 
     def beside(self, work: Work, lane: Lane, *, after: After) -> int:
         """Index of a new operation of one device on a lane beside its compute lane."""
         return self._issue(work, (lane,), after)
 
-    def _issue(self, work: Work, lanes: tuple[Lane, ...], after: After) -> int:
+    def _issue(self, work: Work, lanes: Lanes, after: After) -> int:
         waits = () if after is None else (after,) if isinstance(after, int) else tuple(after)
         index = len(self.ops)
         later = [dep for dep in waits if not 0 <= dep < index]
@@ -160,7 +172,7 @@ def compile_ops(ops: Sequence[Op]) -> OpList:
             reached |= ancestors[dep] | 1 << dep
         before = [(lane, last_on_lane[lane]) for lane in op.lanes if lane in last_on_lane]
         waits.append(tuple(needed))
-        lane_waits.append(tuple((lane, dep) for lane, dep in before if lane == "receive" or not reached >> dep & 1))
+        lane_waits.append(tuple((lane, dep) for lane, dep in before if lane in RECEIVE_LANES or not reached >> dep & 1))
         ancestors.append(reached | _followed(before, ancestors))
         last_on_lane.update(dict.fromkeys(op.lanes, index))
     return OpList(tuple(ops), tuple(waits), tuple(lane_waits))
@@ -175,6 +187,6 @@ def _followed(before: Sequence[tuple[Lane, int]], ancestors: Sequence[int]) -> i
     has not ended yet; the receive lane and the compute lane are free only at its end."""
     reached = 0
     for lane, dep in before:
-        if lane != "send":
+        if lane not in SEND_LANES:
             reached |= ancestors[dep] | 1 << dep
     return reached

@@ -9,7 +9,7 @@ import numpy as np
 
 from sim.durations import Duration, ExchangeTime, Seconds
 from sim.laws import Law, port
-from sim.program import OpList
+from sim.program import SEND_LANES, OpList
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,7 +47,7 @@ def execute(
         if isinstance(duration, ExchangeTime):
             free_s = start_s
             for lane, before in lane_waits:
-                if lane == "send":
+                if lane in SEND_LANES:
                     ready_s = np.maximum(ready_s, send_end_s[before])
                 else:
                     free_s = end_s[before]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from sim.policies.attend import attend
+from sim.policies.travel import arrive, come_back
 from sim.program import After, Program, Step
 
 
@@ -16,9 +17,9 @@ def chunked(program: Program, step: Step) -> None:
         if layer.gate is None:
             continue
         gated = program.compute(layer.gate, after=previous)
-        arrived = [program.exchange(chunk.dispatch, after=gated) for chunk in layer.chunks]
+        arrived = [arrive(program, chunk, gated) for chunk in layer.chunks]
         if layer.shared is not None:
             program.compute(layer.shared, after=gated)
         worked = [program.compute(c.experts, after=here) for c, here in zip(layer.chunks, arrived, strict=True)]
-        previous = [program.exchange(c.combine, after=done) for c, done in zip(layer.chunks, worked, strict=True)]
+        previous = [come_back(program, c, done) for c, done in zip(layer.chunks, worked, strict=True)]
     program.compute(step.head, after=previous)

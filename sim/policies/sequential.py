@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from sim.policies.attend import attend
+from sim.policies.travel import arrive, come_back
 from sim.program import Program, Step
 
 
@@ -15,7 +16,7 @@ def sequential(program: Program, step: Step) -> None:
             if work is not None:
                 previous = program.compute(work, after=previous)
         for chunk in layer.chunks:
-            dispatched = program.exchange(chunk.dispatch, after=previous)
+            dispatched = arrive(program, chunk, previous)
             worked = program.compute(chunk.experts, after=dispatched)
-            previous = program.exchange(chunk.combine, after=worked)
+            previous = come_back(program, chunk, worked)
     program.compute(step.head, after=previous)

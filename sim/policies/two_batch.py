@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from sim.policies.attend import attend
+from sim.policies.travel import arrive, come_back
 from sim.program import After, Program, Step
 
 
@@ -19,14 +20,14 @@ def two_batch(program: Program, step: Step) -> None:
                     previous[number] = program.compute(work, after=previous[number])
             gated.append(previous[number])
         arrived = [
-            [program.exchange(c.dispatch, after=at) for c in layer.chunks]
+            [arrive(program, c, at) for c in layer.chunks]
             for layer, at in zip(layers, gated, strict=True)
         ]
         for number, (layer, here) in enumerate(zip(layers, arrived, strict=True)):
             if layer.shared is not None:
                 program.compute(layer.shared, after=gated[number])
             worked = [program.compute(c.experts, after=at) for c, at in zip(layer.chunks, here, strict=True)]
-            back = [program.exchange(c.combine, after=at) for c, at in zip(layer.chunks, worked, strict=True)]
+            back = [come_back(program, c, at) for c, at in zip(layer.chunks, worked, strict=True)]
             previous[number] = back or previous[number]
     for microbatch, after in zip(passes, previous, strict=True):
         program.compute(microbatch.head, after=after)

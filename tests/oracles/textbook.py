@@ -37,7 +37,7 @@ class Step:
     def __init__(self, ops: Sequence[Op], start_s: Seconds) -> None:
         self.env, self.ops, self.start_s = simpy.Environment(), ops, [float(s) for s in start_s]
         devices = range(len(start_s))
-        lanes = ("compute", "send", "receive", "to-device", "host")
+        lanes = ("compute", "send", "receive", "send-inside", "receive-inside", "to-device", "host")
         self.lanes = {name: [simpy.Resource(self.env, capacity=1) for _ in devices] for name in lanes}
         self.done = [[self.env.event() for _ in devices] for _ in ops]
         self.end_s = np.full((len(ops), len(start_s)), np.nan)
@@ -60,7 +60,7 @@ class Step:
 
     def send(self, op: int, device: int, exchange: "PortExchange | MessageExchange") -> Process:
         yield self.env.timeout(self.start_s[device])
-        with self.lanes["send"][device].request() as turn:
+        with self.lanes[self.ops[op].lanes[0]][device].request() as turn:
             yield turn
             yield self.dependencies(op, device)
             yield self.env.process(exchange.send(device))
@@ -68,7 +68,7 @@ class Step:
 
     def receive(self, op: int, device: int, exchange: "PortExchange | MessageExchange") -> Process:
         yield self.env.timeout(self.start_s[device])
-        with self.lanes["receive"][device].request() as turn:
+        with self.lanes[self.ops[op].lanes[1]][device].request() as turn:
             yield turn
             yield self.env.process(exchange.receive(device))
         self.finish(op, device)
