@@ -59,6 +59,9 @@ class LinkCard(Spec):
     bytes_per_s: Sourced[BytesPerS] = Field(description="per device and direction")
     latency_s: Sourced[Seconds] = Field(description="of one exchange or copy")
     step_latency_s: Sourced[Seconds] | None = Field(default=None, description="of a ring step; default: latency_s")
+    message_s: Sourced[Seconds] | None = Field(
+        default=None, description="of each message of an all-to-all, beside its bytes; default: none"
+    )
     efficiency: Sourced[float] = Field(description="share of bytes_per_s that large messages reach (0-1)")
     band: Band = Field(default=ALPHA_BETA_BAND, description="of times by one latency and bandwidth")
     note: str | None = None
@@ -67,6 +70,11 @@ class LinkCard(Spec):
     def ring_step_latency_s(self) -> float:
         """Time that one step of a ring collective takes beside its bytes [s]."""
         return (self.step_latency_s or self.latency_s).value
+
+    @property
+    def message_overhead_s(self) -> float:
+        """Time of a message beside its bytes [s]; messages of this x bandwidth reach half the bandwidth."""
+        return self.message_s.value if self.message_s else 0.0
 
     @property
     def effective_bytes_per_s(self) -> float:

@@ -96,15 +96,16 @@ def build_cluster(spec: ClusterSpec, base: Path = Path()) -> Cluster:
     card = find_device(spec.device or node.device, cards)
     device = _measured(Device(card=card, kernels=find_kernels(spec.kernels or card.kernels, base, cards)))
     inter = find_link(node.inter_link, cards) if node.inter_link else None
-    if inter is None and spec.inter_bandwidth is not None:
-        raise HardwareError(f"{node.name} has no inter_link, so inter_bandwidth has no meaning; use another node card")
+    for name in ("inter_bandwidth", "inter_message"):
+        if inter is None and getattr(spec, name) is not None:
+            raise HardwareError(f"{node.name} has no inter_link, so {name} has no meaning; use another node card")
     return Cluster(
         name=_cluster_name(spec, node),
         device=device,
         n_nodes=spec.nodes,
         devices_per_node=spec.devices_per_node or node.n_devices.value,
-        intra=_with_bandwidth(find_link(node.intra_link, cards), spec.intra_bandwidth),
-        inter=_with_bandwidth(inter, spec.inter_bandwidth) if inter else None,
+        intra=_stated(find_link(node.intra_link, cards), spec.intra_bandwidth, spec.intra_message),
+        inter=_stated(inter, spec.inter_bandwidth, spec.inter_message) if inter else None,
         host=find_host(node.host, cards) if node.host else None,
         host_link=find_link(node.host_link, cards) if node.host_link else None,
         collectives=find_collectives(node.intra_link, cards=cards),
@@ -172,12 +173,15 @@ def _cluster_name(spec: ClusterSpec, node: NodeCard) -> str:
     return f"{spec.nodes} x {node.name}{device}"
 
 
-def _with_bandwidth(link: LinkCard, bytes_per_s: float | None) -> LinkCard:
-    """The link with another nominal bandwidth, which the scenario states."""
-    if bytes_per_s is None:
-        return link
-    stated = {"value": bytes_per_s, "source": "scenario", "kind": "assumed"}
-    return link.model_copy(update={"bytes_per_s": link.bytes_per_s.model_copy(update=stated)})
+def _stated(link: LinkCard, bytes_per_s: float | None, message_s: float | None) -> LinkCard:
+    """The link with another nominal bandwidth, or time of a message, which the scenario states."""
+    origin = {"source": "scenario", "kind": "assumed"}
+    changes: dict[str, Any] = {}
+    if bytes_per_s is not None:
+        changes["bytes_per_s"] = link.bytes_per_s.model_copy(update={"value": bytes_per_s, **origin})
+    if message_s is not None:
+        changes["message_s"] = link.latency_s.model_copy(update={"value": message_s, **origin})
+    return link.model_copy(update=changes)
 
 
 def _add_link(graph: nx.Graph, start: str, end: str, link: LinkCard | None) -> None:

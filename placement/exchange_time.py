@@ -38,6 +38,19 @@ class Machine:
         """Whether a token crosses to a node once and is forwarded inside it."""
         return self.exchange.dedup == "node" and self.layout.n_nodes > 1
 
+    @property
+    def messages(self) -> tuple[int, int]:
+        """Messages that a device sends in one exchange, inside its node and between nodes.
+
+        With stages, one to every peer of the stage; an all-gather has steps of a ring instead.
+        """
+        cluster, algorithm = self.cluster, self.exchange.algorithm
+        inside, others = cluster.devices_per_node - 1, cluster.n_nodes - 1
+        if algorithm == "sliced":
+            return cluster.devices_per_node // self.layout.tp - 1, others * cluster.devices_per_node // self.layout.tp
+        staged = algorithm != "direct" or self.forwards
+        return inside, others if staged else others * cluster.devices_per_node
+
     def copy_bytes(self, side: Side) -> float:
         """Bytes of one token's hidden state on its way."""
         asked = self.exchange.dispatch_dtype if side == "dispatch" else self.exchange.combine_dtype
@@ -61,7 +74,7 @@ def port_times_s(machine: Machine, side: Side, held: Tokens, copies: tuple[NDArr
     spec, cluster, (inside, between) = machine.exchange, machine.cluster, copies
     size = machine.copy_bytes(side)
     if spec.kernel == "alpha-beta":
-        return exchange_latency_s(cluster, forwards=machine.forwards) + _alpha_beta_s(cluster, inside, between, size)
+        return exchange_latency_s(cluster, forwards=machine.forwards) + _alpha_beta_s(machine, inside, between, size)
     if spec.kernel == "nccl":
         return _nccl_s(cluster, inside * size)
     load = Shipment(
@@ -101,12 +114,14 @@ def unmeasured(kernel: str, link: LinkCard) -> HardwareError:
     )
 
 
-def _alpha_beta_s(cluster: Cluster, inside: NDArray[Any], between: NDArray[Any], size: float) -> Seconds:
-    """The slower of a device's two ports, which work at the same time."""
-    inside_s = port_s(inside * size, cluster.intra)
+def _alpha_beta_s(machine: Machine, inside: NDArray[Any], between: NDArray[Any], size: float) -> Seconds:
+    """The slower of a device's two ports, which work at the same time: one message a peer, and its bytes."""
+    cluster = machine.cluster
+    near, far = machine.messages
+    inside_s = near * cluster.intra.message_overhead_s + port_s(inside * size, cluster.intra)
     if cluster.n_nodes == 1 or cluster.inter is None:
         return inside_s
-    return np.maximum(inside_s, port_s(between * size, cluster.inter))
+    return np.maximum(inside_s, far * cluster.inter.message_overhead_s + port_s(between * size, cluster.inter))
 
 
 def _fitted_s(machine: Machine, side: Side, load: Shipment, between: NDArray[Any]) -> Seconds:

@@ -16,9 +16,9 @@ from placement.counting import Counts, Routes, Rows, TokenCounts, Tokens, count_
 from placement.layout import ExpertLayout
 from placement.plan import Placement
 from placement.token_split import even_quotas, even_table, greedy_quotas, levelled_slots
-from placement.traffic import PortTokens, direct_ports, forwarded_ports
+from placement.traffic import PortTokens, direct_ports, forwarded_ports, regrouped_ports, to_one_of_group
 from scenarios.errors import PlacementError
-from scenarios.schedule_specs import DedupName
+from scenarios.schedule_specs import AlgorithmName, DedupName
 from traces.routing import RoutingTrace
 from traces.storage import release_pages
 
@@ -33,6 +33,9 @@ class Reduction:
     summed_tokens int32[layer, part, rank]: tokens whose partial results the rank sums before it sends one back; none
                  where every expert's result travels on its own.
     ports        int64[layer, part, device] each: dispatch at the ports, after the deduplication asked for.
+    back         the same of the combine.
+    held         int[layer, part, device]: tokens at a device after the dispatch, to be gathered inside its group; no
+                 entry for devices under other algorithms than `sliced`.
     pairs        int32[layer, part, source, destination], or None where it was not kept.
     pairs_total  int32[layer, source, destination]: the same over all parts, always there.
     node_pairs_total  int32[layer, source, node]: tokens of a source that have an expert on that node; no entry for
@@ -42,6 +45,8 @@ class Reduction:
     slot_tokens: Counts
     summed_tokens: Counts
     ports: PortTokens
+    back: PortTokens
+    held: NDArray[np.integer]
     pairs: Counts | None
     pairs_total: Counts
     node_pairs_total: Counts
@@ -61,12 +66,14 @@ def reduce_trace(
     *,
     chunks: int = 1,
     dedup: DedupName = "device",
+    algorithm: AlgorithmName = "direct",
     keep_pairs: bool = False,
 ) -> Reduction:
     """Reduction of the steps `tokens` int64[step, device, token] (indices into the trace).
 
     dedup: a token travels once per routed expert ("none"), once per destination device, or once per destination node,
-    where it is forwarded. Raises PlacementError where placement, trace and layout do not belong together.
+    where it is forwarded; under algorithm `all-gather` all go everywhere.
+    Raises PlacementError where placement, trace and layout do not belong together.
     """
     _check(trace, placement, layout, tokens)
     ordered = _order(tokens, chunks)
@@ -80,11 +87,15 @@ def reduce_trace(
             routes, found = _routes(trace.ids[layer], ordered, tables, layer, dedup=dedup != "none")
             count_layer(routes, found, counts.of(row))
             release_pages(trace.ids)
-        groups.append(_grouped(counts, layout, dedup, keep_pairs=keep_pairs))
+        if algorithm == "all-gather":
+            _everywhere(counts, ordered)
+        groups.append(_grouped(counts, layout, (dedup, algorithm), keep_pairs=keep_pairs))
     return Reduction(
         slot_tokens=np.concatenate([group.slots for group in groups]),
         summed_tokens=np.concatenate([group.summed for group in groups]),
         ports=_joined([group.ports for group in groups]),
+        back=_joined([group.back for group in groups]),
+        held=np.concatenate([group.held for group in groups]),
         pairs=np.concatenate([group.pairs for group in groups]) if keep_pairs else None,
         pairs_total=np.concatenate([group.pairs_total for group in groups]),
         node_pairs_total=np.concatenate([group.node_pairs_total for group in groups]),
@@ -113,23 +124,54 @@ class _Group:
     slots: Counts
     summed: Counts
     ports: PortTokens
+    back: PortTokens
+    held: NDArray[np.integer]
     pairs: Counts
     pairs_total: Counts
     node_pairs_total: Counts
 
 
-def _grouped(counts: TokenCounts, layout: ExpertLayout, dedup: DedupName, *, keep_pairs: bool) -> _Group:
-    pairs = np.repeat(counts.pairs, layout.tp, axis=-1) if layout.tp > 1 else counts.pairs
-    forwards = counts.node_pairs.shape[-1] > 0
+def _grouped(
+    counts: TokenCounts, layout: ExpertLayout, way: tuple[DedupName, AlgorithmName], *, keep_pairs: bool
+) -> _Group:
+    dedup, algorithm = way
+    sliced = algorithm == "sliced"
+    pairs = to_one_of_group(counts.pairs, layout.tp) if sliced else np.repeat(counts.pairs, layout.tp, axis=-1)
+    ports, back = _ports(pairs, counts.node_pairs, layout, algorithm)
     arrived = counts.pairs.sum(axis=-2, dtype=np.int32)
     return _Group(
         slots=counts.slots,
         summed=np.zeros_like(arrived) if dedup == "none" else arrived,
-        ports=forwarded_ports(pairs, counts.node_pairs, layout) if forwards else direct_ports(pairs, layout),
+        ports=ports,
+        back=back,
+        held=pairs.sum(axis=-2) if sliced else pairs[..., 0, :0],
         pairs=pairs if keep_pairs else pairs[:0],
         pairs_total=pairs.sum(axis=1, dtype=np.int32),
         node_pairs_total=counts.node_pairs.sum(axis=1, dtype=np.int32),
     )
+
+
+def _ports(
+    pairs: Counts, node_pairs: Counts, layout: ExpertLayout, algorithm: AlgorithmName
+) -> tuple[PortTokens, PortTokens]:
+    """Ports of the dispatch and of the combine, which goes back the same way but under `hierarchical`.
+
+    There it runs the same collective again, first inside the nodes of the experts, then between nodes.
+    """
+    if algorithm == "hierarchical":
+        to_nodes = pairs.reshape(*pairs.shape[:-1], layout.n_nodes, layout.devices_per_node).sum(axis=-1)
+        return regrouped_ports(pairs, layout), forwarded_ports(pairs, to_nodes, layout).reversed()
+    forwards = node_pairs.shape[-1] > 0
+    ports = forwarded_ports(pairs, node_pairs, layout) if forwards else direct_ports(pairs, layout)
+    return ports, ports.reversed()
+
+
+def _everywhere(counts: TokenCounts, tokens: Tokens) -> None:
+    """Let every token of every source visit all ranks and nodes, once each."""
+    n_parts, n_sources = counts.pairs.shape[1:3]
+    sender = tokens.part * np.int64(n_sources) + tokens.source
+    held = np.bincount(sender, minlength=n_parts * n_sources).reshape(n_parts, n_sources, 1)
+    counts.pairs[...], counts.node_pairs[...] = held, held
 
 
 def _check(trace: RoutingTrace, placement: Placement, layout: ExpertLayout, tokens: NDArray[np.int64]) -> None:

@@ -66,6 +66,35 @@ def forwarded_ports(pairs: Tokens, node_pairs: Tokens, layout: ExpertLayout) -> 
     )
 
 
+def regrouped_ports(pairs: Tokens, layout: ExpertLayout) -> PortTokens:
+    """Ports where tokens go to the device of their own node with the destination's local number, then to that.
+
+    This is the two-dimensional hierarchical all-to-all of Tutel (arXiv 2206.03382, section 3.4): nobody deduplicates.
+    """
+    blocks = _blocks(pairs, layout)
+    regrouped = blocks.sum(axis=-2)
+    own = np.einsum("...aii->...ai", regrouped)
+    crossings = blocks.sum(axis=-3)
+    at_home = np.einsum("...aaj->...aj", crossings)
+    return PortTokens(
+        send_intra=_flat(regrouped.sum(axis=-1) - own),
+        receive_intra=_flat(regrouped.sum(axis=-2) - own),
+        send_inter=_flat(crossings.sum(axis=-2) - at_home),
+        receive_inter=_flat(crossings.sum(axis=-3) - at_home),
+    )
+
+
+def to_one_of_group(pairs: NDArray[np.int32], tp: int) -> NDArray[np.int32]:
+    """Tokens from device to device where one of the `tp` devices of a rank takes them: int32[..., source, destination].
+
+    It is the one with the source's number within its own group; pairs int32[..., source, rank].
+    """
+    n_sources, n_ranks = pairs.shape[-2:]
+    taker = np.arange(n_sources)[:, None] % tp == np.arange(tp)
+    spread: NDArray[np.int32] = (pairs[..., None] * taker[:, None, :]).reshape(*pairs.shape[:-1], n_ranks * tp)
+    return spread
+
+
 def _blocks(pairs: Tokens, layout: ExpertLayout) -> Tokens:
     """Pairs as [..., source node, source local, destination node, destination local]."""
     node = (layout.n_nodes, layout.devices_per_node)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pydantic import Field
 
 from scenarios.sources import Spec
-from scenarios.units import BytesPerS
+from scenarios.units import BytesPerS, Seconds
 
 
 class ClusterSpec(Spec):
@@ -19,6 +19,8 @@ class ClusterSpec(Spec):
     kernels: str | None = Field(default=None, description="kernel card or its file, instead of the device's own")
     intra_bandwidth: BytesPerS | None = Field(default=None, description="per device and direction, inside a node")
     inter_bandwidth: BytesPerS | None = Field(default=None, description="per device and direction, between nodes")
+    intra_message: Seconds | None = Field(default=None, description="time of a message beside its bytes, inside a node")
+    inter_message: Seconds | None = Field(default=None, description="the same between nodes")
 
 
 class AttentionParallelSpec(Spec):

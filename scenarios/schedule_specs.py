@@ -22,13 +22,26 @@ KERNEL_DEDUP: dict[str, DedupName] = {
     "nvl72-two-sided": "device",
 }
 """What each fitted kernel sends once: a copy of a token for every expert, device or node."""
+AlgorithmName = Literal["direct", "hierarchical", "sliced", "all-gather"]
+ALGORITHM_DEDUP: dict[str, DedupName] = {"hierarchical": "none", "all-gather": "node"}
+"""What the algorithms of alpha-beta send: buffers with a row for every choice, or every token to every node once."""
 
 
 class ExchangeSpec(Spec):
     """How tokens travel: law of link sharing, what is sent once, and the kernel that sends it.
 
-    Kernels but alpha-beta were fitted to measured times. They decide themselves what is sent once, and want law port.
+    Kernels but alpha-beta were fitted to measured times. They decide themselves what is sent once, and want law port;
+    so do the algorithms but direct.
     """
+
+    algorithm: AlgorithmName = Field(
+        default="direct",
+        description="hierarchical: inside nodes, then between devices of one number (2DH); sliced: to one device of a "
+        "tensor-parallel expert, gathered inside its group (ESP); all-gather: every token to everyone",
+    )
+    inside: Literal["own", "shared"] = Field(
+        default="own", description="lanes of stages inside nodes: their own, or those of the exchange (one stream)"
+    )
 
     law: LawName = "port"
     kernel: KernelName = Field(default="alpha-beta", description="alpha-beta: the link's latency and bandwidth alone")
@@ -41,9 +54,26 @@ class ExchangeSpec(Spec):
 
     @model_validator(mode="before")
     @classmethod
-    def _kernels_dedup(cls, raw: Any) -> Any:
-        own = KERNEL_DEDUP.get(raw.get("kernel", "")) if isinstance(raw, dict) else None
+    def _own_dedup(cls, raw: Any) -> Any:
+        if not isinstance(raw, dict):
+            return raw
+        own = KERNEL_DEDUP.get(raw.get("kernel", "")) or ALGORITHM_DEDUP.get(raw.get("algorithm", ""))
         return raw if own is None else {"dedup": own, **raw}
+
+    @model_validator(mode="after")
+    def _one_algorithm(self) -> ExchangeSpec:
+        if self.algorithm != "direct" and (self.kernel, self.law) != ("alpha-beta", "port"):
+            raise ValueError(
+                f"algorithm {self.algorithm} has kernel alpha-beta and law port, not {self.kernel} and {self.law}"
+            )
+        own = ALGORITHM_DEDUP.get(self.algorithm, self.dedup)
+        if self.dedup != own:
+            raise ValueError(f"algorithm {self.algorithm} has dedup {own}, not {self.dedup}; leave dedup out")
+        if self.algorithm == "sliced" and self.dedup == "node":
+            raise ValueError("algorithm sliced has dedup none or device, not node: its groups are inside nodes already")
+        if self.inside != "own" and self.algorithm not in ("hierarchical", "sliced"):
+            raise ValueError(f"algorithm {self.algorithm} has no stages inside nodes; leave inside out")
+        return self
 
     @model_validator(mode="after")
     def _one_kernel(self) -> ExchangeSpec:

@@ -19,12 +19,13 @@ from hwmodels.kernels import stretched_to
 from hwmodels.measured_tables import moe_shape
 from hwmodels.moe import expert_shape
 from scenarios.schedule_specs import ScheduleSpec
-from sim.kernel_pricing import exchange_band
+from sim.kernel_pricing import SIDES, exchange_band
 from sim.launches import launched_eagerly
 from sim.laws import LAWS
 from sim.pricing import Prices, layer_prices
 from sim.program import OpList
 from sim.setting import Setting
+from sim.stage_pricing import INSIDE_KINDS
 from sim.vector import execute
 
 End = Literal["low", "high"]
@@ -112,7 +113,9 @@ def device_at_end(device: Device, blocks: Collection[str], end: End) -> Device:
 
 def _moved_links(setting: Setting, prices: Prices, schedule: ScheduleSpec, end: End) -> Prices:
     place = ENDS.index(end)
-    factors = {kind: exchange_band(setting, schedule.exchange, kind)[place] for kind in ("dispatch", "combine")}
+    inside = setting.cluster.intra.band
+    factors = dict.fromkeys(INSIDE_KINDS, (inside.low, inside.high)[place])
+    factors |= {kind: exchange_band(setting, schedule.exchange, kind)[place] for kind in SIDES}
     if setting.attention_tp > 1:
         factors["gather"] = _collective_ends(setting, "all-gather")[place]
         factors["scatter"] = _collective_ends(setting, "reduce-scatter")[place]

@@ -12,7 +12,7 @@ from placement.plan import Placement, imbalance, rank_loads
 from placement.reduction import Reduction
 from placement.split_prices import SplitPrices, split_prices
 from scenarios.schedule_specs import ScheduleSpec
-from sim.exchange_pricing import machine_of
+from sim.kernel_pricing import machine_of
 from sim.setting import Setting
 
 Array = NDArray[np.float64]

@@ -7,19 +7,18 @@ from numpy.typing import NDArray
 
 from hwmodels.links import port_s
 from placement.exchange_time import Machine, exchange_latency_s, port_times_s
-from placement.reduction import Reduction, chunk_of_tokens
+from placement.reduction import Reduction
 from placement.traffic import PortTokens
 from scenarios.errors import ScenarioError
 from scenarios.schedule_specs import ExchangeSpec
 from sim.durations import Duration, ExchangeTime, Seconds
-from sim.kernel_pricing import Side, by_chunk
+from sim.kernel_pricing import Side, by_chunk, machine_of, tokens_of_parts
 from sim.setting import Setting
-
-Tokens = NDArray[np.integer]
+from sim.stage_pricing import STAGED
 
 
 def exchange_prices(setting: Setting, reduction: Reduction, spec: ExchangeSpec) -> dict[str, list[list[Duration]]]:
-    """ "dispatch" and "combine" -> [MoE layer][chunk] -> ExchangeTime over [step, device], by the kernel of `spec`.
+    """Works of an exchange -> [MoE layer][chunk] -> ExchangeTime over [step, device], by kernel and algorithm.
 
     A combine takes the way of its dispatch backwards: partial results of a token are summed before they cross a link
     that the token crossed once. Raises ScenarioError where the law needs messages that the deduplication hides,
@@ -31,10 +30,12 @@ def exchange_prices(setting: Setting, reduction: Reduction, spec: ExchangeSpec) 
         )
     if spec.law != "port" and reduction.pairs is None:
         raise ScenarioError(f"schedule.exchange: law {spec.law} needs every pair of devices; reduce with keep_pairs")
+    if spec.algorithm in STAGED:
+        return STAGED[spec.algorithm](setting, reduction, spec)
     pairs = None if spec.law == "port" else reduction.pairs
     back = None if pairs is None else pairs.swapaxes(-1, -2)
     machine = machine_of(setting, spec)
-    held = _tokens_of_parts(setting, reduction.n_chunks, reduction.slot_tokens.shape[1])
+    held = tokens_of_parts(setting, reduction.n_chunks, reduction.slot_tokens.shape[1])
 
     def prices(side: Side, ports: PortTokens, messages: NDArray[np.integer] | None) -> list[list[Duration]]:
         send_s = port_times_s(machine, side, held, (ports.send_intra, ports.send_inter))
@@ -44,13 +45,8 @@ def exchange_prices(setting: Setting, reduction: Reduction, spec: ExchangeSpec) 
 
     return {
         "dispatch": prices("dispatch", reduction.ports, pairs),
-        "combine": prices("combine", reduction.ports.reversed(), back),
+        "combine": prices("combine", reduction.back, back),
     }
-
-
-def machine_of(setting: Setting, spec: ExchangeSpec) -> Machine:
-    """The setting's machine with the exchange of a schedule."""
-    return Machine(model=setting.model, cluster=setting.cluster, layout=setting.layout, exchange=spec)
 
 
 def _durations(
@@ -76,19 +72,13 @@ def _durations(
     ]
 
 
-def _tokens_of_parts(setting: Setting, n_chunks: int, n_parts: int) -> Tokens:
-    """Tokens that a device holds in every part, int64[part, 1]; the chunks of a step differ by one at most."""
-    n_tokens = setting.workload.tokens_per_device
-    counts = np.bincount(chunk_of_tokens(n_tokens, n_chunks), minlength=n_chunks)
-    return np.tile(counts, n_parts // n_chunks)[:, None]
-
-
 def _message_s(setting: Setting, message_bytes: NDArray[np.floating]) -> Seconds:
     """float64[layer, part, port, source, destination]: port 0 inside nodes, port 1 between them; none to oneself."""
     cluster = setting.cluster
     node = np.arange(cluster.n_devices) // cluster.devices_per_node
     same_node, other = node[:, None] == node[None, :], ~np.eye(cluster.n_devices, dtype=bool)
-    ports = [port_s(message_bytes * (same_node & other), cluster.intra)]
+    ways = [(message_bytes * (same_node & other), cluster.intra)]
     if cluster.n_nodes > 1 and cluster.inter is not None:
-        ports.append(port_s(message_bytes * ~same_node, cluster.inter))
+        ways.append((message_bytes * ~same_node, cluster.inter))
+    ports = [port_s(moved, link) + (moved > 0) * link.message_overhead_s for moved, link in ways]
     return np.stack(ports, axis=2)

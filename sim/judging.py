@@ -10,7 +10,7 @@ from placement.judgement import Judgement, Part, grouped_part, judge
 from placement.plan import Placement
 from scenarios.placement_specs import PlacementSpec
 from scenarios.schedule_specs import ExchangeSpec
-from sim.exchange_pricing import machine_of
+from sim.kernel_pricing import machine_of
 from sim.setting import Setting, sequence_parts
 
 

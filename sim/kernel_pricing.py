@@ -1,4 +1,4 @@
-"""What fitted exchange kernels bring beside their times: error bands, and the SMs that they hold."""
+"""What prices of exchanges share: machine, chunks, error bands, and the SMs that fitted kernels hold."""
 
 from __future__ import annotations
 
@@ -11,13 +11,27 @@ from hwmodels.collectives import collective_band
 from hwmodels.expert_exchange import DEFAULT_SMS
 from hwmodels.launch import compute_slowdown
 from placement import exchange_time
-from placement.exchange_time import measured_card, unmeasured
+from placement.exchange_time import Machine, measured_card, unmeasured
+from placement.reduction import chunk_of_tokens
 from scenarios.errors import ScenarioError
 from scenarios.models import DType
 from scenarios.schedule_specs import ExchangeSpec
 from sim.setting import Setting
 
 Side = Literal["dispatch", "combine"]
+SIDES: tuple[Side, Side] = ("dispatch", "combine")
+
+
+def machine_of(setting: Setting, spec: ExchangeSpec) -> Machine:
+    """The setting's machine with the exchange of a schedule."""
+    return Machine(model=setting.model, cluster=setting.cluster, layout=setting.layout, exchange=spec)
+
+
+def tokens_of_parts(setting: Setting, n_chunks: int, n_parts: int) -> NDArray[np.integer]:
+    """Tokens that a device holds in every part, int64[part, 1]; the chunks of a step differ by one at most."""
+    n_tokens = setting.workload.tokens_per_device
+    counts = np.bincount(chunk_of_tokens(n_tokens, n_chunks), minlength=n_chunks)
+    return np.tile(counts, n_parts // n_chunks)[:, None]
 
 
 def by_chunk(values: NDArray[np.float64], n_chunks: int) -> NDArray[np.float64]:

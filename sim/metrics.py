@@ -14,10 +14,10 @@ from placement.reduction import Reduction
 from scenarios.schedule_specs import ScheduleSpec
 from sim.bands import StepBand
 from sim.durations import Duration, ExchangeTime, Seconds
-from sim.kernel_pricing import token_bytes
+from sim.kernel_pricing import machine_of, token_bytes
 from sim.log import begins_s, busy_s, covered_s
 from sim.memory import DeviceMemory
-from sim.program import OpList
+from sim.program import EXCHANGE_LANES, Lane, OpList
 from sim.setting import Setting
 from sim.vector import Finished
 
@@ -43,18 +43,23 @@ def time_metrics(execution: Execution, times_s: Seconds, setting: Setting, overh
     n_tokens = setting.layout.n_devices * setting.workload.tokens_per_device
     tokens_per_s = len(step_s) * n_tokens / times_s[-1]
     transfer_s, exposed_s = _communication_s(execution)
+    ports_s = _ports_busy_s(execution)
     total_s = execution.step_times_s.mean()
-    return {
+    metrics = {
         "step_time_s": float(step_s.mean()),
         "step_time_s.p50": float(np.quantile(step_s, 0.5)),
         "step_time_s.p99": float(np.quantile(step_s, 0.99)),
         "tokens_per_s": float(tokens_per_s),
         "tokens_per_s_per_device": float(tokens_per_s / setting.layout.n_devices),
         "busy_frac.compute": float(sum(_compute_s(execution).values()) / total_s),
-        "busy_frac.send": _port_busy_s(execution, "send_s") / total_s,
-        "busy_frac.receive": _port_busy_s(execution, "receive_s") / total_s,
+        "busy_frac.send": ports_s["send"] / total_s,
+        "busy_frac.receive": ports_s["receive"] / total_s,
         "hidden_comm_frac": _hidden_frac(transfer_s, exposed_s),
     }
+    if "send-inside" in ports_s:
+        metrics["busy_frac.send-inside"] = ports_s["send-inside"] / total_s
+        metrics["busy_frac.receive-inside"] = ports_s["receive-inside"] / total_s
+    return metrics
 
 
 def error_metrics(times: Mapping[str, float], band: StepBand, overhead_s: float) -> dict[str, float]:
@@ -112,12 +117,18 @@ def traffic_metrics(setting: Setting, reduction: Reduction, schedule: ScheduleSp
         "cross_device_frac": float(1 - np.trace(pairs) / pairs.sum()),
         "cross_node_frac": float(1 - at_home / nodes.sum()),
         "devices_per_token": float(pairs.sum() / n_tokens),
-        f"bytes.{cluster.intra.kind}": float(reduction.ports.send_intra.sum() * both_ways),
+        f"bytes.{cluster.intra.kind}": float(_sent_inside(setting, reduction) * both_ways),
+        "messages_per_exchange": float(sum(machine_of(setting, schedule.exchange).messages)),
     }
     if cluster.n_nodes > 1 and cluster.inter is not None:
         name = f"bytes.{cluster.inter.kind}"  # may be the kind inside nodes, too
         metrics[name] = metrics.get(name, 0.0) + float(reduction.ports.send_inter.sum() * both_ways)
     return metrics
+
+
+def _sent_inside(setting: Setting, reduction: Reduction) -> int:
+    """Copies of tokens that cross links inside nodes on their way to experts, gathering in groups included."""
+    return int(reduction.ports.send_intra.sum()) + (setting.layout.tp - 1) * int(reduction.held.sum())
 
 
 def _node_visits(setting: Setting, reduction: Reduction) -> NDArray[np.int64]:
@@ -185,6 +196,11 @@ def _total_s(execution: Execution, *, exchange: bool) -> Seconds:
     return total
 
 
-def _port_busy_s(execution: Execution, port: str) -> float:
-    exchanges = [duration for duration in execution.durations if isinstance(duration, ExchangeTime)]
-    return float(sum(getattr(duration, port).mean() for duration in exchanges))
+def _ports_busy_s(execution: Execution) -> dict[Lane, float]:
+    """Own time of ports, mean per step and device, by lane of exchanges."""
+    busy_s: dict[Lane, float] = dict.fromkeys(EXCHANGE_LANES, 0.0)
+    for op, duration in zip(execution.op_list.ops, execution.durations, strict=True):
+        if isinstance(duration, ExchangeTime):
+            for lane, port_s in zip(op.lanes, (duration.send_s, duration.receive_s), strict=True):
+                busy_s[lane] = busy_s.get(lane, 0.0) + float(port_s.mean())
+    return busy_s

@@ -9,19 +9,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hwmodels.attention import attention_decode_s, attention_prefill_s, attention_projections_s, windowed_context
-from hwmodels.collectives import collective_s
 from hwmodels.gemm import gate_s, head_s, mlp_s, norm_s
-from hwmodels.links import all_gather_s, reduce_scatter_s
 from placement.moe_time import expert_times_s
 from placement.plan import Placement
 from placement.reduction import Reduction, chunk_of_tokens
 from scenarios.models import GroupedQueryAttention
 from scenarios.schedule_specs import ExchangeSpec
 from sim.durations import Duration, ExchangeTime, Seconds, at_steps, scaled
-from sim.exchange_pricing import exchange_prices, machine_of
-from sim.kernel_pricing import by_chunk, slowdown_beside_exchange, token_bytes
+from sim.exchange_pricing import exchange_prices
+from sim.kernel_pricing import by_chunk, machine_of, slowdown_beside_exchange, token_bytes
 from sim.program import OpList, Work
 from sim.setting import Setting
+from sim.stage_pricing import gathered_rows_s, inside_collective_s
 
 Tokens = NDArray[np.integer]
 
@@ -177,13 +176,9 @@ def _head(setting: Setting, tokens: Tokens) -> Seconds:
 
 def _collectives(setting: Setting, shape: tuple[int, int]) -> dict[str, Duration]:
     """Gather and scatter around tensor-parallel attention: as measured on the link, or rings where nobody measured."""
-    tp, link, card = setting.attention_tp, setting.cluster.intra, setting.cluster.collectives
-    own_bytes = setting.workload.tokens_per_device * token_bytes(setting, None)
-    if card is None:
-        gather_s, scatter_s = all_gather_s(own_bytes, tp, link), reduce_scatter_s(own_bytes * tp, tp, link)
-    else:
-        gather_s = collective_s("all-gather", own_bytes * tp, tp, card, link.bytes_per_s.value)
-        scatter_s = collective_s("reduce-scatter", own_bytes * tp, tp, card, link.bytes_per_s.value)
+    tp, total_bytes = setting.attention_tp, setting.workload.tokens_per_device * token_bytes(setting, None)
+    gather_s = inside_collective_s(setting.cluster, "all-gather", total_bytes * tp, tp)
+    scatter_s = inside_collective_s(setting.cluster, "reduce-scatter", total_bytes * tp, tp)
     gather, scatter = np.full(shape, gather_s), np.full(shape, scatter_s)
     return {
         "gather": ExchangeTime(send_s=gather, receive_s=gather, group_size=tp),
@@ -195,6 +190,8 @@ def _experts(
     setting: Setting, placement: Placement, reduction: Reduction, exchange: ExchangeSpec
 ) -> list[list[Duration]]:
     rank_s = expert_times_s(machine_of(setting, exchange), placement, reduction)
+    if exchange.algorithm == "all-gather":
+        rank_s = rank_s + gathered_rows_s(setting, reduction)
     experts_s = np.repeat(rank_s, setting.layout.tp, axis=-1) * slowdown_beside_exchange(
         setting, reduction.n_chunks, exchange
     )

@@ -40,8 +40,8 @@ class Work:
 class Chunk:
     """One part of a layer's tokens on its way through the experts.
 
-    Stages inside nodes, where the exchange has them: `regroup` before the dispatch, `forward` after it, `collect` before
-    the combine; `lanes` are those that they occupy, their own or those of the exchange.
+    Stages inside nodes, where the exchange has them: `regroup` before the dispatch, `forward` after it, `collect`
+    before the combine; `lanes` are those that they occupy, their own or those of the exchange.
     """
 
     dispatch: Work

@@ -140,7 +140,11 @@ def _priced(
 ) -> tuple[OpList, Prices]:
     microbatched = schedule.overlap in MICROBATCHED
     step = build_step(
-        setting.model, chunks=reduction.n_chunks, attention_tp=setting.attention_tp, microbatched=microbatched
+        setting.model,
+        chunks=reduction.n_chunks,
+        attention_tp=setting.attention_tp,
+        microbatched=microbatched,
+        exchange=schedule.exchange,
     )
     op_list = compile_program(POLICIES[schedule.overlap], step)
     prices = price(setting, placement, reduction, schedule.exchange, microbatched=microbatched)

@@ -22,13 +22,13 @@ from scenarios.placement_specs import PlacementSpec
 from scenarios.schedule_specs import ExchangeSpec, ScheduleSpec
 from scenarios.specs import ScenarioSpec
 from scenarios.workload_specs import WorkloadSpec
-from sim.exchange_pricing import machine_of
+from sim.kernel_pricing import machine_of
 from sim.plan_files import ReadPlan, plan_of_file
 from sim.setting import Setting, make_setting, open_trace
 from sim.size import check_schedule
 from traces.routing import RoutingTrace
 
-ReductionKey = tuple[int, str, int, str, bool]
+ReductionKey = tuple[int, str, int, str, str, bool]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -94,8 +94,9 @@ class Session:
         """The reduction of the setting's steps under `placement`, shared by the schedules that can."""
         check_schedule(schedule, setting.workload, setting.model, setting.cluster.n_devices)
         chunks = schedule.n_parts
-        keep_pairs = schedule.exchange.law != "port"
-        key = (id(setting), placement_digest(placement), chunks, schedule.exchange.dedup, keep_pairs)
+        exchange = schedule.exchange
+        keep_pairs = exchange.law != "port"
+        key = (id(setting), placement_digest(placement), chunks, exchange.dedup, exchange.algorithm, keep_pairs)
         if key not in self.reductions:
             self.reductions[key] = reduced(setting, placement, schedule)
         return self.reductions[key]
@@ -110,6 +111,7 @@ def reduced(setting: Setting, placement: Placement, schedule: ScheduleSpec) -> R
         setting.layout,
         chunks=schedule.n_parts,
         dedup=schedule.exchange.dedup,
+        algorithm=schedule.exchange.algorithm,
         keep_pairs=schedule.exchange.law != "port",
     )
 

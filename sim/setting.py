@@ -14,8 +14,9 @@ from scenarios.catalog import find_trace
 from scenarios.cluster_specs import ClusterSpec, ParallelSpec
 from scenarios.errors import ScenarioError, TraceError
 from scenarios.models import ModelCard
+from scenarios.schedule_specs import ExchangeSpec
 from scenarios.workload_specs import WorkloadSpec
-from sim.program import Chunk, Layer, Step, Work
+from sim.program import EXCHANGE_LANES, INSIDE_LANES, Chunk, Layer, Step, Work
 from sim.size import check_workload
 from traces.batches import Batches, compose_batches
 from traces.routing import RoutingTrace
@@ -165,16 +166,25 @@ def check_trace(trace: RoutingTrace, model: ModelCard) -> None:
         )
 
 
-def build_step(model: ModelCard, *, chunks: int, attention_tp: int, microbatched: bool = False) -> Step:
+def build_step(
+    model: ModelCard,
+    *,
+    chunks: int,
+    attention_tp: int,
+    microbatched: bool = False,
+    exchange: ExchangeSpec | None = None,
+) -> Step:
     """The works of a forward pass of `model`: its experts in `chunks` chunks, or all of it in as many microbatches."""
+    shape = (attention_tp, exchange or ExchangeSpec())
     if microbatched:
-        first, *others = (_pass(model, (part,), attention_tp, part) for part in range(chunks))
+        first, *others = (_pass(model, (part,), shape, part) for part in range(chunks))
         return replace(first, others=tuple(others))
-    return _pass(model, tuple(range(chunks)), attention_tp, -1)
+    return _pass(model, tuple(range(chunks)), shape, -1)
 
 
-def _pass(model: ModelCard, chunks: tuple[int, ...], attention_tp: int, part: int) -> Step:
+def _pass(model: ModelCard, chunks: tuple[int, ...], shape: tuple[int, ExchangeSpec], part: int) -> Step:
     """A pass whose experts work on `chunks`, and all else on `part` of the tokens."""
+    attention_tp, exchange = shape
     moe_layers = set(model.moe_layers)
 
     def layer(number: int) -> Layer:
@@ -186,14 +196,21 @@ def _pass(model: ModelCard, chunks: tuple[int, ...], attention_tp: int, part: in
             gate=Work("gate", number, part) if is_moe else None,
             shared=Work("shared", number, part) if is_moe and model.shared_intermediate_size else None,
             mlp=None if is_moe else Work("mlp", number, part),
-            chunks=tuple(_chunk(number, chunk) for chunk in chunks) if is_moe else (),
+            chunks=tuple(_chunk(number, chunk, exchange) for chunk in chunks) if is_moe else (),
         )
 
     return Step(layers=tuple(layer(number) for number in range(model.n_layers)), head=Work("head", -1, part))
 
 
-def _chunk(layer: int, chunk: int) -> Chunk:
-    return Chunk(Work("dispatch", layer, chunk), Work("experts", layer, chunk), Work("combine", layer, chunk))
+STAGES: dict[str, tuple[str, ...]] = {"hierarchical": ("regroup", "collect"), "sliced": ("forward", "collect")}
+"""Works of a chunk inside nodes, by algorithm of the exchange."""
+
+
+def _chunk(layer: int, chunk: int, exchange: ExchangeSpec) -> Chunk:
+    dispatch, experts, combine = (Work(kind, layer, chunk) for kind in ("dispatch", "experts", "combine"))
+    stages = {kind: Work(kind, layer, chunk) for kind in STAGES.get(exchange.algorithm, ())}
+    lanes = INSIDE_LANES if exchange.inside == "own" else EXCHANGE_LANES
+    return Chunk(dispatch, experts, combine, **stages, lanes=lanes)
 
 
 def _layout(cluster: Cluster, parallel: ParallelSpec) -> tuple[ExpertLayout, int]:

@@ -23,6 +23,7 @@ from scenarios.schedule_specs import ExchangeSpec
 from sim.bound.demand import Demand, Visits, demands, visits_of
 from sim.durations import Duration, ExchangeTime
 from sim.exchange_pricing import exchange_prices
+from sim.kernel_pricing import SIDES
 from sim.laws_used import used_laws
 from sim.pricing import layer_prices
 from sim.setting import Setting
@@ -184,8 +185,8 @@ def _port_s(
 ) -> float:
     """Port seconds of all devices in a mean step."""
     total_s = setting.model.n_layers * sum(float(take(price).sum(axis=-1).mean()) for price in others)
-    for rows in prices.values():
-        for chunks in rows:
+    for side in SIDES:  # stages inside nodes may have lanes of their own
+        for chunks in prices[side]:
             for price in chunks:
                 if isinstance(price, ExchangeTime):
                     total_s += float(take(price).sum(axis=-1).mean())

@@ -19,10 +19,7 @@ def two_batch(program: Program, step: Step) -> None:
                 if work is not None:
                     previous[number] = program.compute(work, after=previous[number])
             gated.append(previous[number])
-        arrived = [
-            [arrive(program, c, at) for c in layer.chunks]
-            for layer, at in zip(layers, gated, strict=True)
-        ]
+        arrived = [[arrive(program, c, at) for c in layer.chunks] for layer, at in zip(layers, gated, strict=True)]
         for number, (layer, here) in enumerate(zip(layers, arrived, strict=True)):
             if layer.shared is not None:
                 program.compute(layer.shared, after=gated[number])
