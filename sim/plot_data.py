@@ -28,7 +28,7 @@ KIND_COLORS = {
     "combine": "#88bb77",
     "regroup": "#117733",
     "forward": "#44aa99",
-    "collect": "#88ccee",
+    "collect": "#661100",
     "transfer": "#228833",
     "waiting": "#e3e3e3",
     "host": "#777777",
