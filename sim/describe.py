@@ -66,7 +66,7 @@ def _varies(axes: CompareSpec) -> bool:
 
 
 def _schedule_name(schedule: ScheduleSpec) -> str:
-    name = "sequential" if schedule.overlap == "none" else f"{schedule.overlap} x{schedule.chunks}"
+    name = "sequential" if schedule.overlap == "none" else f"{schedule.overlap} x{schedule.n_chunks}"
     law, kernel = schedule.exchange.law, schedule.exchange.kernel
     special = [word for word in (law, kernel) if word not in ("port", "alpha-beta")]
     return f"{name} ({', '.join(special)})" if special else name

@@ -27,13 +27,14 @@ from sim.laws import LAWS
 from sim.log import step_log
 from sim.memory import check_memory, device_memory
 from sim.metrics import Execution
-from sim.policies import MICROBATCHED, POLICIES
+from sim.policies import MICROBATCHED, POLICIES, SPLIT_ATTENTION, TILED
 from sim.port_loads import port_loads
 from sim.pricing import Prices, price
 from sim.program import OpList, compile_program
 from sim.result import Comparison, RunResult, Table
 from sim.session import Plan, Session
 from sim.setting import Setting, build_step
+from sim.tile_pricing import tile_prices
 from sim.vector import Finished, execute
 
 Progress = Callable[[str, float], None]
@@ -138,13 +139,20 @@ def execute_schedule(setting: Setting, placement: Placement, reduction: Reductio
 def _priced(
     setting: Setting, placement: Placement, reduction: Reduction, schedule: ScheduleSpec
 ) -> tuple[OpList, Prices]:
-    microbatched = schedule.overlap in MICROBATCHED
+    microbatched, tiling = schedule.overlap in MICROBATCHED, TILED.get(schedule.overlap)
     step = build_step(
-        setting.model, chunks=reduction.n_chunks, attention_tp=setting.attention_tp, microbatched=microbatched
+        setting.model,
+        chunks=schedule.n_chunks,
+        attention_tp=setting.attention_tp,
+        microbatched=microbatched,
+        split_attention=schedule.overlap in SPLIT_ATTENTION,
+        tiling=tiling,
     )
     op_list = compile_program(POLICIES[schedule.overlap], step)
     prices = price(setting, placement, reduction, schedule.exchange, microbatched=microbatched)
-    return op_list, launched_eagerly(prices, setting) if schedule.launch == "eager" else prices
+    if tiling is not None:
+        prices = tile_prices(prices, setting, reduction, schedule, tiling)
+    return op_list, launched_eagerly(prices, setting, schedule) if schedule.launch == "eager" else prices
 
 
 def _executed(op_list: OpList, prices: Prices, setting: Setting, schedule: ScheduleSpec) -> Execution:

@@ -15,7 +15,7 @@ from scenarios.cluster_specs import ClusterSpec, ParallelSpec
 from scenarios.errors import ScenarioError, TraceError
 from scenarios.models import ModelCard
 from scenarios.workload_specs import WorkloadSpec
-from sim.program import Chunk, Layer, Step, Work
+from sim.program import Chunk, Layer, Step, Tiling, Work
 from sim.size import check_workload
 from traces.batches import Batches, compose_batches
 from traces.routing import RoutingTrace
@@ -165,22 +165,51 @@ def check_trace(trace: RoutingTrace, model: ModelCard) -> None:
         )
 
 
-def build_step(model: ModelCard, *, chunks: int, attention_tp: int, microbatched: bool = False) -> Step:
-    """The works of a forward pass of `model`: its experts in `chunks` chunks, or all of it in as many microbatches."""
+def build_step(
+    model: ModelCard,
+    *,
+    chunks: int,
+    attention_tp: int,
+    microbatched: bool = False,
+    split_attention: bool = False,
+    tiling: Tiling | None = None,
+) -> Step:
+    """The works of a forward pass of `model`: its experts in `chunks` chunks, or all of it in as many microbatches.
+
+    split_attention  projections are a work of their own; tiling: the chunks are tiles of fused kernels.
+    """
     if microbatched:
-        first, *others = (_pass(model, (part,), attention_tp, part) for part in range(chunks))
+        first, *others = (_pass(model, (part,), attention_tp, part, split_attention) for part in range(chunks))
         return replace(first, others=tuple(others))
-    return _pass(model, tuple(range(chunks)), attention_tp, -1)
+    step = _pass(model, tuple(range(chunks)), attention_tp, -1, split_attention)
+    if tiling is None:
+        return step
+    return replace(step, layers=tuple(layer if layer.gate is None else tiled(layer, tiling) for layer in step.layers))
 
 
-def _pass(model: ModelCard, chunks: tuple[int, ...], attention_tp: int, part: int) -> Step:
+def tiled(layer: Layer, tiling: Tiling) -> Layer:
+    """The layer with its chunks as tiles: experts' work 0 are the own rows, then rows that arrive, then columns."""
+    n, work = len(layer.chunks), layer.chunks[0].experts
+    tiles = tuple(
+        replace(
+            chunk,
+            experts=replace(work, chunk=1 + place),
+            down=replace(work, chunk=1 + n + place) if tiling == "columns" else None,
+        )
+        for place, chunk in enumerate(layer.chunks)
+    )
+    return replace(layer, chunks=tiles, local=replace(work, chunk=0))
+
+
+def _pass(model: ModelCard, chunks: tuple[int, ...], attention_tp: int, part: int, split_attention: bool) -> Step:
     """A pass whose experts work on `chunks`, and all else on `part` of the tokens."""
     moe_layers = set(model.moe_layers)
 
     def layer(number: int) -> Layer:
         is_moe = number in moe_layers
         return Layer(
-            attention=Work("attention", number, part),
+            attention=Work("core" if split_attention else "attention", number, part),
+            projections=Work("projections", number, part) if split_attention else None,
             gather=Work("gather", number, part) if attention_tp > 1 else None,
             scatter=Work("scatter", number, part) if attention_tp > 1 else None,
             gate=Work("gate", number, part) if is_moe else None,
