@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import product
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
@@ -82,6 +83,22 @@ class ScheduleSpec(Spec):
         default=None, gt=0, description="eager: kernels that an MoE layer launches, gate to combine; default: our count"
     )
     name: str | None = None
+    search: tuple[ScheduleSpec, ...] = Field(
+        default=(),
+        description="schedules to choose the best of; an entry takes the keys beside `search` that it leaves out, and "
+        "a list for an option stands for each of its values",
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _every_choice(cls, raw: Any) -> Any:
+        entries = raw.get("search") if isinstance(raw, dict) else None
+        if not isinstance(entries, list):
+            return raw
+        if not entries:
+            raise ValueError("search is empty: list schedules, such as {overlap: chunked, chunks: [2, 4]}")
+        own = {key: value for key, value in raw.items() if key not in ("search", "name")}
+        return {**raw, "search": [choice for entry in entries for choice in _choices(own, entry)]}
 
     @model_validator(mode="before")
     @classmethod
@@ -94,6 +111,8 @@ class ScheduleSpec(Spec):
 
     @model_validator(mode="after")
     def _fitting_options(self) -> ScheduleSpec:
+        if any(choice.search for choice in self.search):
+            raise ValueError("a search within a search: list all schedules in one")
         if self.overlap in PAIRED and self.chunks != 2:
             raise ValueError(f"overlap {self.overlap} orders 2 microbatches, not {self.chunks}: leave chunks out")
         if self.overlap in FUSED and self.exchange.kernel != "alpha-beta":
@@ -116,3 +135,11 @@ class ScheduleSpec(Spec):
     def n_chunks(self) -> int:
         """Parts that the tokens of a device travel in."""
         return self.tiles if self.overlap in FUSED else self.n_parts
+
+
+def _choices(own: dict[str, Any], entry: Any) -> list[Any]:
+    """Every combination of the values that an entry of a search lists, completed by the schedule's own keys."""
+    if not isinstance(entry, dict):
+        return [entry]
+    options = [value if isinstance(value, list) and key != "search" else [value] for key, value in entry.items()]
+    return [{**own, **dict(zip(entry, values, strict=True))} for values in product(*options)]

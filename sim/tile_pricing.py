@@ -88,8 +88,8 @@ def fused_time_s(
     """Time of a fused layer on devices that are all alike [s].
 
     phases     own rows, other rows, columns; exchanges: dispatch and combine, each without latency.
-    With d, r, w, c of one tile: E = max(own + n r, l + d + n r, l + n d + r), T = E + max(w + l + n c, n w + c).
-    The second is exact for l = 0 and holds the latency back until the first block is done.
+    With d, r, w, c of one tile: E = max(own + n r, l + d + n r, l + n d + r), T = E + max(w + l + n c, n w + c): the
+    larger of computing and travelling, the first tile, and the tail. Exact where devices are alike.
     """
     own, rows, columns = phases
     dispatch, combine = (time / n_tiles for time in exchanges)

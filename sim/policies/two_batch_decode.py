@@ -28,12 +28,11 @@ def _stage(program: Program, here: Layer, gated: After, other: Layer | None, pre
     Without another layer the second end is that of what came before it, `previous`.
     """
     arrived = [program.exchange(chunk.dispatch, after=gated) for chunk in here.chunks]
-    if here.shared is not None:
-        program.compute(here.shared, after=gated)
+    shared = [] if here.shared is None else [program.compute(here.shared, after=gated)]
     projected = previous if other is None else _projections(program, other, previous)
     worked = [program.compute(c.experts, after=at) for c, at in zip(here.chunks, arrived, strict=True)]
     back = [program.exchange(c.combine, after=at) for c, at in zip(here.chunks, worked, strict=True)]
-    return back or gated, projected if other is None else _core(program, other, projected)
+    return [*back, *shared] or gated, projected if other is None else _core(program, other, projected)
 
 
 def _projections(program: Program, layer: Layer, after: After) -> After:

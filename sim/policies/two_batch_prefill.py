@@ -9,14 +9,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from sim.policies.attend import attend
-from sim.program import After, Layer, Program, Step
+from sim.program import Layer, Program, Step
 
 
 def two_batch_prefill(program: Program, step: Step) -> None:
     """Issue two microbatches A and B; A is half a layer behind, so that each one travels while the other computes."""
     first, second = step.microbatches
-    previous_a: After = None
-    previous_b: After = None
+    previous_a, previous_b = list[int](), list[int]()
     behind: Layer | None = None
     gated_a, worked_a = 0, list[int]()
     for a, b in zip(first.layers, second.layers, strict=True):
@@ -25,16 +24,15 @@ def two_batch_prefill(program: Program, step: Step) -> None:
         gated_b = _attend(program, b, previous_b)
         arrived_b = [program.exchange(chunk.dispatch, after=gated_b) for chunk in b.chunks]
         if behind is not None and behind.shared is not None:
-            program.compute(behind.shared, after=gated_a)
+            previous_a = [*previous_a, program.compute(behind.shared, after=gated_a)]
         gated_a = _attend(program, a, previous_a)
         arrived_a = [program.exchange(chunk.dispatch, after=gated_a) for chunk in a.chunks]
         worked_b = _work(program, b, arrived_b)
         back_b = [program.exchange(c.combine, after=at) for c, at in zip(b.chunks, worked_b, strict=True)]
         worked_a = _work(program, a, arrived_a)
-        if b.shared is not None:
-            program.compute(b.shared, after=gated_b)
+        shared_b = [] if b.shared is None else [program.compute(b.shared, after=gated_b)]
         behind = a if a.chunks else None
-        previous_a, previous_b = gated_a, back_b or gated_b
+        previous_a, previous_b = [gated_a], [*back_b, *shared_b] or [gated_b]
     if behind is not None:
         previous_a = [program.exchange(c.combine, after=at) for c, at in zip(behind.chunks, worked_a, strict=True)]
         if behind.shared is not None:
@@ -43,7 +41,7 @@ def two_batch_prefill(program: Program, step: Step) -> None:
     program.compute(first.head, after=previous_a)
 
 
-def _attend(program: Program, layer: Layer, after: After) -> int:
+def _attend(program: Program, layer: Layer, after: Sequence[int]) -> int:
     """Index of the gate, or of the dense MLP where there is none."""
     last = attend(program, layer, after)
     for work in (layer.mlp, layer.gate):
