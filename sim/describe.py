@@ -74,7 +74,7 @@ def schedule_name(schedule: ScheduleSpec) -> str:
     name = "sequential" if schedule.overlap == "none" else f"{schedule.overlap} x{schedule.n_chunks}"
     law, kernel = schedule.exchange.law, schedule.exchange.kernel
     usual = ("port" if schedule.overlap != "persistent" else "fifo", "alpha-beta")
-    special = [word for word in (law, kernel) if word not in usual]
+    special: list[str] = [word for word in (law, kernel) if word not in usual]
     if schedule.overlap == "tiles" and schedule.sms != "auto":
         special.append(f"{schedule.sms} SMs")
     return f"{name} ({', '.join(special)})" if special else name

@@ -79,7 +79,7 @@ def test_a_message_is_awaited_by_its_receiver_alone_in_a_persistent_kernel() -> 
 
 
 LAYERS = 3
-SHORT = {"attention": 3.0, "projections": 2.0, "core": 4.0, "gate": 0.5, "shared": 1.0, "experts": 5.0, "head": 2.0}
+SHORT = {"attention": 3.0, "projections": 2.0, "gate": 0.5, "shared": 1.0, "experts": 5.0, "head": 2.0}
 
 
 def computing_s(op_list: OpList) -> float:
@@ -113,10 +113,10 @@ def test_prefill_follows_the_published_order() -> None:
 
 
 def test_decode_hides_what_its_windows_hold() -> None:
-    """DISPATCH behind SHARED and ATTN0, COMBINE behind ATTN1 of the other batch; at the end B has no other batch left."""
+    """DISPATCH behind SHARED and ATTN0, COMBINE behind ATTN1 of the other batch; at the end B has no other batch."""
     op_list = compile_program(
         POLICIES["two-batch-decode"], make_step("two-batch-decode", [(False, True)] * LAYERS, 2, collectives=False)
     )
-    durations = priced(op_list, {**SHORT, "dispatch": 3.0, "combine": 4.5})
-    seen_s = (3.0 - SHORT["shared"]) + (4.5 - SHORT["head"])
+    durations = priced(op_list, {**SHORT, "dispatch": 3.0, "combine": SHORT["attention"] + SHORT["gate"]})
+    seen_s = (3.0 - SHORT["shared"]) + (SHORT["attention"] + SHORT["gate"] - SHORT["head"])
     assert execute(op_list, durations).end_s.max() == pytest.approx(computing_s(op_list) + seen_s, rel=1e-12)
