@@ -348,7 +348,8 @@ def test_every_operation_of_a_program_has_a_price(policy: str) -> None:
     for op, duration in zip(op_list.ops, durations, strict=True):
         assert isinstance(duration, ExchangeTime) == op.is_exchange
         times = [duration.send_s, duration.receive_s] if isinstance(duration, ExchangeTime) else [duration]
-        assert all(time_s.shape == (3, 4) and (time_s > 0).all() for time_s in times)
+        least = 0 if policy in TILED else 1e-12  # a tile of a device that sends nothing takes no time
+        assert all(time_s.shape == (3, 4) and (time_s >= least).all() for time_s in times)
 
 
 def test_block_scaled_tokens_carry_a_scale_per_128_values() -> None:
