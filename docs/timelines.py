@@ -35,7 +35,12 @@ class Picture:
     n_layers: int = 2
 
 
-DECODE = ("workload.phase=decode", "workload.tokens_per_device=256", "workload.context_tokens=4096")
+DECODE = (
+    "workload.phase=decode",
+    "workload.tokens_per_device=256",
+    "workload.context_tokens=2048",
+    "cluster.intra_bandwidth=40 GB/s",
+)
 
 # One entry a mechanism, by name.
 PICTURES = (
