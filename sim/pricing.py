@@ -30,6 +30,8 @@ from sim.program import OpList, Work
 from sim.setting import Setting
 
 Tokens = NDArray[np.integer]
+PARTS_OF_ATTENTION = frozenset({"projections", "core", "windowed core"})
+"""What `attention` is divided into where a schedule issues it in two parts."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -10,10 +10,11 @@ from pydantic import ValidationError
 from scenarios.errors import ScenarioError
 from scenarios.schedule_specs import ScheduleSpec
 from scenarios.specs import ScenarioSpec
+from sim.bound.bounds import bound_of
 from sim.durations import ExchangeTime
 from sim.pricing import price
 from sim.result import RunResult
-from sim.run import run
+from sim.run import run, simulate
 from sim.session import Plan, Session
 from sim.tile_pricing import tile_prices
 
@@ -105,6 +106,20 @@ def test_contradictions_are_refused(schedule: dict[str, Any], words: str) -> Non
 def test_what_cannot_be_is_said_with_its_numbers(schedule: dict[str, Any], words: str) -> None:
     with pytest.raises(ScenarioError, match=words):
         result_of(**schedule)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("overlap", ["tiles", "persistent", "two-batch-prefill", "two-batch-decode"])
+@pytest.mark.parametrize("bandwidth", ["20 GB/s", "2 TB/s"])
+def test_no_schedule_exceeds_the_bound(overlap: str, bandwidth: str) -> None:
+    """Whether links or kernels bind."""
+    cluster = {"node": "h100-sxm-8", "intra_bandwidth": bandwidth}
+    spec = ScenarioSpec.model_validate({**BASE, "cluster": cluster, "schedule": {"overlap": overlap}})
+    session = Session(spec, Path())
+    setting = session.setting(spec.cluster, spec.parallel, spec.workload)
+    plan = Plan(cluster=spec.cluster, parallel=spec.parallel, placement=spec.placement, schedule=spec.schedule)
+    bound = bound_of(session, setting, session.plan_of(setting, plan).placement, plan)
+    assert simulate(session, setting, plan).metrics["tokens_per_s"] <= bound.tokens_per_s * (1 + 1e-9)
 
 
 @pytest.mark.slow
