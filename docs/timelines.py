@@ -35,12 +35,43 @@ class Picture:
     n_layers: int = 2
 
 
+DECODE = (
+    "workload.phase=decode",
+    "workload.tokens_per_device=256",
+    "workload.context_tokens=2048",
+    "cluster.intra_bandwidth=40 GB/s",
+)
+
 # One entry a mechanism, by name.
 PICTURES = (
     Picture(
         name="chunked",
         titles=("one after the other", "four chunks (Tutel)"),
         use=("schedule.overlap=chunked", "schedule.chunks=4"),
+    ),
+    Picture(
+        name="tiles",
+        titles=("one after the other", "tiles of fused kernels (Comet)"),
+        use=("schedule.overlap=tiles", "schedule.tiles=8"),
+        n_layers=1,
+    ),
+    Picture(
+        name="persistent",
+        titles=("four chunks", "one persistent kernel (FlashMoE)"),
+        without=("schedule.overlap=chunked", "schedule.chunks=4"),
+        use=("schedule.overlap=persistent", "schedule.tiles=4"),
+        n_layers=1,
+    ),
+    Picture(
+        name="two-batch-prefill",
+        titles=("one after the other", "two batches in the order of DeepSeek's prefill"),
+        use=("schedule.overlap=two-batch-prefill",),
+    ),
+    Picture(
+        name="two-batch-decode",
+        titles=("one after the other", "two batches in the order of DeepSeek's decode"),
+        without=DECODE,
+        use=(*DECODE, "schedule.overlap=two-batch-decode"),
     ),
 )
 

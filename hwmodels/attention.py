@@ -113,8 +113,23 @@ def attention_projections_s(
     tokens: ArrayLike, attention: Attention, hidden: int, tp: int, dtype: str, device: Device
 ) -> Times:
     """Time of the GEMMs around attention in one layer, on one of `tp` devices: float64[...] [s]."""
+    return _products_s(tokens, projection_products(attention, hidden, tp), dtype, device)
+
+
+def input_projections_s(
+    tokens: ArrayLike, attention: Attention, hidden: int, tp: int, dtype: str, device: Device
+) -> Times:
+    """The part of `attention_projections_s` before the core of attention: float64[...] [s].
+
+    All but the output GEMM and, of MLA, the GEMM that takes the values out of the latent.
+    """
+    after = 1 if isinstance(attention, GroupedQueryAttention) else 2
+    return _products_s(tokens, projection_products(attention, hidden, tp)[:-after], dtype, device)
+
+
+def _products_s(tokens: ArrayLike, products: list[tuple[int, int, int]], dtype: str, device: Device) -> Times:
     total_s = np.zeros(np.shape(tokens))
-    for n, k, batch in projection_products(attention, hidden, tp):
+    for n, k, batch in products:
         total_s = total_s + gemm_s(tokens, n, k, dtype, device, batch=batch)
     return total_s
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from itertools import product
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
@@ -10,7 +11,7 @@ from scenarios.models import DType
 from scenarios.sources import Spec
 from scenarios.units import Seconds
 
-OverlapName = Literal["none", "chunked", "two-batch"]
+OverlapName = Literal["none", "chunked", "two-batch", "two-batch-prefill", "two-batch-decode", "tiles", "persistent"]
 LawName = Literal["port", "fifo", "maxmin"]
 DedupName = Literal["none", "device", "node"]
 FittedKernelName = Literal["deepep-normal", "deepep-low-latency", "nvl72-one-sided", "nvl72-two-sided"]
@@ -25,6 +26,10 @@ KERNEL_DEDUP: dict[str, DedupName] = {
 AlgorithmName = Literal["direct", "hierarchical", "sliced", "all-gather"]
 ALGORITHM_DEDUP: dict[str, DedupName] = {"hierarchical": "none", "all-gather": "node"}
 """What the algorithms of alpha-beta send: buffers with a row for every choice, or every token to every node once."""
+FUSED: frozenset[OverlapName] = frozenset({"tiles", "persistent"})
+"""Kernels that move tokens themselves, in tiles."""
+PAIRED: frozenset[OverlapName] = frozenset({"two-batch-prefill", "two-batch-decode"})
+"""Published orders of exactly two microbatches."""
 
 
 class ExchangeSpec(Spec):
@@ -94,15 +99,77 @@ class ScheduleSpec(Spec):
     chunks: int = Field(
         default=2, ge=1, description="chunked: parts of the experts' tokens; two-batch: microbatches of the whole step"
     )
+    tiles: int = Field(default=16, ge=1, description="tiles, persistent: parts that rows (and columns) are cut into")
+    sms: Annotated[int, Field(gt=0)] | Literal["auto"] = Field(
+        default="auto", description="tiles: SMs that move tokens instead of multiplying; auto: the best by closed form"
+    )
     exchange: ExchangeSpec = ExchangeSpec()
     executor: Literal["vector", "event"] = "vector"
     step_overhead: Seconds = Field(default=0.0, description="host time between steps")
     launch: Literal["graph", "eager"] = Field(
         default="graph", description="kernels replayed as a CUDA graph, or launched one by one by the host"
     )
+    kernels_per_layer: int | None = Field(
+        default=None, gt=0, description="eager: kernels that an MoE layer launches, gate to combine; default: our count"
+    )
     name: str | None = None
+    search: tuple[ScheduleSpec, ...] = Field(
+        default=(),
+        description="schedules to choose the best of; an entry takes the keys beside `search` that it leaves out, and "
+        "a list for an option stands for each of its values",
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _every_choice(cls, raw: Any) -> Any:
+        entries = raw.get("search") if isinstance(raw, dict) else None
+        if not isinstance(entries, list):
+            return raw
+        if not entries:
+            raise ValueError("search is empty: list schedules, such as {overlap: chunked, chunks: [2, 4]}")
+        own = {key: value for key, value in raw.items() if key not in ("search", "name")}
+        return {**raw, "search": [choice for entry in entries for choice in _choices(own, entry)]}
+
+    @model_validator(mode="before")
+    @classmethod
+    def _messages_of_packets(cls, raw: Any) -> Any:
+        """A persistent kernel waits for messages, not for the group: law fifo unless the scenario says otherwise."""
+        if not isinstance(raw, dict) or raw.get("overlap") != "persistent":
+            return raw
+        exchange = raw.get("exchange", {})
+        return {**raw, "exchange": {"law": "fifo", **exchange}} if isinstance(exchange, dict) else raw
+
+    @model_validator(mode="after")
+    def _fitting_options(self) -> ScheduleSpec:
+        if any(choice.search for choice in self.search):
+            raise ValueError("a search within a search: list all schedules in one")
+        if self.overlap in PAIRED and self.chunks != 2:
+            raise ValueError(f"overlap {self.overlap} orders 2 microbatches, not {self.chunks}: leave chunks out")
+        if self.overlap in FUSED and self.exchange.kernel != "alpha-beta":
+            raise ValueError(
+                f"overlap {self.overlap} moves tokens in its own kernel: leave exchange.kernel "
+                f"({self.exchange.kernel}) out"
+            )
+        if self.overlap != "tiles" and self.sms != "auto":
+            raise ValueError(f"sms is an option of overlap tiles, not of {self.overlap}")
+        if self.kernels_per_layer is not None and self.launch != "eager":
+            raise ValueError("kernels_per_layer counts launches by the host: add launch: eager")
+        return self
 
     @property
     def n_parts(self) -> int:
+        """Parts that the tokens of a device are counted in; tiles are parts of one kernel and counted together."""
+        return 1 if self.overlap in FUSED or self.overlap == "none" else self.chunks
+
+    @property
+    def n_chunks(self) -> int:
         """Parts that the tokens of a device travel in."""
-        return 1 if self.overlap == "none" else self.chunks
+        return self.tiles if self.overlap in FUSED else self.n_parts
+
+
+def _choices(own: dict[str, Any], entry: Any) -> list[Any]:
+    """Every combination of the values that an entry of a search lists, completed by the schedule's own keys."""
+    if not isinstance(entry, dict):
+        return [entry]
+    options = [value if isinstance(value, list) and key != "search" else [value] for key, value in entry.items()]
+    return [{**own, **dict(zip(entry, values, strict=True))} for values in product(*options)]

@@ -77,7 +77,8 @@ def _moved(setting: Setting, prices: Prices, schedule: ScheduleSpec, family: str
     if schedule.launch == "graph":
         return moved
     launch = setting.cluster.device.kernels.launch()
-    return launched_eagerly(moved, setting, launch.low_high[ENDS.index(end)] if family == "small" else 1.0)
+    factor = launch.low_high[ENDS.index(end)] if family == "small" else 1.0
+    return launched_eagerly(moved, setting, schedule, factor)
 
 
 def _moved_work(setting: Setting, prices: Prices, schedule: ScheduleSpec, family: str, end: End) -> Prices:

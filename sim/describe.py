@@ -53,7 +53,7 @@ def plan_name(spec: ScenarioSpec, plan: Plan, placement: Placement) -> str:
     axes = spec.compare or CompareSpec()
     parts = [placement.name] if axes.placement or not _varies(axes) else []
     if len(axes.schedule) > 1:
-        parts.append(plan.schedule.name or _schedule_name(plan.schedule))
+        parts.append(schedule_name(plan.schedule))
     if len(axes.parallel) > 1:
         parts.append(_parallel_name(plan.parallel))
     if len(axes.cluster) > 1:
@@ -65,10 +65,18 @@ def _varies(axes: CompareSpec) -> bool:
     return max(len(axes.schedule), len(axes.parallel), len(axes.cluster)) > 1
 
 
-def _schedule_name(schedule: ScheduleSpec) -> str:
-    name = "sequential" if schedule.overlap == "none" else f"{schedule.overlap} x{schedule.chunks}"
+def schedule_name(schedule: ScheduleSpec) -> str:
+    """The name that the scenario gives a schedule, or one made of its options."""
+    if schedule.name is not None:
+        return schedule.name
+    if schedule.search:
+        return f"best of {len(schedule.search)}"
+    name = "sequential" if schedule.overlap == "none" else f"{schedule.overlap} x{schedule.n_chunks}"
     law, kernel = schedule.exchange.law, schedule.exchange.kernel
-    special = [word for word in (law, kernel) if word not in ("port", "alpha-beta")]
+    usual = ("port" if schedule.overlap != "persistent" else "fifo", "alpha-beta")
+    special: list[str] = [word for word in (law, kernel) if word not in usual]
+    if schedule.overlap == "tiles" and schedule.sms != "auto":
+        special.append(f"{schedule.sms} SMs")
     return f"{name} ({', '.join(special)})" if special else name
 
 
@@ -81,7 +89,7 @@ def _parallel_name(parallel: ParallelSpec) -> str:
 def described(plan: Plan, placement: Placement) -> dict[str, Any]:
     """What a plan consists of, for the result file."""
     sections = {
-        name: getattr(plan, name).model_dump(exclude_none=True)
+        name: getattr(plan, name).model_dump(exclude_none=True, exclude={"search"})
         for name in ("cluster", "parallel", "placement", "schedule")
     }
     return sections | {"slots_per_layer": placement.n_slots, "wasted_slots": int(placement.duplicate_slots().sum())}

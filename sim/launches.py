@@ -6,25 +6,32 @@ import numpy as np
 
 from hwmodels.launch import host_floor_s
 from scenarios.models import GroupedQueryAttention, ModelCard
+from scenarios.schedule_specs import ScheduleSpec
 from sim.durations import Duration, ExchangeTime
+from sim.policies import TILED
 from sim.pricing import Prices
 from sim.setting import Setting
+from sim.tile_pricing import works_of_experts
 
 # Kernels of one layer in eager mode, counted by us in the modules of vLLM 0.24: norm, query-key-value GEMM, rotary
 # embedding, cache write, attention, output GEMM; of MLA norm, two down and two up GEMMs, norms of both latents, rotary
 # embedding, cache write, absorption, attention, its reduction, output GEMM. Experts: alignment (3), two GEMMs,
 # activation, sum. An engine's own count may differ by a few.
+# Of these, norm and GEMMs (and rotary embedding and absorption of MLA) come before the core of attention.
 GQA_KERNELS, MLA_KERNELS = 6, 13
+GQA_PROJECTIONS, MLA_PROJECTIONS = 2, 8
 KERNELS = {"gate": 3, "experts": 7, "shared": 3, "mlp": 4, "head": 3}
+# One kernel for a layer (FlashMoE, arXiv 2506.04667, table 1); with tiles gate, alignment (3) and two fused kernels.
+FUSED_KERNELS = {"persistent": 1, "tiles": 8}
 
 
-def launched_eagerly(prices: Prices, setting: Setting, factor: float = 1.0) -> Prices:
+def launched_eagerly(prices: Prices, setting: Setting, schedule: ScheduleSpec, factor: float = 1.0) -> Prices:
     """Prices with every work at least as long as its launches by the host.
 
     A host runs ahead of the device, so that long kernels could hide the launches of short ones that follow; taking the
     larger of both for each work is the upper end of that. Launches take `factor` times as long as the card says.
     """
-    counts = kernel_counts(setting.model)
+    counts = kernel_counts(setting.model, schedule)
     launch = setting.cluster.device.kernels.launch()
 
     def floored(kind: str, duration: Duration) -> Duration:
@@ -35,7 +42,19 @@ def launched_eagerly(prices: Prices, setting: Setting, factor: float = 1.0) -> P
     return prices.changed(floored)
 
 
-def kernel_counts(model: ModelCard) -> dict[str, int]:
-    """Kernels that one work of each kind launches."""
-    attention = GQA_KERNELS if isinstance(model.attention, GroupedQueryAttention) else MLA_KERNELS
-    return {**KERNELS, "attention": attention, "windowed attention": attention}
+def kernel_counts(model: ModelCard, schedule: ScheduleSpec) -> dict[str, float]:
+    """Kernels that one work of each kind launches; tiles of a fused kernel share its launches."""
+    grouped = isinstance(model.attention, GroupedQueryAttention)
+    attention = GQA_KERNELS if grouped else MLA_KERNELS
+    before = GQA_PROJECTIONS if grouped else MLA_PROJECTIONS
+    of_attention = {"attention": attention, "core": attention - before}
+    windowed = {f"windowed {kind}": count for kind, count in of_attention.items()}
+    return {**KERNELS, **of_attention, **windowed, "projections": before, **_of_moe(schedule)}
+
+
+def _of_moe(schedule: ScheduleSpec) -> dict[str, float]:
+    """Kernels of the gate and of one work of the experts."""
+    total = schedule.kernels_per_layer or FUSED_KERNELS.get(schedule.overlap, KERNELS["gate"] + KERNELS["experts"])
+    gate = min(KERNELS["gate"], total - 1)
+    works = 1 if schedule.overlap not in TILED else works_of_experts(TILED[schedule.overlap], schedule.tiles)
+    return {"gate": gate, "experts": (total - gate) / works}

@@ -17,6 +17,8 @@ Array = NDArray[np.float64]
 # Paul Tol's bright and muted schemes, distinct under the common colour blindnesses. In the order of a layer.
 KIND_COLORS = {
     "attention": "#4477aa",
+    "projections": "#99bbdd",
+    "core": "#335588",
     "mlp": "#66ccee",
     "gate": "#aa3377",
     "shared": "#ccbb44",

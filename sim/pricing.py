@@ -8,7 +8,13 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from hwmodels.attention import attention_decode_s, attention_prefill_s, attention_projections_s, windowed_context
+from hwmodels.attention import (
+    attention_decode_s,
+    attention_prefill_s,
+    attention_projections_s,
+    input_projections_s,
+    windowed_context,
+)
 from hwmodels.gemm import gate_s, head_s, mlp_s, norm_s
 from placement.moe_time import expert_times_s
 from placement.plan import Placement
@@ -23,6 +29,8 @@ from sim.setting import Setting
 from sim.stage_pricing import gathered_rows_s, inside_collective_s
 
 Tokens = NDArray[np.integer]
+PARTS_OF_ATTENTION = frozenset({"projections", "core", "windowed core"})
+"""What `attention` is divided into where a schedule issues it in two parts."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,8 +51,8 @@ class Prices:
         """Duration of `work`."""
         if work.kind in self.per_chunk:
             return self.per_chunk[work.kind][self.moe_row[work.layer]][work.chunk]
-        windowed = work.kind == "attention" and work.layer in self.windowed_layers
-        return self.per_layer["windowed attention" if windowed else work.kind][max(work.chunk, 0)]
+        windowed = work.kind in ("attention", "core") and work.layer in self.windowed_layers
+        return self.per_layer[f"windowed {work.kind}" if windowed else work.kind][max(work.chunk, 0)]
 
     def durations(self, op_list: OpList) -> list[Duration]:
         """Durations of all operations of a program."""
@@ -128,12 +136,13 @@ def _part_prices(setting: Setting) -> dict[str, Duration]:
     tokens = np.full(shape, setting.workload.tokens_per_device)
     norm = norm_s(tokens, model.hidden_size, model.activation_dtype, device)
     prices: dict[str, Duration] = {
-        "attention": _attention(setting, None),
+        **_attention(setting, None),
         "gate": norm + gate_s(tokens, model.hidden_size, model.n_experts, model.top_k, model.router_dtype, device),
         "head": norm + _head(setting, tokens),
     }
     if isinstance(model.attention, GroupedQueryAttention) and model.attention.window_tokens is not None:
-        prices["windowed attention"] = _attention(setting, model.attention.window_tokens)
+        windowed = _attention(setting, model.attention.window_tokens)
+        prices |= {"windowed attention": windowed["attention"], "windowed core": windowed["core"]}
     if model.shared_intermediate_size:
         prices["shared"] = mlp_s(
             tokens, model.hidden_size, model.shared_intermediate_size, model.gated, model.weight_dtype, device
@@ -147,8 +156,11 @@ def _part_prices(setting: Setting) -> dict[str, Duration]:
     return prices
 
 
-def _attention(setting: Setting, window_tokens: int | None) -> Seconds:
-    """Norm, projections and attention of one layer; the devices of a tensor-parallel group work on all its tokens."""
+def _attention(setting: Setting, window_tokens: int | None) -> dict[str, Seconds]:
+    """Norm, projections and attention of one layer, together ("attention") and in two parts ("projections", "core").
+
+    The devices of a tensor-parallel group work on all its tokens.
+    """
     model, device, tp = setting.model, setting.cluster.device, setting.attention_tp
     contexts = windowed_context(setting.batches.contexts, window_tokens).sum(axis=-1)
     grouped = contexts.reshape(len(contexts), -1, tp).sum(axis=-1)
@@ -158,11 +170,11 @@ def _attention(setting: Setting, window_tokens: int | None) -> Seconds:
     attention = model.attention
     if isinstance(attention, GroupedQueryAttention):
         attention = attention.model_copy(update={"window_tokens": window_tokens})
-    return (
-        norm_s(tokens, model.hidden_size, model.activation_dtype, device)
-        + attention_projections_s(tokens, attention, model.hidden_size, tp, model.weight_dtype, device)
-        + law(tokens, attended, attention, tp, model.kv_dtype, device)
-    )
+    norm = norm_s(tokens, model.hidden_size, model.activation_dtype, device)
+    around = (tokens, attention, model.hidden_size, tp, model.weight_dtype, device)
+    whole = norm + attention_projections_s(*around) + law(tokens, attended, attention, tp, model.kv_dtype, device)
+    before = norm + input_projections_s(*around)
+    return {"attention": whole, "projections": before, "core": whole - before}
 
 
 def _head(setting: Setting, tokens: Tokens) -> Seconds:

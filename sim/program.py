@@ -22,6 +22,10 @@ INSIDE_LANES: Lanes = ("send-inside", "receive-inside")
 SEND_LANES, RECEIVE_LANES = zip(EXCHANGE_LANES, INSIDE_LANES, strict=True)
 
 
+Tiling = Literal["rows", "columns"]
+"""How a fused kernel is cut: into rows all the way, or at the second GEMM into columns of its result."""
+
+
 @dataclass(frozen=True, slots=True)
 class Work:
     """What an operation does, and so which durations apply.
@@ -42,6 +46,8 @@ class Chunk:
 
     Stages inside nodes, where the exchange has them: `regroup` before the dispatch, `forward` after it, `collect`
     before the combine; `lanes` are those that they occupy, their own or those of the exchange.
+    down  where a kernel splits at the second GEMM: `experts` is a tile of rows up to the activation, `down` a block of
+          columns of all rows, which the combine sends; None where `experts` are both GEMMs.
     """
 
     dispatch: Work
@@ -51,12 +57,15 @@ class Chunk:
     forward: Work | None = None
     collect: Work | None = None
     lanes: Lanes = INSIDE_LANES
+    down: Work | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Layer:
-    """The works of one transformer block; those that the model or layout does not have are None.
+    """The works of one transformer block; those that the model, layout or schedule does not have are None.
 
+    projections  what a schedule tells apart from `attention`: norm and projections before its core.
+    local        experts' rows of the device's own tokens, which wait for no dispatch.
     Raises DeadlockError for a gate whose tokens have no chunk to travel in, or chunks without a gate.
     """
 
@@ -67,6 +76,8 @@ class Layer:
     mlp: Work | None = None
     gather: Work | None = None
     scatter: Work | None = None
+    projections: Work | None = None
+    local: Work | None = None
 
     def __post_init__(self) -> None:
         if (self.gate is None) != (not self.chunks):

@@ -38,6 +38,7 @@ class RunResult:
     port_loads         bytes and busy time of the ports of each device.
     devices_per_node   neighbours in these arrays that share a node.
     log                operations of one typical step (the one of median time).
+    notes              what a reader must know of this plan: what a search chose.
     """
 
     name: str
@@ -53,6 +54,7 @@ class RunResult:
     devices_per_node: int
     log: tuple[OpTimes, ...] = field(repr=False)
     logged_step: int = 0
+    notes: tuple[str, ...] = ()
 
     def as_json(self) -> dict[str, Any]:
         """Name, plan and metrics, as documented for result.json."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from itertools import product
 from pathlib import Path
 
@@ -27,13 +28,15 @@ from sim.laws import LAWS
 from sim.log import step_log
 from sim.memory import check_memory, device_memory
 from sim.metrics import Execution
-from sim.policies import MICROBATCHED, POLICIES
+from sim.policies import MICROBATCHED, POLICIES, SPLIT_ATTENTION, TILED
 from sim.port_loads import port_loads
 from sim.pricing import Prices, price
 from sim.program import OpList, compile_program
 from sim.result import Comparison, RunResult, Table
+from sim.schedule_search import search
 from sim.session import Plan, Session
 from sim.setting import Setting, build_step
+from sim.tile_pricing import tile_prices
 from sim.vector import Finished, execute
 
 Progress = Callable[[str, float], None]
@@ -78,7 +81,7 @@ def compare_in(session: Session, axes: CompareSpec, version: str, progress: Prog
                 progress(results[-1].name, done / (len(plans) * len(workloads)))
         tables.append(_table(spec, setting, results))
     settings = session.settings.values()
-    kernels = {plan.schedule.exchange.kernel for plan in plans}
+    kernels = {one.exchange.kernel for plan in plans for one in plan.schedule.search or (plan.schedule,)}
     return Comparison(
         scenario=spec.name,
         description=spec.description,
@@ -92,6 +95,24 @@ def compare_in(session: Session, axes: CompareSpec, version: str, progress: Prog
 
 
 def simulate(session: Session, setting: Setting, plan: Plan) -> RunResult:
+    """One plan, with the best schedule where its own is a search."""
+    if not plan.schedule.search:
+        return _simulated(session, setting, plan)
+    found = search(plan.schedule.search, lambda one: _mean_step_s(session, setting, replace(plan, schedule=one)))
+    result = _simulated(session, setting, replace(plan, schedule=found.chosen))
+    name = plan_name(session.spec, plan, session.plan_of(setting, plan).placement)
+    return replace(result, name=name, plan={**result.plan, "search": found.as_json()}, notes=(found.sentence(),))
+
+
+def _mean_step_s(session: Session, setting: Setting, plan: Plan) -> float:
+    """Mean step time of a plan, host time included [s]."""
+    placement = session.plan_of(setting, plan).placement
+    reduction = session.reduction(setting, placement, plan.schedule)
+    execution = execute_schedule(setting, placement, reduction, plan.schedule)
+    return float(execution.step_times_s.mean()) + plan.schedule.step_overhead
+
+
+def _simulated(session: Session, setting: Setting, plan: Plan) -> RunResult:
     """One plan: solve, check memory, reduce, price, execute, measure."""
     placement = session.plan_of(setting, plan).placement
     memory = device_memory(setting, placement, session.spec.memory)
@@ -138,17 +159,21 @@ def execute_schedule(setting: Setting, placement: Placement, reduction: Reductio
 def _priced(
     setting: Setting, placement: Placement, reduction: Reduction, schedule: ScheduleSpec
 ) -> tuple[OpList, Prices]:
-    microbatched = schedule.overlap in MICROBATCHED
+    microbatched, tiling = schedule.overlap in MICROBATCHED, TILED.get(schedule.overlap)
     step = build_step(
         setting.model,
-        chunks=reduction.n_chunks,
+        chunks=schedule.n_chunks,
         attention_tp=setting.attention_tp,
         microbatched=microbatched,
+        split_attention=schedule.overlap in SPLIT_ATTENTION,
+        tiling=tiling,
         exchange=schedule.exchange,
     )
     op_list = compile_program(POLICIES[schedule.overlap], step)
     prices = price(setting, placement, reduction, schedule.exchange, microbatched=microbatched)
-    return op_list, launched_eagerly(prices, setting) if schedule.launch == "eager" else prices
+    if tiling is not None:
+        prices = tile_prices(prices, setting, reduction, schedule, tiling)
+    return op_list, launched_eagerly(prices, setting, schedule) if schedule.launch == "eager" else prices
 
 
 def _executed(op_list: OpList, prices: Prices, setting: Setting, schedule: ScheduleSpec) -> Execution:
@@ -180,5 +205,5 @@ def _table(spec: ScenarioSpec, setting: Setting, results: list[RunResult]) -> Ta
         results=tuple(sorted(results, key=lambda result: -result.metrics["tokens_per_s"])),
         first=results[0].name,
         moe_layers=setting.model.moe_layers,
-        notes=notes(setting),
+        notes=(*notes(setting), *(note for result in results for note in result.notes)),
     )

@@ -16,7 +16,7 @@ from scenarios.errors import ScenarioError, TraceError
 from scenarios.models import ModelCard
 from scenarios.schedule_specs import ExchangeSpec
 from scenarios.workload_specs import WorkloadSpec
-from sim.program import EXCHANGE_LANES, INSIDE_LANES, Chunk, Layer, Step, Work
+from sim.program import EXCHANGE_LANES, INSIDE_LANES, Chunk, Layer, Step, Tiling, Work
 from sim.size import check_workload
 from traces.batches import Batches, compose_batches
 from traces.routing import RoutingTrace
@@ -172,31 +172,63 @@ def build_step(
     chunks: int,
     attention_tp: int,
     microbatched: bool = False,
+    split_attention: bool = False,
+    tiling: Tiling | None = None,
     exchange: ExchangeSpec | None = None,
 ) -> Step:
-    """The works of a forward pass of `model`: its experts in `chunks` chunks, or all of it in as many microbatches."""
-    shape = (attention_tp, exchange or ExchangeSpec())
+    """The works of a forward pass of `model`: its experts in `chunks` chunks, or all of it in as many microbatches.
+
+    split_attention  projections are a work of their own; tiling: the chunks are tiles of fused kernels.
+    """
+    shape = _Shape(attention_tp, split_attention, exchange or ExchangeSpec())
     if microbatched:
-        first, *others = (_pass(model, (part,), shape, part) for part in range(chunks))
+        first, *others = (_pass(model, (part,), part, shape) for part in range(chunks))
         return replace(first, others=tuple(others))
-    return _pass(model, tuple(range(chunks)), shape, -1)
+    step = _pass(model, tuple(range(chunks)), -1, shape)
+    if tiling is None:
+        return step
+    return replace(step, layers=tuple(layer if layer.gate is None else tiled(layer, tiling) for layer in step.layers))
 
 
-def _pass(model: ModelCard, chunks: tuple[int, ...], shape: tuple[int, ExchangeSpec], part: int) -> Step:
+def tiled(layer: Layer, tiling: Tiling) -> Layer:
+    """The layer with its chunks as tiles: experts' work 0 are the own rows, then rows that arrive, then columns."""
+    n, work = len(layer.chunks), layer.chunks[0].experts
+    tiles = tuple(
+        replace(
+            chunk,
+            experts=replace(work, chunk=1 + place),
+            down=replace(work, chunk=1 + n + place) if tiling == "columns" else None,
+        )
+        for place, chunk in enumerate(layer.chunks)
+    )
+    return replace(layer, chunks=tiles, local=replace(work, chunk=0))
+
+
+@dataclass(frozen=True, slots=True)
+class _Shape:
+    """What of a schedule decides which works a layer has."""
+
+    attention_tp: int
+    split_attention: bool
+    exchange: ExchangeSpec
+
+
+def _pass(model: ModelCard, chunks: tuple[int, ...], part: int, shape: _Shape) -> Step:
     """A pass whose experts work on `chunks`, and all else on `part` of the tokens."""
-    attention_tp, exchange = shape
+    attention_tp, split_attention = shape.attention_tp, shape.split_attention
     moe_layers = set(model.moe_layers)
 
     def layer(number: int) -> Layer:
         is_moe = number in moe_layers
         return Layer(
-            attention=Work("attention", number, part),
+            attention=Work("core" if split_attention else "attention", number, part),
+            projections=Work("projections", number, part) if split_attention else None,
             gather=Work("gather", number, part) if attention_tp > 1 else None,
             scatter=Work("scatter", number, part) if attention_tp > 1 else None,
             gate=Work("gate", number, part) if is_moe else None,
             shared=Work("shared", number, part) if is_moe and model.shared_intermediate_size else None,
             mlp=None if is_moe else Work("mlp", number, part),
-            chunks=tuple(_chunk(number, chunk, exchange) for chunk in chunks) if is_moe else (),
+            chunks=tuple(_chunk(number, chunk, shape.exchange) for chunk in chunks) if is_moe else (),
         )
 
     return Step(layers=tuple(layer(number) for number in range(model.n_layers)), head=Work("head", -1, part))

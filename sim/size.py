@@ -5,7 +5,7 @@ from __future__ import annotations
 from scenarios.errors import ScenarioError
 from scenarios.host_memory import check_host_memory
 from scenarios.models import ModelCard
-from scenarios.schedule_specs import ScheduleSpec
+from scenarios.schedule_specs import FUSED, ScheduleSpec
 from scenarios.workload_specs import WorkloadSpec
 
 TOKEN_BYTES = 65  # measured: indices, contexts and counting of a token of a step
@@ -26,17 +26,17 @@ def check_workload(workload: WorkloadSpec, model: ModelCard, n_devices: int) -> 
 
 def check_schedule(schedule: ScheduleSpec, workload: WorkloadSpec, model: ModelCard, n_devices: int) -> None:
     """Raise ScenarioError where there are more chunks than tokens, MoesimError where their exchanges cannot fit."""
-    chunks = schedule.n_parts
+    chunks, option = schedule.n_chunks, "tiles" if schedule.overlap in FUSED else "chunks"
     if chunks > workload.tokens_per_device:
         raise ScenarioError(
-            f"schedule.chunks: {chunks} chunks of the {workload.tokens_per_device} tokens of a device leave some "
-            f"empty; lower schedule.chunks or raise workload.tokens_per_device"
+            f"schedule.{option}: {chunks} {option} of the {workload.tokens_per_device} tokens of a device leave some "
+            f"empty; lower schedule.{option} or raise workload.tokens_per_device"
         )
     messages = 0 if schedule.exchange.law == "port" else n_devices * MESSAGE_BYTES
     needed = workload.steps * chunks * model.n_layers * n_devices * (PART_BYTES + messages)
     check_host_memory(
         needed,
-        f"schedule: {workload.steps:,} steps of {chunks} chunks, law {schedule.exchange.law}, on {n_devices:,} devices "
-        f"take",
-        "lower workload.steps or schedule.chunks, or use law port",
+        f"schedule: {workload.steps:,} steps of {chunks} {option}, law {schedule.exchange.law}, on "
+        f"{n_devices:,} devices take",
+        f"lower workload.steps or schedule.{option}, or use law port",
     )

@@ -16,7 +16,7 @@ from sim.plot_data import kind_color, kinds_in_order
 from sim.plots import STYLE, WIDTH_IN
 from sim.result import RunResult
 from sim.timeline import middle_window
-from sim.wording import decimals, time_unit
+from sim.wording import shown_time, time_unit
 
 LETTER_IN = 0.062
 """Width of a letter of a bar's name."""
@@ -31,27 +31,29 @@ def timelines_figure(panels: Sequence[tuple[str, RunResult]], n_layers: int = 2)
     longest_s = max(window.end_s - window.begin_s for window in windows)
     unit, length_s = time_unit([longest_s])
     device = int(np.argmax(np.sum([op.busy_s for op in panels[0][1].log if op.lane == "compute"], axis=0)))
-    drawn = [_lanes([op for op in result.log if op.end_s[device] > op.begin_s[device]], device) for _, result in panels]
+    seen = [
+        [op for op in result.log if window.begin_s < op.end_s[device] > op.begin_s[device] < window.end_s]
+        for (_, result), window in zip(panels, windows, strict=True)
+    ]
+    drawn = [_lanes(log, device) for log in seen]
     heights = [max(len(names), 1) for names, _ in drawn]
     with mpl.rc_context(STYLE):
         figure = Figure(figsize=(WIDTH_IN, 0.24 * sum(heights) + 0.28 * len(panels) + 0.65), layout="constrained")
         grid = figure.subplots(len(panels), 1, squeeze=False, height_ratios=heights)[:, 0]
         kinds: set[str] = set()
-        for axes, (title, _), window, (names, bars) in zip(grid, panels, windows, drawn, strict=True):
+        for axes, (title, result), window, (names, bars) in zip(grid, panels, windows, drawn, strict=True):
             axes.set(xlim=(0, longest_s / length_s * 1.005), ylim=(len(names) - 0.5, -0.5))
             axes.set_yticks(range(len(names)), names)
             axes.tick_params(axis="y", length=0)
             axes.tick_params(axis="x", labelbottom=axes is grid[-1])
             for op, row in bars:
                 span = (op.begin_s[device] - window.begin_s, op.end_s[device] - window.begin_s)
-                if span[1] > 0 and span[0] < window.end_s - window.begin_s:
-                    kinds |= _draw(
-                        axes, op, row, (span[0] / length_s, span[1] / length_s), op.busy_s[device] / length_s
-                    )
-            total_s = (window.end_s - window.begin_s) / length_s
+                kinds |= _draw(axes, op, row, (span[0] / length_s, span[1] / length_s), op.busy_s[device] / length_s)
             axes.set_title(title)
-            axes.set_title(f"{total_s:.{decimals(longest_s / length_s, 3)}f} {unit}", loc="right", fontweight="normal")
-        figure.supxlabel(f"time ({unit}) of device {device}, {n_layers} MoE layers", fontsize=8)
+            step = f"whole step: {shown_time(result.metrics['step_time_s'])}"
+            axes.set_title(step, loc="right", fontweight="normal")
+        layers = "MoE layer" if n_layers == 1 else "MoE layers"
+        figure.supxlabel(f"time ({unit}) of device {device}, {n_layers} {layers}", fontsize=8)
         shown = kinds_in_order(kinds)
         handles = [Patch(facecolor=kind_color(kind)) for kind in shown]
         figure.legend(handles, shown, loc="outside upper left", ncols=min(9, len(shown)))

@@ -25,7 +25,7 @@ from sim.durations import Duration, ExchangeTime
 from sim.exchange_pricing import exchange_prices
 from sim.kernel_pricing import SIDES
 from sim.laws_used import used_laws
-from sim.pricing import layer_prices
+from sim.pricing import PARTS_OF_ATTENTION, layer_prices
 from sim.setting import Setting
 
 Holds = Literal["any plan", "this plan"]
@@ -137,7 +137,7 @@ def _other_kernels_s(setting: Setting, prices: LayerPrices) -> float:
     }
     total_s = 0.0
     for kind, (price,) in prices.items():
-        if not isinstance(price, ExchangeTime):
+        if not isinstance(price, ExchangeTime) and kind not in PARTS_OF_ATTENTION:
             total_s += counts[kind] * float(price.sum(axis=-1).mean())
     return total_s
 

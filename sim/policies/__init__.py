@@ -3,11 +3,29 @@
 from __future__ import annotations
 
 from sim.policies.chunked import chunked
+from sim.policies.persistent import persistent
 from sim.policies.sequential import sequential
+from sim.policies.tiles import tiles
 from sim.policies.two_batch import two_batch
-from sim.program import Policy
+from sim.policies.two_batch_decode import two_batch_decode
+from sim.policies.two_batch_prefill import two_batch_prefill
+from sim.program import Policy, Tiling
 
-POLICIES: dict[str, Policy] = {"none": sequential, "chunked": chunked, "two-batch": two_batch}
+POLICIES: dict[str, Policy] = {
+    "none": sequential,
+    "chunked": chunked,
+    "two-batch": two_batch,
+    "two-batch-prefill": two_batch_prefill,
+    "two-batch-decode": two_batch_decode,
+    "tiles": tiles,
+    "persistent": persistent,
+}
 
-MICROBATCHED = frozenset({"two-batch"})
+MICROBATCHED = frozenset({"two-batch", "two-batch-prefill", "two-batch-decode"})
 """Policies whose steps come in microbatches: all of the model in parts, not its experts alone."""
+
+SPLIT_ATTENTION = frozenset({"two-batch-decode"})
+"""Policies that issue the projections before the core of attention as a work of their own."""
+
+TILED: dict[str, Tiling] = {"tiles": "columns", "persistent": "rows"}
+"""Policies of fused kernels, whose chunks are tiles of one kernel: of rows, or of rows and then of columns."""

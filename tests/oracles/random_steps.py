@@ -8,12 +8,24 @@ import numpy as np
 from sim.durations import Duration, ExchangeTime, Seconds
 from sim.events import execute_events
 from sim.laws import LAWS
-from sim.policies import MICROBATCHED, POLICIES
+from sim.policies import MICROBATCHED, POLICIES, SPLIT_ATTENTION, TILED
 from sim.program import Chunk, Layer, OpList, Program, Step, Work, compile_ops, compile_program
+from sim.setting import tiled
 from sim.vector import Finished, execute
 
 ZERO_FRAC = 0.3
 KINDS = ("heavy tail", "ties", "mixed")
+SOME = (1, 2, 3, 4)
+# policy -> numbers of chunks that its steps may have; a new policy is added here
+CHUNKS: dict[str, tuple[int, ...]] = {
+    "none": (1,),
+    "chunked": SOME,
+    "two-batch": SOME,
+    "two-batch-prefill": (2,),
+    "two-batch-decode": (2,),
+    "tiles": SOME,
+    "persistent": SOME,
+}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,7 +48,7 @@ def policy_case(policy: str, law: str, seed: int, *, max_devices: int = 6) -> Ca
     """A random model under a policy: 1 to 3 layers, 1 to 4 chunks, dense layers, shared experts, gather and scatter."""
     rng = np.random.default_rng([seed, *policy.encode(), *law.encode()])
     n_devices = int(rng.integers(1, max_devices + 1))
-    chunks = 1 if policy == "none" else int(rng.integers(1, 5))
+    chunks = int(rng.choice(CHUNKS[policy]))
     tensor_parallel = bool(rng.random() < 0.5)
     kinds = [rng.random(2) < (0.25, 0.5) for _ in range(int(rng.integers(1, 4)))]
     step = make_step(policy, kinds, chunks, collectives=tensor_parallel)
@@ -66,9 +78,21 @@ def dag_case(law: str, seed: int, *, max_devices: int = 6, max_ops: int = 14) ->
 def make_step(policy: str, kinds: Sequence[object], chunks: int, *, collectives: bool) -> Step:
     """A step whose layers are of these kinds (dense, shared experts): in microbatches where the policy wants them."""
     if policy not in MICROBATCHED:
-        return _pass(kinds, range(chunks), -1, collectives=collectives)
-    first, *others = (_pass(kinds, (part,), part, collectives=collectives) for part in range(chunks))
-    return replace(first, others=tuple(others))
+        step = _pass(kinds, range(chunks), -1, collectives=collectives)
+    else:
+        first, *others = (_pass(kinds, (part,), part, collectives=collectives) for part in range(chunks))
+        step = replace(first, others=tuple(others))
+    return _formed(step, policy)
+
+
+def _formed(step: Step, policy: str) -> Step:
+    """The step with its attention in two parts, or its chunks as tiles, where the policy wants them."""
+    layers, tiling = step.layers, TILED.get(policy)
+    if policy in SPLIT_ATTENTION:
+        layers = tuple(replace(one, projections=replace(one.attention, kind="projections")) for one in layers)
+    if tiling is not None:
+        layers = tuple(one if one.gate is None else tiled(one, tiling) for one in layers)
+    return replace(step, layers=layers, others=tuple(_formed(other, policy) for other in step.others))
 
 
 def _pass(kinds: Sequence[object], chunks: Sequence[int], part: int, *, collectives: bool) -> Step:

@@ -17,7 +17,7 @@ from sim.policies import POLICIES
 from sim.run import execute_schedule
 from sim.session import solve_placement
 from sim.setting import Setting, make_setting
-from tests.oracles.random_steps import Case, dag_case, of_step, policy_case
+from tests.oracles.random_steps import CHUNKS, Case, dag_case, of_step, policy_case
 from tests.oracles.textbook import simulate
 from tests.shared import shared_file
 from traces.routing import Provenance, RoutingTrace
@@ -98,7 +98,9 @@ def cut_setting(n_nodes: int) -> Setting:
 def cut_execution(setting: Setting, policy: str, law: str) -> Execution:
     """All steps of the setting by the vector executor, as a run of a scenario would execute them."""
     placement = solve_placement(setting, PlacementSpec(solver="eplb", redundant=8))
-    schedule = ScheduleSpec.model_validate({"overlap": policy, "chunks": 3, "exchange": {"law": law}})
+    schedule = ScheduleSpec.model_validate(
+        {"overlap": policy, "chunks": min(3, max(CHUNKS[policy])), "exchange": {"law": law}}
+    )
     kept = law != "port"
     reduction = reduce_trace(
         setting.trace, setting.batches.tokens, placement, setting.layout, chunks=schedule.n_parts, keep_pairs=kept
