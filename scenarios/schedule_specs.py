@@ -57,6 +57,13 @@ class ExchangeSpec(Spec):
         return self
 
 
+class PayloadSpec(Spec):
+    """Tokens that look alike travel as one: compression by locality-sensitive hashing (LSH-MoE, NeurIPS 2024)."""
+
+    rate: float = Field(gt=0, le=1, description="clusters over tokens, of each device and expert")
+    hashes: int = Field(default=6, gt=0, description="hash functions, each a rotation of every token")
+
+
 class ScheduleSpec(Spec):
     """A schedule policy with its options."""
 
@@ -65,12 +72,27 @@ class ScheduleSpec(Spec):
         default=2, ge=1, description="chunked: parts of the experts' tokens; two-batch: microbatches of the whole step"
     )
     exchange: ExchangeSpec = ExchangeSpec()
+    payload: PayloadSpec | None = None
     executor: Literal["vector", "event"] = "vector"
     step_overhead: Seconds = Field(default=0.0, description="host time between steps")
     launch: Literal["graph", "eager"] = Field(
         default="graph", description="kernels replayed as a CUDA graph, or launched one by one by the host"
     )
     name: str | None = None
+
+    @model_validator(mode="after")
+    def _one_copy_an_expert(self) -> ScheduleSpec:
+        if self.payload is not None and self.exchange.dedup != "none":
+            raise ValueError(
+                f"payload: a cluster belongs to one expert, which exchange.dedup {self.exchange.dedup} does not fit; "
+                "give exchange: {dedup: none}"
+            )
+        return self
+
+    @property
+    def transforms_loads(self) -> bool:
+        """Whether the schedule changes which tokens travel to which expert, or how many rows stand for them."""
+        return self.payload is not None
 
     @property
     def n_parts(self) -> int:

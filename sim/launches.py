@@ -13,9 +13,20 @@ from sim.setting import Setting
 # Kernels of one layer in eager mode, counted by us in the modules of vLLM 0.24: norm, query-key-value GEMM, rotary
 # embedding, cache write, attention, output GEMM; of MLA norm, two down and two up GEMMs, norms of both latents, rotary
 # embedding, cache write, absorption, attention, its reduction, output GEMM. Experts: alignment (3), two GEMMs,
-# activation, sum. An engine's own count may differ by a few.
+# activation, sum. Compression: rotations in one batch, choice of buckets, sort, means. An engine's own count may
+# differ by a few.
 GQA_KERNELS, MLA_KERNELS = 6, 13
-KERNELS = {"gate": 3, "experts": 7, "shared": 3, "mlp": 4, "head": 3}
+KERNELS = {
+    "descend": 1,
+    "ascend": 1,
+    "compress": 4,
+    "restore": 1,
+    "gate": 3,
+    "experts": 7,
+    "shared": 3,
+    "mlp": 4,
+    "head": 3,
+}
 
 
 def launched_eagerly(prices: Prices, setting: Setting, factor: float = 1.0) -> Prices:

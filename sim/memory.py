@@ -99,7 +99,10 @@ def _requests(setting: Setting, spec: MemorySpec) -> tuple[int, int]:
 def _other_weight_bytes(model: ModelCard, attention_tp: int) -> float:
     n_moe = len(model.moe_layers)
     attention = model.n_layers * model.attention.parameters(model.hidden_size) / attention_tp
-    ffn = n_moe * model.shared_parameters + (model.n_layers - n_moe) * model.dense_parameters
+    ffn = (
+        n_moe * (model.shared_parameters + model.bottleneck_parameters)
+        + (model.n_layers - n_moe) * model.dense_parameters
+    )
     embeddings = model.vocab_size * model.hidden_size * (1 if model.tied_embeddings else 2) / attention_tp
     router = n_moe * model.n_experts * model.hidden_size
     weights = (attention + ffn) * BYTES_PER_VALUE[model.weight_dtype]

@@ -45,6 +45,8 @@ class Chunk:
 class Layer:
     """The works of one transformer block; those that the model or layout does not have are None.
 
+    before_dispatch, after_combine  what a device does to its tokens before they leave and after they are back.
+
     Raises DeadlockError for a gate whose tokens have no chunk to travel in, or chunks without a gate.
     """
 
@@ -55,6 +57,8 @@ class Layer:
     mlp: Work | None = None
     gather: Work | None = None
     scatter: Work | None = None
+    before_dispatch: tuple[Work, ...] = ()
+    after_combine: tuple[Work, ...] = ()
 
     def __post_init__(self) -> None:
         if (self.gate is None) != (not self.chunks):

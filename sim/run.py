@@ -27,6 +27,7 @@ from sim.laws import LAWS
 from sim.log import step_log
 from sim.memory import check_memory, device_memory
 from sim.metrics import Execution
+from sim.payload import compressing, payload_prices
 from sim.policies import MICROBATCHED, POLICIES
 from sim.port_loads import port_loads
 from sim.pricing import Prices, price
@@ -142,8 +143,11 @@ def _priced(
     step = build_step(
         setting.model, chunks=reduction.n_chunks, attention_tp=setting.attention_tp, microbatched=microbatched
     )
-    op_list = compile_program(POLICIES[schedule.overlap], step)
     prices = price(setting, placement, reduction, schedule.exchange, microbatched=microbatched)
+    if schedule.payload is not None:
+        step = compressing(step)
+        prices = prices.plus(payload_prices(setting, schedule.payload, len(step.microbatches)))
+    op_list = compile_program(POLICIES[schedule.overlap], step)
     return op_list, launched_eagerly(prices, setting) if schedule.launch == "eager" else prices
 
 

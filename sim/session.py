@@ -26,9 +26,10 @@ from sim.exchange_pricing import machine_of
 from sim.plan_files import ReadPlan, plan_of_file
 from sim.setting import Setting, make_setting, open_trace
 from sim.size import check_schedule
+from sim.transforms import transformed
 from traces.routing import RoutingTrace
 
-ReductionKey = tuple[int, str, int, str, bool]
+ReductionKey = tuple[int, str, int, str, bool, str]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -95,7 +96,8 @@ class Session:
         check_schedule(schedule, setting.workload, setting.model, setting.cluster.n_devices)
         chunks = schedule.n_parts
         keep_pairs = schedule.exchange.law != "port"
-        key = (id(setting), placement_digest(placement), chunks, schedule.exchange.dedup, keep_pairs)
+        transforms = str(schedule.payload)
+        key = (id(setting), placement_digest(placement), chunks, schedule.exchange.dedup, keep_pairs, transforms)
         if key not in self.reductions:
             self.reductions[key] = reduced(setting, placement, schedule)
         return self.reductions[key]
@@ -103,6 +105,8 @@ class Session:
 
 def reduced(setting: Setting, placement: Placement, schedule: ScheduleSpec) -> Reduction:
     """The reduction of the setting's steps that `schedule` needs."""
+    if schedule.transforms_loads:
+        return transformed(setting, placement, schedule)
     return reduce_trace(
         setting.trace,
         setting.batches.tokens,

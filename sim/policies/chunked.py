@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from sim.policies.around import leave, settle
 from sim.policies.attend import attend
 from sim.program import After, Program, Step
 
@@ -15,10 +16,11 @@ def chunked(program: Program, step: Step) -> None:
             previous = program.compute(layer.mlp, after=previous)
         if layer.gate is None:
             continue
-        gated = program.compute(layer.gate, after=previous)
+        gated = leave(program, layer, previous)
         arrived = [program.exchange(chunk.dispatch, after=gated) for chunk in layer.chunks]
         if layer.shared is not None:
             program.compute(layer.shared, after=gated)
         worked = [program.compute(c.experts, after=here) for c, here in zip(layer.chunks, arrived, strict=True)]
-        previous = [program.exchange(c.combine, after=done) for c, done in zip(layer.chunks, worked, strict=True)]
+        back = [program.exchange(c.combine, after=done) for c, done in zip(layer.chunks, worked, strict=True)]
+        previous = settle(program, layer, back)
     program.compute(step.head, after=previous)

@@ -50,7 +50,8 @@ def works_of(layer: Layer) -> list[Work]:
     """All works of a layer, each once."""
     single = [layer.gather, layer.attention, layer.scatter, layer.mlp, layer.gate, layer.shared]
     parts = [work for chunk in layer.chunks for work in (chunk.dispatch, chunk.experts, chunk.combine)]
-    return [work for work in single if work is not None] + parts
+    around = [*layer.before_dispatch, *layer.after_combine]
+    return [work for work in single if work is not None] + parts + around
 
 
 def flows_of(step: Step) -> list[tuple[Work, Work]]:
@@ -64,7 +65,8 @@ def flows_of(step: Step) -> list[tuple[Work, Work]]:
         if layer.gate is not None:
             flows += [(layer.gate, layer.shared)] if layer.shared is not None else []
             for chunk in layer.chunks:
-                flows += pairwise((layer.gate, chunk.dispatch, chunk.experts, chunk.combine))
+                parts = (chunk.dispatch, chunk.experts, chunk.combine)
+                flows += pairwise((layer.gate, *layer.before_dispatch, *parts, *layer.after_combine))
     nexts = [layer.gather or layer.attention for layer in step.layers[1:]] + [step.head]
     for layer, after in zip(step.layers, nexts, strict=True):
         flows += [(work, after) for work in works_of(layer)]

@@ -91,6 +91,8 @@ def make_layer(number: int, chunks: Sequence[int], dense_shared: object, part: i
         mlp=Work("mlp", number, part) if dense else None,
         gather=Work("gather", number, part) if collectives else None,
         scatter=Work("scatter", number, part) if collectives else None,
+        before_dispatch=() if dense or not shared else (Work("descend", number, part), Work("compress", number, part)),
+        after_combine=() if dense or not shared else (Work("restore", number, part), Work("ascend", number, part)),
     )
 
 
