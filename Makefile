@@ -5,7 +5,7 @@ STAMP := .venv/.installed
 SYNC := $(if $(filter output-sync,$(.FEATURES)),--output-sync=target)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup check test demo golden calibrate bench docs wheel clean lint style types layers fast
+.PHONY: help setup check test demo golden calibrate bench docs images wheel clean lint style types layers fast
 
 help:    ## show this list
 	@sed -n 's/^\([a-z]*\): *[^#]*## \(.*\)/\1	\2/p' $(MAKEFILE_LIST) | expand -t 10
@@ -43,6 +43,9 @@ docs: setup    ## check the documents against the code; write the scenario schem
 	$(BIN)/python -m pytest tests/unit/test_docs.py
 	@mkdir -p out/docs
 	$(BIN)/moesim schema --out out/docs/scenario.schema.json
+
+images: setup    ## draw docs/images/schedule-*.png anew, from the simulator's own logs
+	$(BIN)/python -m docs.timelines
 
 wheel: setup    ## build dist/moesim-*.whl
 	rm -rf build dist

@@ -68,7 +68,7 @@ def _varies(axes: CompareSpec) -> bool:
 def _schedule_name(schedule: ScheduleSpec) -> str:
     name = "sequential" if schedule.overlap == "none" else f"{schedule.overlap} x{schedule.chunks}"
     law, kernel = schedule.exchange.law, schedule.exchange.kernel
-    special = [word for word in (law, kernel) if word not in ("port", "alpha-beta")]
+    special: list[str] = [word for word in (law, kernel) if word not in ("port", "alpha-beta")]
     special += [f"compressed to {schedule.payload.rate:g}"] if schedule.payload is not None else []
     return f"{name} ({', '.join(special)})" if special else name
 

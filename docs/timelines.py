@@ -1,0 +1,75 @@
+"""Draws docs/images/schedule-<name>.png: a timeline with and without each mechanism, from the simulator's own log.
+
+`python -m docs.timelines [NAME...]`, or `make images` for all of them.
+"""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+from moesim import api
+from scenarios.files import whole_file
+from sim.plots import png_bytes
+from sim.result import RunResult
+from sim.timeline_plot import timelines_figure
+
+HERE = Path(__file__).parent
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Picture:
+    """Two runs under each other.
+
+    scenario      shipped name, or path beside this file.
+    titles        of the run without and of the run with the mechanism.
+    without, use  overrides (`a.b.c=value`) of the run without, and of the run with the mechanism.
+    """
+
+    name: str
+    titles: tuple[str, str]
+    without: tuple[str, ...] = ()
+    use: tuple[str, ...]
+    scenario: str = "timelines.yaml"
+    n_layers: int = 2
+
+
+# One entry a mechanism, by name.
+PICTURES = (
+    Picture(
+        name="chunked",
+        titles=("one after the other", "four chunks (Tutel)"),
+        use=("schedule.overlap=chunked", "schedule.chunks=4"),
+    ),
+)
+
+
+def draw(picture: Picture) -> Path:
+    """Path of the picture, drawn anew."""
+    results = (_run(picture, picture.without), _run(picture, picture.use))
+    target = HERE / "images" / f"schedule-{picture.name}.png"
+    figure = timelines_figure(tuple(zip(picture.titles, results, strict=True)), picture.n_layers)
+    with whole_file(target) as temporary:
+        temporary.write_bytes(png_bytes(figure))
+    return target
+
+
+def _run(picture: Picture, overrides: tuple[str, ...]) -> RunResult:
+    beside = HERE / picture.scenario
+    comparison = api.run(api.load(beside if beside.exists() else picture.scenario, overrides))
+    return comparison.tables[0].results[0]
+
+
+def main(names: list[str]) -> None:
+    """Draw the pictures of these names, or all."""
+    unknown = set(names) - {picture.name for picture in PICTURES}
+    if unknown:
+        sys.exit(f"no picture is called {', '.join(sorted(unknown))}; there are {', '.join(p.name for p in PICTURES)}")
+    for picture in PICTURES:
+        if not names or picture.name in names:
+            print(draw(picture))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
