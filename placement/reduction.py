@@ -26,6 +26,22 @@ GROUP_CELLS = 1 << 22  # pairs of the layers that are counted together: 16 MiB
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Moves:
+    """Experts that move: see `placement.moves`.
+
+    fetched       bool[layer, step, device, slot]: copies that a device gets for the layer.
+    local_tokens  int32[layer, step, device, slot]: tokens that stay at home for experts held there.
+    pulled        bool[layer]: no token travels.
+    broadcast     copies go to all devices at once, or each device pulls its own.
+    """
+
+    fetched: NDArray[np.bool_]
+    local_tokens: Counts
+    pulled: NDArray[np.bool_]
+    broadcast: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Reduction:
     """Tokens by layer and part; a part is one chunk of one step, steps first.
 
@@ -46,6 +62,7 @@ class Reduction:
     pairs_total: Counts
     node_pairs_total: Counts
     n_chunks: int
+    moves: Moves | None = None
 
     @property
     def forwards(self) -> bool:

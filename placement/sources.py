@@ -12,6 +12,7 @@ from placement.layout import ExpertLayout
 from placement.plan import Placement
 from placement.reduction import Reduction, Tables, check_steps, in_order, routes_of
 from placement.traffic import direct_ports
+from scenarios.errors import ScenarioError
 from traces.routing import RoutingTrace
 from traces.storage import release_pages
 
@@ -53,12 +54,8 @@ def reduction_of(
 ) -> Reduction:
     """The reduction of tokens that travel once for every expert, as `reduce_trace` gives it with dedup none."""
     n_layers, n_parts = sources.shape[:2]
-    by_rank = np.zeros((n_layers, n_parts, layout.n_devices, layout.n_ranks), np.int32)
-    for layer, ranks in enumerate(placement.rank_of_slot):
-        first = np.searchsorted(ranks, np.arange(layout.n_ranks))
-        held = np.bincount(ranks, minlength=layout.n_ranks) > 0
-        by_rank[layer][..., held] = np.add.reduceat(sources[layer], first[held], axis=-1)
-    pairs = np.repeat(by_rank, layout.tp, axis=-1) if layout.tp > 1 else by_rank
+    ranks = by_rank(sources, placement, layout)
+    pairs = np.repeat(ranks, layout.tp, axis=-1) if layout.tp > 1 else ranks
     return Reduction(
         slot_tokens=sources.sum(axis=2, dtype=np.int32),
         summed_tokens=np.zeros((n_layers, n_parts, layout.n_ranks), np.int32),
@@ -68,3 +65,30 @@ def reduction_of(
         node_pairs_total=np.zeros((n_layers, layout.n_devices, 0), np.int32),
         n_chunks=chunks,
     )
+
+
+def by_rank(counts: NDArray[np.int32], placement: Placement, layout: ExpertLayout) -> NDArray[np.int32]:
+    """Sums int32[layer, ..., rank] of counts int32[layer, ..., slot]."""
+    sums = np.zeros((*counts.shape[:-1], layout.n_ranks), np.int32)
+    for layer, ranks in enumerate(placement.rank_of_slot):
+        first = np.searchsorted(ranks, np.arange(layout.n_ranks))
+        held = np.bincount(ranks, minlength=layout.n_ranks) > 0
+        sums[layer][..., held] = np.add.reduceat(counts[layer], first[held], axis=-1)
+    return sums
+
+
+def by_peers(sources: Sources, placement: Placement, layout: ExpertLayout, groups: int) -> Sources:
+    """Tokens in chunks of peers, int32[layer, step x chunk, source, slot] from int32[layer, step, source, slot].
+
+    Devices lie in `groups` groups of neighbours; in chunk j group i sends to group i + j (FasterMoE, section 4.2).
+    Raises ScenarioError where the groups do not divide the devices.
+    """
+    if layout.n_ranks % groups:
+        raise ScenarioError(f"schedule.chunks: {groups} groups of peers do not divide {layout.n_ranks} expert ranks")
+    group = np.arange(layout.n_devices) * groups // layout.n_devices
+    home = placement.rank_of_slot * groups // layout.n_ranks
+    stride = (home[:, None, :] - group[:, None]) % groups
+    chunk = np.arange(groups)[:, None, None]
+    parts = np.where(stride[:, None, None] == chunk, sources[:, :, None], 0)
+    split: Sources = parts.reshape(len(sources), -1, *sources.shape[2:])
+    return split

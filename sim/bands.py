@@ -84,7 +84,7 @@ def _moved_work(setting: Setting, prices: Prices, schedule: ScheduleSpec, family
         return _moved_links(setting, prices, schedule, end)
     device = setting.cluster.device
     if family == "experts":
-        return prices.times({"experts": _experts_ends(setting)[ENDS.index(end)]})
+        return prices.times(dict.fromkeys(("experts", "local"), _experts_ends(setting)[ENDS.index(end)]))
     moved = device_at_end(device, KERNEL_FAMILIES[family], end)
     changed = replace(setting, cluster=replace(setting.cluster, device=moved))
     own = layer_prices(changed, max(len(parts) for parts in prices.per_layer.values()), schedule.exchange)
@@ -113,6 +113,7 @@ def device_at_end(device: Device, blocks: Collection[str], end: End) -> Device:
 def _moved_links(setting: Setting, prices: Prices, schedule: ScheduleSpec, end: End) -> Prices:
     place = ENDS.index(end)
     factors = {kind: exchange_band(setting, schedule.exchange, kind)[place] for kind in ("dispatch", "combine")}
+    factors["fetch"] = factors["dispatch"]
     if setting.attention_tp > 1:
         factors["gather"] = _collective_ends(setting, "all-gather")[place]
         factors["scatter"] = _collective_ends(setting, "reduce-scatter")[place]

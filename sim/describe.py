@@ -70,6 +70,8 @@ def _schedule_name(schedule: ScheduleSpec) -> str:
     law, kernel = schedule.exchange.law, schedule.exchange.kernel
     special: list[str] = [word for word in (law, kernel) if word not in ("port", "alpha-beta")]
     special += [f"compressed to {schedule.payload.rate:g}"] if schedule.payload is not None else []
+    special += [schedule.move.kind] if schedule.move is not None else []
+    special += ["peers"] if schedule.chunks_by == "peers" else []
     return f"{name} ({', '.join(special)})" if special else name
 
 

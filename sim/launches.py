@@ -23,6 +23,7 @@ KERNELS = {
     "restore": 1,
     "gate": 3,
     "experts": 7,
+    "local": 7,
     "shared": 3,
     "mlp": 4,
     "head": 3,

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
 from placement.plan import Placement
+from placement.reduction import Moves
 from scenarios.errors import MemoryInfeasible
 from scenarios.models import BYTES_PER_VALUE, GroupedQueryAttention, ModelCard
 from scenarios.specs import MemorySpec
@@ -50,6 +51,12 @@ def device_memory(setting: Setting, placement: Placement, spec: MemorySpec) -> D
         requests=requests,
         context_tokens=context,
     )
+
+
+def with_copies(memory: DeviceMemory, moves: Moves, model: ModelCard, *, buffers: int) -> DeviceMemory:
+    """Memory with the copies of experts that a device fetches for a layer, in so many buffers of the fullest layer."""
+    copies = moves.fetched.sum(axis=-1).max(axis=(0, 1))
+    return replace(memory, expert_bytes=memory.expert_bytes + buffers * copies * model.expert_bytes)
 
 
 def check_memory(memory: DeviceMemory, setting: Setting, placement: Placement) -> None:

@@ -59,6 +59,10 @@ class Prices:
         """Prices with works of further kinds, the same in every layer."""
         return replace(self, per_layer=self.per_layer | per_layer)
 
+    def plus_chunks(self, per_chunk: dict[str, list[list[Duration]]]) -> Prices:
+        """Prices with works of further kinds of every MoE layer."""
+        return replace(self, per_chunk=self.per_chunk | per_chunk)
+
     def times(self, factors: Mapping[str, float]) -> Prices:
         """Prices with the durations of some kinds of work multiplied."""
         return self.changed(lambda kind, d: scaled(d, factors[kind]) if kind in factors else d)

@@ -45,6 +45,8 @@ class Chunk:
 class Layer:
     """The works of one transformer block; those that the model or layout does not have are None.
 
+    fetch, local  copies of experts on their way, and the work on tokens that stay at home for them; without chunks
+                  no token travels.
     before_dispatch, after_combine  what a device does to its tokens before they leave and after they are back.
 
     Raises DeadlockError for a gate whose tokens have no chunk to travel in, or chunks without a gate.
@@ -57,12 +59,19 @@ class Layer:
     mlp: Work | None = None
     gather: Work | None = None
     scatter: Work | None = None
+    fetch: Work | None = None
+    local: Work | None = None
     before_dispatch: tuple[Work, ...] = ()
     after_combine: tuple[Work, ...] = ()
 
     def __post_init__(self) -> None:
-        if (self.gate is None) != (not self.chunks):
+        if (self.gate is None) != (not self.chunks and self.local is None):
             raise DeadlockError(f"{self.attention}: a gate and chunks of experts belong together")
+
+    @property
+    def is_pulled(self) -> bool:
+        """Whether experts come to the tokens, all of which stay at home."""
+        return self.local is not None and not self.chunks
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

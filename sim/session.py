@@ -96,11 +96,18 @@ class Session:
         check_schedule(schedule, setting.workload, setting.model, setting.cluster.n_devices)
         chunks = schedule.n_parts
         keep_pairs = schedule.exchange.law != "port"
-        transforms = str(schedule.payload)
+        transforms = _transforms(schedule)
         key = (id(setting), placement_digest(placement), chunks, schedule.exchange.dedup, keep_pairs, transforms)
         if key not in self.reductions:
             self.reductions[key] = reduced(setting, placement, schedule)
         return self.reductions[key]
+
+
+def _transforms(schedule: ScheduleSpec) -> str:
+    """What of a schedule decides how it changes loads; prices count where experts are shadowed."""
+    if schedule.move is None:
+        return f"{schedule.payload} {schedule.chunks_by}"
+    return f"{schedule.move} {schedule.chunks_by} {schedule.overlap} {schedule.exchange}"
 
 
 def reduced(setting: Setting, placement: Placement, schedule: ScheduleSpec) -> Reduction:

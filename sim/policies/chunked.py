@@ -17,10 +17,12 @@ def chunked(program: Program, step: Step) -> None:
         if layer.gate is None:
             continue
         gated = leave(program, layer, previous)
+        fetched = gated if layer.fetch is None else program.exchange(layer.fetch, after=gated)
         arrived = [program.exchange(chunk.dispatch, after=gated) for chunk in layer.chunks]
         if layer.shared is not None:
             program.compute(layer.shared, after=gated)
+        at_home = [] if layer.local is None else [program.compute(layer.local, after=fetched)]
         worked = [program.compute(c.experts, after=here) for c, here in zip(layer.chunks, arrived, strict=True)]
         back = [program.exchange(c.combine, after=done) for c, done in zip(layer.chunks, worked, strict=True)]
-        previous = settle(program, layer, back)
+        previous = settle(program, layer, [*back, *at_home])
     program.compute(step.head, after=previous)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from sim.policies.around import leave, settle
 from sim.policies.attend import attend
-from sim.program import After, Program, Step
+from sim.program import After, Layer, Program, Step
 
 
 def sequential(program: Program, step: Step) -> None:
@@ -17,9 +17,18 @@ def sequential(program: Program, step: Step) -> None:
         previous = leave(program, layer, previous)
         if layer.shared is not None:
             previous = program.compute(layer.shared, after=previous)
-        for chunk in layer.chunks:
-            dispatched = program.exchange(chunk.dispatch, after=previous)
-            worked = program.compute(chunk.experts, after=dispatched)
-            previous = program.exchange(chunk.combine, after=worked)
-        previous = settle(program, layer, previous)
+        previous = settle(program, layer, work_in_turn(program, layer, previous))
     program.compute(step.head, after=previous)
+
+
+def work_in_turn(program: Program, layer: Layer, after: After) -> After:
+    """The operation after which all experts of the layer have worked: experts that move first, then tokens."""
+    if layer.fetch is not None:
+        after = program.exchange(layer.fetch, after=after)
+    if layer.local is not None:
+        after = program.compute(layer.local, after=after)
+    for chunk in layer.chunks:
+        dispatched = program.exchange(chunk.dispatch, after=after)
+        worked = program.compute(chunk.experts, after=dispatched)
+        after = program.exchange(chunk.combine, after=worked)
+    return after

@@ -98,7 +98,8 @@ def cut_setting(n_nodes: int) -> Setting:
 def cut_execution(setting: Setting, policy: str, law: str) -> Execution:
     """All steps of the setting by the vector executor, as a run of a scenario would execute them."""
     placement = solve_placement(setting, PlacementSpec(solver="eplb", redundant=8))
-    schedule = ScheduleSpec.model_validate({"overlap": policy, "chunks": 3, "exchange": {"law": law}})
+    fields = {"exchange": {"law": law, "dedup": "none"}, "move": {"kind": "pull"}} if policy == "prefetch" else {}
+    schedule = ScheduleSpec.model_validate({"overlap": policy, "chunks": 3, "exchange": {"law": law}} | fields)
     kept = law != "port"
     reduction = reduce_trace(
         setting.trace, setting.batches.tokens, placement, setting.layout, chunks=schedule.n_parts, keep_pairs=kept
