@@ -11,7 +11,7 @@ from scenarios.models import ModelCard
 from scenarios.yaml_source import printable
 
 _FILE_SUFFIXES = {".yaml", ".yml", ".json"}
-_CARD_FOLDERS = {"models", "hardware"}
+_CARD_FOLDERS = {"models", "hardware", "papers"}
 
 
 def library_path() -> Path:
