@@ -81,7 +81,7 @@ def _pass(kinds: Sequence[object], chunks: Sequence[int], part: int, *, collecti
 
 
 def make_layer(number: int, chunks: Sequence[int], dense_shared: object, part: int = -1, *, collectives: bool) -> Layer:
-    """One layer in `chunks`: dense or not, with shared experts, experts that (1) are shadowed or (2) pulled, packing."""
+    """One layer in `chunks`; kind: dense, shared experts, experts (1) shadowed or (2) pulled, packed tokens."""
     dense, shared, move, packed = (*np.asarray(dense_shared, int), 0, 0)[:4]
     moved = move > 0 and not dense
     parts = tuple(
