@@ -42,6 +42,18 @@ PICTURES = (
         titles=("one after the other", "four chunks (Tutel)"),
         use=("schedule.overlap=chunked", "schedule.chunks=4"),
     ),
+    Picture(
+        name="prefetch",
+        titles=("experts pulled after the gate", "asked for a layer ahead (Janus)"),
+        without=("schedule.exchange.dedup=none", "schedule.move={kind: pull}"),
+        use=("schedule.exchange.dedup=none", "schedule.move={kind: pull}", "schedule.overlap=prefetch"),
+    ),
+    Picture(
+        name="compressed",
+        titles=("all tokens travel", "a fifth of them, as clusters (LSH-MoE)"),
+        without=("schedule.exchange.dedup=none",),
+        use=("schedule.exchange.dedup=none", "schedule.payload={rate: 0.2}"),
+    ),
 )
 
 

@@ -10,7 +10,8 @@ from pydantic import ValidationError
 from placement.layout import ExpertLayout
 from placement.moves import cheaper_to_pull, copies_elsewhere, fetch_of, needed, pulled_ports
 from placement.plan import Placement
-from placement.sources import by_peers, source_tokens
+from placement.reduction import Moves
+from placement.sources import by_peers, reduction_of, source_tokens
 from scenarios.errors import MemoryInfeasible, ScenarioError
 from scenarios.schedule_specs import ScheduleSpec
 from scenarios.specs import MemorySpec
@@ -97,6 +98,37 @@ def test_the_hot_expert_is_shadowed_and_the_layer_gets_shorter_as_predicted() ->
     assert not reduction.moves.fetched[:, :, 0, 0].any()
     moved = execute_schedule(setting, placement, reduction, shadow).step_times_s
     assert (moved < plain).all()
+
+
+def test_greedy_stops_where_simulated_prefixes_stop_getting_shorter() -> None:
+    """Every prefix of the experts by load forced and simulated: the choice is the first that the next does not beat."""
+    model = tiny_model(top_k=1, n_layers=1, hidden_size=1024, expert_intermediate_size=256)
+    ids = np.random.default_rng(4).choice(8, 4096, p=np.array([40, 25, 15, 8, 5, 3, 2, 2]) / 100)
+    setting = tiny_setting(model, tiny_cluster(device=ideal_gpu()), trace_of(ids[None, None], 8, [4096]), steps=1)
+    setting = replace(setting, batches=replace(setting.batches, tokens=np.arange(4096).reshape(1, 4, 1024)))
+    setting = replace(setting, workload=setting.workload.model_copy(update={"tokens_per_device": 1024}))
+    setting = replace(setting, batches=replace(setting.batches, contexts=np.ones((1, 4, 1024), np.int32)))
+    placement, shadow = even_placement(model, 4), schedule_of(move={"kind": "shadow"})
+    sources = sources_of(setting, placement)
+    order = np.argsort(-sources.sum(axis=2), axis=-1, kind="stable")[0, 0]
+    times_s = []
+    for n in range(9):
+        chosen = np.isin(np.arange(8), order[:n])[None, None]
+        fetched = copies_elsewhere(placement, chosen, 4)
+        moves = Moves(
+            fetched=fetched,
+            local_tokens=np.where(fetched, sources, 0),
+            pulled=np.zeros(1, bool),
+            broadcast=True,
+        )
+        left = reduction_of(np.where(fetched, 0, sources), placement, setting.layout, chunks=1)
+        forced = replace(left, moves=moves)
+        times_s.append(float(execute_schedule(setting, placement, forced, shadow).step_times_s[0]))
+    stop = next(n for n in range(9) if n == 8 or times_s[n + 1] >= times_s[n])
+    got = reduced(setting, placement, shadow).moves
+    assert got is not None
+    assert 0 < stop < 8
+    assert sorted(np.flatnonzero(got.fetched.any(axis=(0, 1, 2)))) == sorted(order[:stop])
 
 
 def test_balanced_tokens_are_not_worth_a_broadcast() -> None:
