@@ -65,7 +65,7 @@ def _moving(layer: Layer, *, broadcast: bool, pulled: bool) -> Layer:
     if not broadcast and not pulled:
         return layer
     number = layer.attention.layer
-    fetch, local = Work("fetch", number, 0), Work("local", number, 0)
+    fetch, local = Work("fetch", number), Work("local", number)
     return replace(layer, fetch=fetch, local=local, chunks=() if pulled else layer.chunks)
 
 

@@ -48,7 +48,7 @@ def lane_rows(log: Sequence[OpTimes]) -> list[int]:
 
 def middle_window(log: Sequence[OpTimes], n_layers: int = 2) -> Window:
     """Window over `n_layers` MoE layers in the middle of a step; over the whole step where it has none."""
-    moe_layers = sorted({op.work.layer for op in log if op.work.kind == "experts"})
+    moe_layers = sorted({op.work.layer for op in log if op.work.kind in ("experts", "local")})
     first = max(0, (len(moe_layers) - n_layers) // 2)
     layers = tuple(moe_layers[first : first + n_layers])
     inside = [op for op in log if op.work.layer in layers] or list(log)

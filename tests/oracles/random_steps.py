@@ -96,8 +96,8 @@ def make_layer(number: int, chunks: Sequence[int], dense_shared: object, part: i
         mlp=Work("mlp", number, part) if dense else None,
         gather=Work("gather", number, part) if collectives else None,
         scatter=Work("scatter", number, part) if collectives else None,
-        fetch=Work("fetch", number, 0) if moved else None,
-        local=Work("local", number, 0) if moved else None,
+        fetch=Work("fetch", number) if moved else None,
+        local=Work("local", number) if moved else None,
         before_dispatch=() if dense or not packed else (Work("descend", number, part), Work("compress", number, part)),
         after_combine=() if dense or not packed else (Work("restore", number, part), Work("ascend", number, part)),
     )
