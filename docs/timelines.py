@@ -41,6 +41,8 @@ DECODE = (
     "workload.context_tokens=2048",
     "cluster.intra_bandwidth=40 GB/s",
 )
+# Experts of a layer travel about as long as 16,384 tokens compute.
+FAST = ("schedule.exchange.dedup=none", "cluster.intra_bandwidth=450 GB/s", "workload.tokens_per_device=16384")
 
 # One entry a mechanism, by name.
 PICTURES = (
@@ -72,6 +74,18 @@ PICTURES = (
         titles=("one after the other", "two batches in the order of DeepSeek's decode"),
         without=DECODE,
         use=(*DECODE, "schedule.overlap=two-batch-decode"),
+    ),
+    Picture(
+        name="prefetch",
+        titles=("experts pulled after the gate", "asked for a layer ahead (Janus)"),
+        without=(*FAST, "schedule.move={kind: pull}"),
+        use=(*FAST, "schedule.move={kind: pull}", "schedule.overlap=prefetch"),
+    ),
+    Picture(
+        name="compressed",
+        titles=("all tokens travel", "a fifth of them, as clusters (LSH-MoE)"),
+        without=("schedule.exchange.dedup=none",),
+        use=("schedule.exchange.dedup=none", "schedule.payload={rate: 0.2}"),
     ),
 )
 

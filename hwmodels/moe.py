@@ -85,7 +85,7 @@ def expert_shape(model: ModelCard, tp: int = 1) -> ExpertShape:
     if tp < 1 or intermediate % tp:
         raise ScenarioError(f"experts tp {tp} does not divide the intermediate size {intermediate}; choose a divisor")
     return ExpertShape(
-        hidden_size=model.hidden_size,
+        hidden_size=model.exchange_size,
         intermediate_size=intermediate // tp,
         gated=model.gated,
         weight_dtype=model.expert_dtype or model.weight_dtype,

@@ -59,7 +59,7 @@ class Machine:
 
 def token_bytes(model: ModelCard, dtype: DType | None) -> float:
     """Bytes of one token's hidden state on the wire."""
-    return model.hidden_size * BYTES_PER_ACTIVATION[dtype or model.activation_dtype]
+    return model.exchange_size * BYTES_PER_ACTIVATION[dtype or model.activation_dtype]
 
 
 def port_times_s(machine: Machine, side: Side, held: Tokens, copies: tuple[NDArray[Any], NDArray[Any]]) -> Seconds:
@@ -141,7 +141,7 @@ def _kernel_s(machine: Machine, side: Side, load: Shipment, link: LinkCard, card
     """Time of one side of an exchange; a dispatch begins with the exchange of counts, where the kernel has one."""
     bytes_per_s = link.bytes_per_s.value
     if side == "combine":
-        low_precision = machine.copy_bytes(side) < 2 * machine.model.hidden_size
+        low_precision = machine.copy_bytes(side) < 2 * machine.model.exchange_size
         special = card.combine_low_precision if low_precision else None
         return exchange_s(load, special or card.combine, bytes_per_s)
     times_s = exchange_s(load, card.dispatch, bytes_per_s)

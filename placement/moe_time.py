@@ -54,8 +54,8 @@ def layer_times(machine: Machine, placement: Placement, reduction: Reduction, to
     """Times of the steps of a reduction in one chunk."""
     held = np.full((1, 1), tokens_per_device)
     experts_s = np.repeat(expert_times_s(machine, placement, reduction), machine.layout.tp, axis=-1)
-    dispatch = _both_ports_s(machine, "dispatch", held, reduction.ports)
-    combine = _both_ports_s(machine, "combine", held, reduction.ports.reversed())
+    dispatch = both_ports_s(machine, "dispatch", held, reduction.ports)
+    combine = both_ports_s(machine, "combine", held, reduction.ports.reversed())
     return together(dispatch, experts_s, combine)
 
 
@@ -73,7 +73,7 @@ def idle_times_s(machine: Machine, placement: Placement, tokens_per_device: int)
     return float(sum(empty_s) * placement.n_layers + experts_s.max(axis=-1).sum())
 
 
-def _both_ports_s(machine: Machine, side: Side, held: Tokens, ports: PortTokens) -> tuple[Seconds, Seconds]:
+def both_ports_s(machine: Machine, side: Side, held: Tokens, ports: PortTokens) -> tuple[Seconds, Seconds]:
     """Time of the send ports and of the receive ports."""
     send_s = port_times_s(machine, side, held, (ports.send_intra, ports.send_inter))
     return send_s, port_times_s(machine, side, held, (ports.receive_intra, ports.receive_inter))
@@ -111,6 +111,20 @@ def expert_times_s(machine: Machine, placement: Placement, reduction: Reduction)
         arrived,
         placement.slots_per_rank()[:, None, :],
     )
+
+
+def worked_tokens(placement: Placement, reduction: Reduction) -> Tokens:
+    """Tokens that the ranks work on, int64[layer, part, rank, place]: those that came, and those that stayed at home.
+
+    Of a step in chunks, tokens at home belong to the first.
+    """
+    came = tokens_by_rank(placement, reduction.slot_tokens)
+    if reduction.moves is None:
+        return came
+    local = reduction.moves.local_tokens
+    at_home = np.zeros((*came.shape[:3], local.shape[-1]), local.dtype)
+    at_home[:, :: reduction.n_chunks] = local
+    return np.concatenate([came, at_home], axis=-1)
 
 
 def tokens_by_rank(placement: Placement, slot_tokens: Tokens) -> Tokens:

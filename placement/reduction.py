@@ -26,6 +26,22 @@ GROUP_CELLS = 1 << 22  # pairs of the layers that are counted together: 16 MiB
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Moves:
+    """Experts that move: see `placement.moves`.
+
+    fetched       bool[layer, step, device, slot]: copies that a device gets for the layer.
+    local_tokens  int32[layer, step, device, slot]: tokens that stay at home for experts held there.
+    pulled        bool[layer]: no token travels.
+    broadcast     copies go to all devices at once, or each device pulls its own.
+    """
+
+    fetched: NDArray[np.bool_]
+    local_tokens: Counts
+    pulled: NDArray[np.bool_]
+    broadcast: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Reduction:
     """Tokens by layer and part; a part is one chunk of one step, steps first.
 
@@ -51,6 +67,7 @@ class Reduction:
     pairs_total: Counts
     node_pairs_total: Counts
     n_chunks: int
+    moves: Moves | None = None
 
     @property
     def forwards(self) -> bool:
@@ -75,16 +92,16 @@ def reduce_trace(
     where it is forwarded; under algorithm `all-gather` all go everywhere.
     Raises PlacementError where placement, trace and layout do not belong together.
     """
-    _check(trace, placement, layout, tokens)
-    ordered = _order(tokens, chunks)
-    tables = _Tables.of(placement, layout, np.iinfo(trace.ids.dtype).max + 1)
+    check_steps(trace, placement, layout, tokens)
+    ordered = in_order(tokens, chunks)
+    tables = Tables.of(placement, layout, np.iinfo(trace.ids.dtype).max + 1)
     forwards = dedup == "node" and layout.n_nodes > 1
     shape = (tokens.shape[0] * chunks, layout.n_devices)
     groups: list[_Group] = []
     for layers in _layer_groups(trace.n_layers, shape[0] * shape[1] * layout.n_ranks):
         counts = _zeros(len(layers), shape, placement.n_slots, layout, forwards=forwards)
         for row, layer in enumerate(layers):
-            routes, found = _routes(trace.ids[layer], ordered, tables, layer, dedup=dedup != "none")
+            routes, found = routes_of(trace.ids[layer], ordered, tables, layer, dedup=dedup != "none")
             count_layer(routes, found, counts.of(row))
             release_pages(trace.ids)
         if algorithm == "all-gather":
@@ -174,7 +191,8 @@ def _everywhere(counts: TokenCounts, tokens: Tokens) -> None:
     counts.pairs[...], counts.node_pairs[...] = held, held
 
 
-def _check(trace: RoutingTrace, placement: Placement, layout: ExpertLayout, tokens: NDArray[np.int64]) -> None:
+def check_steps(trace: RoutingTrace, placement: Placement, layout: ExpertLayout, tokens: NDArray[np.int64]) -> None:
+    """Raise PlacementError where placement, trace, layout and steps do not belong together."""
     if (placement.n_layers, placement.n_experts) != (trace.n_layers, trace.n_experts):
         raise PlacementError(
             f"placement {placement.name} is for {placement.n_layers} layers of {placement.n_experts} experts, "
@@ -192,7 +210,7 @@ def chunk_of_tokens(n_tokens: int, n_chunks: int) -> NDArray[np.int32]:
     return place * np.int32(n_chunks) // np.int32(n_tokens)
 
 
-def _order(tokens: NDArray[np.int64], chunks: int) -> Tokens:
+def in_order(tokens: NDArray[np.int64], chunks: int) -> Tokens:
     """The tokens by part, and within a part as they lie in the trace, so that its pages are read in order."""
     n_tokens = tokens.shape[2]
     step, device, place = (axis.ravel() for axis in np.indices(tokens.shape, dtype=np.int32))
@@ -204,7 +222,7 @@ def _order(tokens: NDArray[np.int64], chunks: int) -> Tokens:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class _Tables:
+class Tables:
     """Look-up tables of a placement on a layout; see `placement.counting.Routes`."""
 
     placement: Placement
@@ -216,7 +234,8 @@ class _Tables:
     devices_per_node: int
 
     @classmethod
-    def of(cls, placement: Placement, layout: ExpertLayout, n_ids: int) -> _Tables:
+    def of(cls, placement: Placement, layout: ExpertLayout, n_ids: int) -> Tables:
+        """The tables for ids below `n_ids`."""
         unused = ((0, 0), (0, 1))
         ranks, slots_of_expert = placement.rank_of_slot, placement.slots_of_expert()
         return cls(
@@ -232,7 +251,7 @@ class _Tables:
         )
 
 
-def _routes(ids: Rows, tokens: Tokens, tables: _Tables, layer: int, *, dedup: bool) -> tuple[Routes, Tokens]:
+def routes_of(ids: Rows, tokens: Tokens, tables: Tables, layer: int, *, dedup: bool) -> tuple[Routes, Tokens]:
     """Routes of one layer, with the tokens as they find their ids there."""
     n_slots = tables.placement.n_slots
     slots_of_expert = tables.slots_of_expert[layer]
@@ -252,7 +271,7 @@ def _routes(ids: Rows, tokens: Tokens, tables: _Tables, layer: int, *, dedup: bo
     return routes, tokens
 
 
-def _levelled(ids: Rows, tokens: Tokens, tables: _Tables, layer: int) -> NDArray[np.uint16]:
+def _levelled(ids: Rows, tokens: Tokens, tables: Tables, layer: int) -> NDArray[np.uint16]:
     """Slots uint16[k, token] where replicas are levelled; unused places hold `n_slots`."""
     split, slots_of_expert = tables.placement.split, tables.slots_of_expert[layer]
     used = ids < tables.placement.n_experts
@@ -266,7 +285,7 @@ def _levelled(ids: Rows, tokens: Tokens, tables: _Tables, layer: int) -> NDArray
     return slots
 
 
-def _liking(ids: Rows, tokens: Tokens, tables: _Tables, layer: int) -> NDArray[np.int8]:
+def _liking(ids: Rows, tokens: Tokens, tables: Tables, layer: int) -> NDArray[np.int8]:
     """How much a token likes each replica of its experts, int8[k, token, copy].
 
     3 where no copy has to travel for it: on the token's own rank, or on one that it visits for an expert without

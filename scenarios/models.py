@@ -88,6 +88,12 @@ class ModelCard(Spec):
     n_experts: int = Field(gt=0, description="routed experts per MoE layer")
     top_k: int = Field(gt=0)
     expert_intermediate_size: int = Field(gt=0)
+    bottleneck_size: int | None = Field(
+        default=None,
+        gt=0,
+        description="size at which tokens travel and experts work, between a shared projection before the dispatch and "
+        "one after the combine (BigMac); default: hidden_size",
+    )
     gated: bool = Field(default=True, description="SwiGLU-like (three matrices) or plain (two matrices)")
     shared_intermediate_size: int = Field(default=0, ge=0, description="all shared experts of a layer together")
     dense_intermediate_size: int = Field(default=0, ge=0, description="FFN of the layers without experts")
@@ -112,6 +118,8 @@ class ModelCard(Spec):
             raise ValueError(f"n_experts {self.n_experts} is not divisible by n_group {self.n_group}")
         if not self.moe_layers:
             raise ValueError(f"no MoE layer: first_moe_layer {self.first_moe_layer} of n_layers {self.n_layers}")
+        if self.bottleneck_size is not None and self.bottleneck_size > self.hidden_size:
+            raise ValueError(f"bottleneck_size {self.bottleneck_size} exceeds hidden_size {self.hidden_size}")
         listed = self.moe_layer_list or ()
         if list(listed) != sorted(set(listed)) or min(listed, default=0) < 0:
             raise ValueError("moe_layer_list must hold layer numbers from 0 on, ascending, each once")
@@ -143,9 +151,19 @@ class ModelCard(Spec):
         return "fp32" if self.weight_dtype == "fp32" else "bf16"
 
     @property
+    def exchange_size(self) -> int:
+        """Values of a token on its way to its experts and inside them: `bottleneck_size`, or `hidden_size`."""
+        return self.bottleneck_size or self.hidden_size
+
+    @property
+    def bottleneck_parameters(self) -> int:
+        """Weights of the shared projections down before the dispatch and up after the combine of one MoE layer."""
+        return 0 if self.bottleneck_size is None else 2 * self.hidden_size * self.bottleneck_size
+
+    @property
     def expert_parameters(self) -> int:
         """Weights of one routed expert."""
-        return (3 if self.gated else 2) * self.hidden_size * self.expert_intermediate_size
+        return (3 if self.gated else 2) * self.exchange_size * self.expert_intermediate_size
 
     @property
     def expert_bytes(self) -> float:
@@ -166,7 +184,8 @@ class ModelCard(Spec):
     def total_parameters(self) -> int:
         """Weights of the whole model, without norms and biases."""
         n_moe = len(self.moe_layers)
-        per_moe = self.n_experts * self.expert_parameters + self.shared_parameters + self.n_experts * self.hidden_size
+        experts = self.n_experts * self.expert_parameters + self.shared_parameters
+        per_moe = experts + self.bottleneck_parameters + self.n_experts * self.hidden_size
         blocks = self.n_layers * self.attention.parameters(self.hidden_size) + n_moe * per_moe
         dense = (self.n_layers - n_moe) * self.dense_parameters
         return blocks + dense + self.vocab_size * self.hidden_size * (1 if self.tied_embeddings else 2)

@@ -11,7 +11,9 @@ from scenarios.models import DType
 from scenarios.sources import Spec
 from scenarios.units import Seconds
 
-OverlapName = Literal["none", "chunked", "two-batch", "two-batch-prefill", "two-batch-decode", "tiles", "persistent"]
+OverlapName = Literal[
+    "none", "chunked", "two-batch", "two-batch-prefill", "two-batch-decode", "tiles", "persistent", "prefetch"
+]
 LawName = Literal["port", "fifo", "maxmin"]
 DedupName = Literal["none", "device", "node"]
 FittedKernelName = Literal["deepep-normal", "deepep-low-latency", "nvl72-one-sided", "nvl72-two-sided"]
@@ -92,6 +94,26 @@ class ExchangeSpec(Spec):
         return self
 
 
+class PayloadSpec(Spec):
+    """Tokens that look alike travel as one: compression by locality-sensitive hashing (LSH-MoE, NeurIPS 2024)."""
+
+    rate: float = Field(gt=0, le=1, description="clusters over tokens, of each device and expert")
+    hashes: int = Field(default=6, gt=0, description="hash functions, each a rotation of every token")
+
+
+MOVING: tuple[OverlapName, ...] = ("none", "chunked", "prefetch")
+"""Policies that know experts which move."""
+
+
+class MoveSpec(Spec):
+    """Experts move instead of tokens. With overlap prefetch they are asked for one layer ahead, all of them."""
+
+    kind: Literal["shadow", "pull", "auto"] = Field(
+        description="shadow: the hottest go to all devices while that pays (FasterMoE); pull: each device fetches what "
+        "its tokens need (Janus); auto: pull in layers where that is fewer bytes"
+    )
+
+
 class ScheduleSpec(Spec):
     """A schedule policy with its options."""
 
@@ -104,6 +126,12 @@ class ScheduleSpec(Spec):
         default="auto", description="tiles: SMs that move tokens instead of multiplying; auto: the best by closed form"
     )
     exchange: ExchangeSpec = ExchangeSpec()
+    payload: PayloadSpec | None = None
+    move: MoveSpec | None = None
+    chunks_by: Literal["tokens", "peers"] = Field(
+        default="tokens",
+        description="chunked: parts of a device's tokens, or groups of devices that exchange at a stride (FasterMoE)",
+    )
     executor: Literal["vector", "event"] = "vector"
     step_overhead: Seconds = Field(default=0.0, description="host time between steps")
     launch: Literal["graph", "eager"] = Field(
@@ -156,10 +184,49 @@ class ScheduleSpec(Spec):
             raise ValueError("kernels_per_layer counts launches by the host: add launch: eager")
         return self
 
+    @model_validator(mode="after")
+    def _one_copy_an_expert(self) -> ScheduleSpec:
+        self._check_moves()
+        if self.transforms_loads and self.exchange.algorithm != "direct":
+            raise ValueError(
+                f"move, payload and chunks_by peers travel directly, not by algorithm {self.exchange.algorithm}; leave "
+                "exchange.algorithm out"
+            )
+        if self.chunks_by == "peers" and (self.overlap, self.exchange.dedup) != ("chunked", "none"):
+            raise ValueError("chunks_by peers needs overlap chunked and exchange: {dedup: none}")
+        if self.payload is not None and self.exchange.dedup != "none":
+            raise ValueError(
+                f"payload: a cluster belongs to one expert, which exchange.dedup {self.exchange.dedup} does not fit; "
+                "give exchange: {dedup: none}"
+            )
+        return self
+
+    def _check_moves(self) -> None:
+        if self.move is None:
+            if self.overlap == "prefetch":
+                raise ValueError("overlap prefetch fetches experts: give move: {kind: pull} or {kind: auto}")
+            return
+        if self.overlap not in MOVING:
+            raise ValueError(f"move needs overlap {', '.join(MOVING)}, not {self.overlap}")
+        if self.overlap == "prefetch" and self.move.kind == "shadow":
+            raise ValueError("shadowed experts are known after the gate: overlap none or chunked, not prefetch")
+        if self.payload is not None:
+            raise ValueError("move and payload do not go together; leave one out")
+        if self.exchange.dedup != "none":
+            raise ValueError(
+                f"move: tokens of an expert stay while others of the same token travel, which exchange.dedup "
+                f"{self.exchange.dedup} does not tell apart; give exchange: {{dedup: none}}"
+            )
+
+    @property
+    def transforms_loads(self) -> bool:
+        """Whether the schedule changes which tokens travel to which expert, or how many rows stand for them."""
+        return self.payload is not None or self.move is not None or self.chunks_by == "peers"
+
     @property
     def n_parts(self) -> int:
         """Parts that the tokens of a device are counted in; tiles are parts of one kernel and counted together."""
-        return 1 if self.overlap in FUSED or self.overlap == "none" else self.chunks
+        return 1 if self.overlap in FUSED or self.overlap in ("none", "prefetch") else self.chunks
 
     @property
     def n_chunks(self) -> int:

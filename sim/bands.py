@@ -86,7 +86,7 @@ def _moved_work(setting: Setting, prices: Prices, schedule: ScheduleSpec, family
         return _moved_links(setting, prices, schedule, end)
     device = setting.cluster.device
     if family == "experts":
-        return prices.times({"experts": _experts_ends(setting)[ENDS.index(end)]})
+        return prices.times(dict.fromkeys(("experts", "local"), _experts_ends(setting)[ENDS.index(end)]))
     moved = device_at_end(device, KERNEL_FAMILIES[family], end)
     changed = replace(setting, cluster=replace(setting.cluster, device=moved))
     own = layer_prices(changed, max(len(parts) for parts in prices.per_layer.values()), schedule.exchange)
@@ -117,6 +117,7 @@ def _moved_links(setting: Setting, prices: Prices, schedule: ScheduleSpec, end: 
     inside = setting.cluster.intra.band
     factors = dict.fromkeys(INSIDE_KINDS, (inside.low, inside.high)[place])
     factors |= {kind: exchange_band(setting, schedule.exchange, kind)[place] for kind in SIDES}
+    factors["fetch"] = factors["dispatch"]
     if setting.attention_tp > 1:
         factors["gather"] = _collective_ends(setting, "all-gather")[place]
         factors["scatter"] = _collective_ends(setting, "reduce-scatter")[place]

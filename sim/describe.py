@@ -77,6 +77,9 @@ def schedule_name(schedule: ScheduleSpec) -> str:
     special: list[str] = [word for word in (law, kernel) if word not in usual]
     if schedule.overlap == "tiles" and schedule.sms != "auto":
         special.append(f"{schedule.sms} SMs")
+    special += [f"compressed to {schedule.payload.rate:g}"] if schedule.payload is not None else []
+    special += [schedule.move.kind] if schedule.move is not None else []
+    special += ["peers"] if schedule.chunks_by == "peers" else []
     return f"{name} ({', '.join(special)})" if special else name
 
 

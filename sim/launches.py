@@ -16,11 +16,22 @@ from sim.tile_pricing import works_of_experts
 # Kernels of one layer in eager mode, counted by us in the modules of vLLM 0.24: norm, query-key-value GEMM, rotary
 # embedding, cache write, attention, output GEMM; of MLA norm, two down and two up GEMMs, norms of both latents, rotary
 # embedding, cache write, absorption, attention, its reduction, output GEMM. Experts: alignment (3), two GEMMs,
-# activation, sum. An engine's own count may differ by a few.
-# Of these, norm and GEMMs (and rotary embedding and absorption of MLA) come before the core of attention.
+# activation, sum. Compression: rotations in one batch, choice of buckets, sort, means. An engine's own count may
+# differ by a few. Norm and GEMMs (and rotary embedding and absorption of MLA) come before the core of attention.
 GQA_KERNELS, MLA_KERNELS = 6, 13
 GQA_PROJECTIONS, MLA_PROJECTIONS = 2, 8
-KERNELS = {"gate": 3, "experts": 7, "shared": 3, "mlp": 4, "head": 3}
+KERNELS = {
+    "descend": 1,
+    "ascend": 1,
+    "compress": 4,
+    "restore": 1,
+    "gate": 3,
+    "experts": 7,
+    "local": 7,
+    "shared": 3,
+    "mlp": 4,
+    "head": 3,
+}
 # One kernel for a layer (FlashMoE, arXiv 2506.04667, table 1); with tiles gate, alignment (3) and two fused kernels.
 FUSED_KERNELS = {"persistent": 1, "tiles": 8}
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
 from placement.plan import Placement
+from placement.reduction import Moves
 from scenarios.errors import MemoryInfeasible
 from scenarios.models import BYTES_PER_VALUE, GroupedQueryAttention, ModelCard
 from scenarios.specs import MemorySpec
@@ -50,6 +51,12 @@ def device_memory(setting: Setting, placement: Placement, spec: MemorySpec) -> D
         requests=requests,
         context_tokens=context,
     )
+
+
+def with_copies(memory: DeviceMemory, moves: Moves, model: ModelCard, *, buffers: int) -> DeviceMemory:
+    """Memory with the copies of experts that a device fetches for a layer, in so many buffers of the fullest layer."""
+    copies = moves.fetched.sum(axis=-1).max(axis=(0, 1))
+    return replace(memory, expert_bytes=memory.expert_bytes + buffers * copies * model.expert_bytes)
 
 
 def check_memory(memory: DeviceMemory, setting: Setting, placement: Placement) -> None:
@@ -99,7 +106,10 @@ def _requests(setting: Setting, spec: MemorySpec) -> tuple[int, int]:
 def _other_weight_bytes(model: ModelCard, attention_tp: int) -> float:
     n_moe = len(model.moe_layers)
     attention = model.n_layers * model.attention.parameters(model.hidden_size) / attention_tp
-    ffn = n_moe * model.shared_parameters + (model.n_layers - n_moe) * model.dense_parameters
+    ffn = (
+        n_moe * (model.shared_parameters + model.bottleneck_parameters)
+        + (model.n_layers - n_moe) * model.dense_parameters
+    )
     embeddings = model.vocab_size * model.hidden_size * (1 if model.tied_embeddings else 2) / attention_tp
     router = n_moe * model.n_experts * model.hidden_size
     weights = (attention + ffn) * BYTES_PER_VALUE[model.weight_dtype]

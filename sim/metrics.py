@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from placement.moe_time import tokens_by_rank
+from placement.moe_time import worked_tokens
 from placement.plan import Placement, rank_loads
 from placement.reduction import Reduction
 from scenarios.schedule_specs import ScheduleSpec
@@ -102,12 +102,17 @@ def load_metrics(setting: Setting, placement: Placement, reduction: Reduction) -
         "load_imbalance": float(imbalance.mean()),
         "load_imbalance.worst_layer": float(imbalance.mean(axis=1).max()),
         "load_imbalance.fit": float((planned.max(axis=1) / planned.mean(axis=1)).mean()),
-        "active_experts_per_device": float((reduction.slot_tokens > 0).sum(axis=-1).mean() / placement.n_ranks),
+        "active_experts_per_device": float((worked_tokens(placement, reduction) > 0).sum(axis=-1).mean()),
     }
 
 
-def traffic_metrics(setting: Setting, reduction: Reduction, schedule: ScheduleSpec) -> dict[str, float]:
-    """Where tokens went, and bytes per step on each kind of link, dispatch and combine together."""
+def traffic_metrics(
+    setting: Setting, reduction: Reduction, schedule: ScheduleSpec, moved: tuple[float, float] = (0.0, 0.0)
+) -> dict[str, float]:
+    """Where tokens went, and bytes per step on each kind of link: dispatch, combine, and experts that moved.
+
+    moved: bytes of experts inside nodes and between them.
+    """
     pairs, nodes = reduction.pairs_total.sum(axis=0), _node_visits(setting, reduction)
     n_steps, cluster = setting.batches.n_steps, setting.cluster
     at_home = nodes[np.arange(cluster.n_devices), cluster.node_of_device()].sum()
@@ -117,12 +122,12 @@ def traffic_metrics(setting: Setting, reduction: Reduction, schedule: ScheduleSp
         "cross_device_frac": float(1 - np.trace(pairs) / pairs.sum()),
         "cross_node_frac": float(1 - at_home / nodes.sum()),
         "devices_per_token": float(pairs.sum() / n_tokens),
-        f"bytes.{cluster.intra.kind}": float(_sent_inside(setting, reduction) * both_ways),
+        f"bytes.{cluster.intra.kind}": float(_sent_inside(setting, reduction) * both_ways) + moved[0],
         "messages_per_exchange": float(sum(machine_of(setting, schedule.exchange).messages)),
     }
     if cluster.n_nodes > 1 and cluster.inter is not None:
         name = f"bytes.{cluster.inter.kind}"  # may be the kind inside nodes, too
-        metrics[name] = metrics.get(name, 0.0) + float(reduction.ports.send_inter.sum() * both_ways)
+        metrics[name] = metrics.get(name, 0.0) + float(reduction.ports.send_inter.sum() * both_ways) + moved[1]
     return metrics
 
 
@@ -148,7 +153,7 @@ def memory_metrics(memory: DeviceMemory) -> dict[str, float]:
 
 def step_imbalance(placement: Placement, reduction: Reduction) -> NDArray[np.float64]:
     """Max over mean tokens of the ranks, float64[layer, step]."""
-    by_rank = tokens_by_rank(placement, reduction.slot_tokens).sum(axis=-1)
+    by_rank = worked_tokens(placement, reduction).sum(axis=-1)
     steps = by_rank.reshape(len(by_rank), -1, reduction.n_chunks, placement.n_ranks).sum(axis=2)
     imbalance: NDArray[np.float64] = steps.max(axis=-1) / steps.mean(axis=-1)
     return imbalance

@@ -15,7 +15,7 @@ from hwmodels.attention import (
     input_projections_s,
     windowed_context,
 )
-from hwmodels.gemm import gate_s, head_s, mlp_s, norm_s
+from hwmodels.gemm import gate_s, gemm_s, head_s, mlp_s, norm_s
 from placement.moe_time import expert_times_s
 from placement.plan import Placement
 from placement.reduction import Reduction, chunk_of_tokens
@@ -61,6 +61,14 @@ class Prices:
     def at(self, steps: NDArray[np.int64]) -> Prices:
         """Prices of the chosen steps."""
         return self.changed(lambda _kind, duration: at_steps(duration, steps))
+
+    def plus(self, per_layer: dict[str, tuple[Duration, ...]]) -> Prices:
+        """Prices with works of further kinds, the same in every layer."""
+        return replace(self, per_layer=self.per_layer | per_layer)
+
+    def plus_chunks(self, per_chunk: dict[str, list[list[Duration]]]) -> Prices:
+        """Prices with works of further kinds of every MoE layer."""
+        return replace(self, per_chunk=self.per_chunk | per_chunk)
 
     def times(self, factors: Mapping[str, float]) -> Prices:
         """Prices with the durations of some kinds of work multiplied."""
@@ -108,7 +116,7 @@ def layer_prices(
     Each of several microbatches computes beside the exchange of another one, which may slow it.
     """
     slower = 1.0 if exchange is None else slowdown_beside_exchange(setting, n_parts, exchange)
-    parts = [_part_prices(part) for part in _parts(setting, n_parts)]
+    parts = [_part_prices(part) for part in parts_of(setting, n_parts)]
     return {kind: tuple(_slowed(prices[kind], slower) for prices in parts) for kind in parts[0]}
 
 
@@ -116,7 +124,7 @@ def _slowed(duration: Duration, factor: float) -> Duration:
     return duration if isinstance(duration, ExchangeTime) else duration * factor
 
 
-def _parts(setting: Setting, n_parts: int) -> list[Setting]:
+def parts_of(setting: Setting, n_parts: int) -> list[Setting]:
     """The setting of each microbatch: the tokens that the reduction counts as one chunk."""
     if n_parts == 1:
         return [setting]
@@ -151,6 +159,12 @@ def _part_prices(setting: Setting) -> dict[str, Duration]:
         prices["mlp"] = norm + mlp_s(
             tokens, model.hidden_size, model.dense_intermediate_size, model.dense_gated, model.weight_dtype, device
         )
+    if model.bottleneck_size is not None:
+        low, high, dtype = model.bottleneck_size, model.hidden_size, model.weight_dtype
+        prices |= {
+            "descend": gemm_s(tokens, low, high, dtype, device),
+            "ascend": gemm_s(tokens, high, low, dtype, device),
+        }
     if setting.attention_tp > 1:
         prices |= _collectives(setting, shape)
     return prices

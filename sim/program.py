@@ -64,8 +64,11 @@ class Chunk:
 class Layer:
     """The works of one transformer block; those that the model, layout or schedule does not have are None.
 
-    projections  what a schedule tells apart from `attention`: norm and projections before its core.
-    local        experts' rows of the device's own tokens, which wait for no dispatch.
+    projections   what a schedule tells apart from `attention`: norm and projections before its core.
+    fetch, local  copies of experts on their way, and the work on the device's own tokens, which wait for no dispatch;
+                  without chunks no token travels.
+    before_dispatch, after_combine  what a device does to its tokens before they leave and after they are back.
+
     Raises DeadlockError for a gate whose tokens have no chunk to travel in, or chunks without a gate.
     """
 
@@ -77,11 +80,19 @@ class Layer:
     gather: Work | None = None
     scatter: Work | None = None
     projections: Work | None = None
+    fetch: Work | None = None
     local: Work | None = None
+    before_dispatch: tuple[Work, ...] = ()
+    after_combine: tuple[Work, ...] = ()
 
     def __post_init__(self) -> None:
-        if (self.gate is None) != (not self.chunks):
+        if (self.gate is None) != (not self.chunks and self.local is None):
             raise DeadlockError(f"{self.attention}: a gate and chunks of experts belong together")
+
+    @property
+    def is_pulled(self) -> bool:
+        """Whether experts come to the tokens, all of which stay at home."""
+        return self.local is not None and not self.chunks
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from placement.moe_time import tokens_by_rank
+from placement.moe_time import worked_tokens
 from placement.plan import Placement
 from placement.reduction import Reduction
 from scenarios.errors import ScenarioError
@@ -23,11 +23,14 @@ from sim.describe import described, notes, plan_name, provenance, table_title
 from sim.durations import Duration, at_steps
 from sim.engine import replay
 from sim.events import execute_events
+from sim.kernel_pricing import machine_of
 from sim.launches import launched_eagerly
 from sim.laws import LAWS
 from sim.log import step_log
-from sim.memory import check_memory, device_memory
+from sim.memory import check_memory, device_memory, with_copies
 from sim.metrics import Execution
+from sim.moving import move_prices, moved_bytes, moving
+from sim.payload import compressing, payload_prices
 from sim.policies import MICROBATCHED, POLICIES, SPLIT_ATTENTION, TILED
 from sim.port_loads import port_loads
 from sim.pricing import Prices, price
@@ -119,13 +122,17 @@ def _simulated(session: Session, setting: Setting, plan: Plan) -> RunResult:
     check_memory(memory, setting, placement)
     schedule = plan.schedule
     reduction = session.reduction(setting, placement, schedule)
+    if reduction.moves is not None:
+        buffers = 2 if schedule.overlap == "prefetch" else 1
+        memory = with_copies(memory, reduction.moves, setting.model, buffers=buffers)
+        check_memory(memory, setting, placement)
     op_list, prices = _priced(setting, placement, reduction, schedule)
     execution = _executed(op_list, prices, setting, schedule)
     band = step_band(setting, prices, op_list, schedule)
     begins_s = replay(execution.step_times_s, schedule.step_overhead)
     times = measure.time_metrics(execution, begins_s, setting, schedule.step_overhead)
     typical = int(np.argsort(execution.step_times_s, kind="stable")[setting.batches.n_steps // 2])
-    tokens = np.repeat(tokens_by_rank(placement, reduction.slot_tokens), setting.layout.tp, axis=2)
+    tokens = np.repeat(worked_tokens(placement, reduction), setting.layout.tp, axis=2)
     n_steps = setting.batches.n_steps
     by_step = tokens.reshape(len(tokens), n_steps, -1, *tokens.shape[2:]).sum(axis=2)
     return RunResult(
@@ -135,7 +142,9 @@ def _simulated(session: Session, setting: Setting, plan: Plan) -> RunResult:
             **times,
             **measure.error_metrics(times, band, schedule.step_overhead),
             **measure.load_metrics(setting, placement, reduction),
-            **measure.traffic_metrics(setting, reduction, schedule),
+            **measure.traffic_metrics(
+                setting, reduction, schedule, moved_bytes(setting, placement, reduction, schedule)
+            ),
             **measure.memory_metrics(memory),
         },
         breakdown_s=measure.breakdown_s(execution, schedule.step_overhead),
@@ -169,10 +178,17 @@ def _priced(
         tiling=tiling,
         exchange=schedule.exchange,
     )
-    op_list = compile_program(POLICIES[schedule.overlap], step)
     prices = price(setting, placement, reduction, schedule.exchange, microbatched=microbatched)
     if tiling is not None:
         prices = tile_prices(prices, setting, reduction, schedule, tiling)
+    if schedule.payload is not None:
+        step = compressing(step)
+        prices = prices.plus(payload_prices(setting, schedule.payload, len(step.microbatches)))
+    if reduction.moves is not None:
+        step = moving(step, reduction.moves)
+        machine = machine_of(setting, schedule.exchange)
+        prices = prices.plus_chunks(move_prices(setting, placement, reduction.moves, machine))
+    op_list = compile_program(POLICIES[schedule.overlap], step)
     return op_list, launched_eagerly(prices, setting, schedule) if schedule.launch == "eager" else prices
 
 

@@ -26,9 +26,10 @@ from sim.kernel_pricing import machine_of
 from sim.plan_files import ReadPlan, plan_of_file
 from sim.setting import Setting, make_setting, open_trace
 from sim.size import check_schedule
+from sim.transforms import transformed
 from traces.routing import RoutingTrace
 
-ReductionKey = tuple[int, str, int, str, str, bool]
+ReductionKey = tuple[int, str, int, str, str, bool, str]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -96,14 +97,24 @@ class Session:
         chunks = schedule.n_parts
         exchange = schedule.exchange
         keep_pairs = exchange.law != "port"
-        key = (id(setting), placement_digest(placement), chunks, exchange.dedup, exchange.algorithm, keep_pairs)
+        how = (exchange.dedup, exchange.algorithm, keep_pairs, _transforms(schedule))
+        key = (id(setting), placement_digest(placement), chunks, *how)
         if key not in self.reductions:
             self.reductions[key] = reduced(setting, placement, schedule)
         return self.reductions[key]
 
 
+def _transforms(schedule: ScheduleSpec) -> str:
+    """What of a schedule decides how it changes loads; prices count where experts are shadowed."""
+    if schedule.move is None:
+        return f"{schedule.payload} {schedule.chunks_by}"
+    return f"{schedule.move} {schedule.chunks_by} {schedule.overlap} {schedule.exchange}"
+
+
 def reduced(setting: Setting, placement: Placement, schedule: ScheduleSpec) -> Reduction:
     """The reduction of the setting's steps that `schedule` needs."""
+    if schedule.transforms_loads:
+        return transformed(setting, placement, schedule)
     return reduce_trace(
         setting.trace,
         setting.batches.tokens,

@@ -229,6 +229,8 @@ def _pass(model: ModelCard, chunks: tuple[int, ...], part: int, shape: _Shape) -
             shared=Work("shared", number, part) if is_moe and model.shared_intermediate_size else None,
             mlp=None if is_moe else Work("mlp", number, part),
             chunks=tuple(_chunk(number, chunk, shape.exchange) for chunk in chunks) if is_moe else (),
+            before_dispatch=(Work("descend", number, part),) if is_moe and model.bottleneck_size else (),
+            after_combine=(Work("ascend", number, part),) if is_moe and model.bottleneck_size else (),
         )
 
     return Step(layers=tuple(layer(number) for number in range(model.n_layers)), head=Work("head", -1, part))

@@ -90,6 +90,13 @@ def _draw(axes: Axes, op: OpTimes, row: int, span: tuple[float, float], busy: fl
         red, green, blue = to_rgb(kind_color(kind))
         dark = 0.299 * red + 0.587 * green + 0.114 * blue < 0.55
         axes.text(
-            (begin + done) / 2, row, name, ha="center", va="center", fontsize=6, color="white" if dark else "#222"
+            (begin + done) / 2,
+            row,
+            name,
+            ha="center",
+            va="center",
+            fontsize=6,
+            clip_on=True,
+            color="white" if dark else "#222",
         )
     return kinds

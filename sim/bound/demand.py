@@ -107,6 +107,9 @@ def _feed_forward(setting: Setting) -> Iterator[Demand]:
     n_moe = len(model.moe_layers)
     gate = [(model.n_experts, model.hidden_size, 1)] * n_moe
     yield _products("router", model.router_dtype, gate, tokens, n_devices)
+    if model.bottleneck_size is not None:
+        low, high = model.bottleneck_size, model.hidden_size
+        yield _products("bottleneck", model.weight_dtype, [(low, high, n_moe), (high, low, n_moe)], tokens, n_devices)
     for kind, width, gated, n_layers in (
         ("shared experts", model.shared_intermediate_size, model.gated, n_moe),
         ("dense layers", model.dense_intermediate_size, model.dense_gated, model.n_layers - n_moe),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from sim.policies.chunked import chunked
 from sim.policies.persistent import persistent
+from sim.policies.prefetch import prefetch
 from sim.policies.sequential import sequential
 from sim.policies.tiles import tiles
 from sim.policies.two_batch import two_batch
@@ -19,6 +20,7 @@ POLICIES: dict[str, Policy] = {
     "two-batch-decode": two_batch_decode,
     "tiles": tiles,
     "persistent": persistent,
+    "prefetch": prefetch,
 }
 
 MICROBATCHED = frozenset({"two-batch", "two-batch-prefill", "two-batch-decode"})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from sim.policies.around import leave, settle
 from sim.policies.attend import attend
 from sim.program import After, Program, Step
 
@@ -15,10 +16,10 @@ def persistent(program: Program, step: Step) -> None:
             previous = program.compute(layer.mlp, after=previous)
         if layer.gate is None:
             continue
-        gated = program.compute(layer.gate, after=previous)
+        gated = leave(program, layer, previous)
         arrived = [program.exchange(packet.dispatch, after=gated) for packet in layer.chunks]
         own = [program.compute(work, after=gated) for work in (layer.shared, layer.local) if work is not None]
         worked = [program.compute(p.experts, after=here) for p, here in zip(layer.chunks, arrived, strict=True)]
         back = [program.exchange(p.combine, after=done) for p, done in zip(layer.chunks, worked, strict=True)]
-        previous = [*own, *back]
+        previous = settle(program, layer, [*own, *back])
     program.compute(step.head, after=previous)

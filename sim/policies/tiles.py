@@ -5,6 +5,7 @@ Some SMs move tokens while the others multiply, so that the ports and the comput
 
 from __future__ import annotations
 
+from sim.policies.around import leave, settle
 from sim.policies.attend import attend
 from sim.program import After, Program, Step
 
@@ -18,12 +19,13 @@ def tiles(program: Program, step: Step) -> None:
             previous = program.compute(layer.mlp, after=previous)
         if layer.gate is None:
             continue
-        gated = program.compute(layer.gate, after=previous)
+        gated = leave(program, layer, previous)
         arrived = [program.exchange(tile.dispatch, after=gated) for tile in layer.chunks]
         for work in (layer.shared, layer.local):
             if work is not None:
                 program.compute(work, after=gated)
         rows = [program.compute(t.experts, after=here) for t, here in zip(layer.chunks, arrived, strict=True)]
         columns = [program.compute(t.down, after=rows) for t in layer.chunks if t.down is not None]
-        previous = [program.exchange(t.combine, after=done) for t, done in zip(layer.chunks, columns, strict=True)]
+        back = [program.exchange(t.combine, after=done) for t, done in zip(layer.chunks, columns, strict=True)]
+        previous = settle(program, layer, back)
     program.compute(step.head, after=previous)

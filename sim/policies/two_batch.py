@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from sim.policies.around import leave, settle
 from sim.policies.attend import attend
 from sim.policies.travel import arrive, come_back
 from sim.program import After, Program, Step
@@ -15,16 +16,15 @@ def two_batch(program: Program, step: Step) -> None:
         gated = []
         for number, layer in enumerate(layers):
             previous[number] = attend(program, layer, previous[number])
-            for work in (layer.mlp, layer.gate):
-                if work is not None:
-                    previous[number] = program.compute(work, after=previous[number])
-            gated.append(previous[number])
+            if layer.mlp is not None:
+                previous[number] = program.compute(layer.mlp, after=previous[number])
+            gated.append(leave(program, layer, previous[number]))
         arrived = [[arrive(program, c, at) for c in layer.chunks] for layer, at in zip(layers, gated, strict=True)]
         for number, (layer, here) in enumerate(zip(layers, arrived, strict=True)):
             if layer.shared is not None:
                 program.compute(layer.shared, after=gated[number])
             worked = [program.compute(c.experts, after=at) for c, at in zip(layer.chunks, here, strict=True)]
             back = [come_back(program, c, at) for c, at in zip(layer.chunks, worked, strict=True)]
-            previous[number] = back or previous[number]
+            previous[number] = settle(program, layer, back or gated[number])
     for microbatch, after in zip(passes, previous, strict=True):
         program.compute(microbatch.head, after=after)

@@ -6,6 +6,7 @@ ATTN0 are the projections of attention, ATTN1 its core, output projection and ga
 
 from __future__ import annotations
 
+from sim.policies.around import settle
 from sim.policies.travel import arrive, come_back
 from sim.program import After, Layer, Program, Step
 
@@ -33,7 +34,8 @@ def _stage(program: Program, here: Layer, gated: After, other: Layer | None, pre
     projected = previous if other is None else _projections(program, other, previous)
     worked = [program.compute(c.experts, after=at) for c, at in zip(here.chunks, arrived, strict=True)]
     back = [come_back(program, c, at) for c, at in zip(here.chunks, worked, strict=True)]
-    return [*back, *shared] or gated, projected if other is None else _core(program, other, projected)
+    cored = projected if other is None else _core(program, other, projected)
+    return settle(program, here, [*back, *shared] or gated), cored
 
 
 def _projections(program: Program, layer: Layer, after: After) -> After:
@@ -47,7 +49,7 @@ def _core(program: Program, layer: Layer, after: After) -> int:
     last = program.compute(layer.attention, after=after)
     if layer.scatter is not None:
         last = program.exchange(layer.scatter, after=last)
-    for work in (layer.mlp, layer.gate):
+    for work in (layer.mlp, layer.gate, *layer.before_dispatch):
         if work is not None:
             last = program.compute(work, after=last)
     return last

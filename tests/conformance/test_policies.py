@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from scenarios.catalog import find_model
-from scenarios.schedule_specs import OverlapName
+from scenarios.schedule_specs import MOVING, OverlapName
 from sim.events import execute_events
 from sim.laws import LAWS
 from sim.log import begins_s
@@ -20,16 +20,20 @@ from sim.program import Layer, OpList, Step, Work, compile_program
 from sim.setting import build_step
 from tests.oracles.random_steps import CHUNKS, make_step, price_case
 
-EXCHANGES = {"dispatch", "combine", "gather", "scatter"}
+EXCHANGES = {"fetch", "dispatch", "combine", "gather", "scatter"}
 PLAIN, SHARED, DENSE = (False, False), (False, True), (True, False)
 # name -> (dense, shared experts) of each layer, tensor-parallel attention
-MODELS: dict[str, tuple[list[tuple[bool, bool]], bool]] = {
+MODELS: dict[str, tuple[list[tuple[int, ...]], bool]] = {
     "one layer": ([PLAIN], False),
     "several layers": ([PLAIN] * 3, False),
     "shared experts": ([SHARED] * 2, False),
     "dense first": ([DENSE, SHARED, PLAIN], False),
     "dense last": ([PLAIN, DENSE], False),
     "all dense": ([DENSE] * 2, False),
+    "packed tokens": ([(False, False, 0, 1), (False, True, 0, 1), (True, False)], False),
+    "shadowed experts": ([(False, True, 1), (True, False), (False, False, 1)], False),
+    "pulled experts": ([(False, True, 2), (False, False, 2), (True, False), (False, False, 2)], False),
+    "some pulled": ([(False, False, 2), (False, False, 0), (False, False, 2), (False, True, 1)], False),
     "tensor parallel": ([DENSE, SHARED, PLAIN], True),
 }
 PLANS = [(policy, chunks) for policy, counts in CHUNKS.items() for chunks in counts]
@@ -37,7 +41,12 @@ PLANS = [(policy, chunks) for policy, counts in CHUNKS.items() for chunks in cou
 
 def step_of(policy: str, model: str, chunks: int) -> Step:
     kinds, tensor_parallel = MODELS[model]
-    return make_step(policy, kinds, chunks, collectives=tensor_parallel)
+    return make_step(policy, known_to(policy, kinds), chunks, collectives=tensor_parallel)
+
+
+def known_to(policy: str, kinds: list[tuple[int, ...]]) -> list[tuple[int, ...]]:
+    """Kinds of layers without experts that move, where the policy does not know them."""
+    return kinds if policy in MOVING else [(*kind[:2], 0, *kind[3:]) for kind in kinds]
 
 
 def compiled(policy: str, model: str, chunks: int) -> OpList:
@@ -48,7 +57,8 @@ def works_of(layer: Layer) -> list[Work]:
     """All works of a layer, each once."""
     single = [layer.gather, layer.projections, layer.attention, layer.scatter, layer.mlp, layer.gate, layer.shared]
     parts = [work for chunk in layer.chunks for work in (chunk.dispatch, chunk.experts, chunk.down, chunk.combine)]
-    return [work for work in (*single, layer.local, *parts) if work is not None]
+    around = [*layer.before_dispatch, *layer.after_combine]
+    return [work for work in (*single, layer.fetch, layer.local, *parts, *around) if work is not None]
 
 
 def flows_of(step: Step) -> list[tuple[Work, Work]]:
@@ -61,9 +71,12 @@ def flows_of(step: Step) -> list[tuple[Work, Work]]:
         flows += pairwise(work for work in spine if work is not None)
         if layer.gate is not None:
             flows += [(layer.gate, work) for work in (layer.shared, layer.local) if work is not None]
+            if layer.fetch is not None and layer.local is not None:
+                flows += [(layer.fetch, layer.local)]
             for chunk in layer.chunks:
                 worked = chunk.experts if chunk.down is None else chunk.down
-                flows += [*pairwise((layer.gate, chunk.dispatch, chunk.experts)), (worked, chunk.combine)]
+                flows += pairwise((layer.gate, *layer.before_dispatch, chunk.dispatch, chunk.experts))
+                flows += pairwise((worked, chunk.combine, *layer.after_combine))
                 rows = [layer.local, *(other.experts for other in layer.chunks)]
                 flows += [(row, chunk.down) for row in rows if row is not None and chunk.down is not None]
     nexts = [layer.gather or layer.attention for layer in step.layers[1:]] + [step.head]
@@ -168,7 +181,9 @@ def test_with_one_chunk_overlap_is_never_slower_than_none(policy: str, law: str,
     for seed in range(5):
         overlapped = price_case(compiled(policy, model, 1), 4, law, np.random.default_rng(seed), 2)
         prices = dict(zip((unparted(op.work) for op in overlapped.op_list.ops), overlapped.durations, strict=True))
-        sequential = compiled("none", model, 1)
+        kinds, tensor_parallel = MODELS[model]
+        step = make_step("none", known_to(policy, kinds), 1, collectives=tensor_parallel)
+        sequential = compile_program(POLICIES["none"], step)
         plain = price_case(sequential, 4, law, np.random.default_rng(seed), 2)
         plain.durations[:] = [prices[unparted(op.work)] for op in sequential.ops]
         plain.start_s[:] = overlapped.start_s

@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from scenarios.schedule_specs import MOVING
 from sim.durations import Duration, ExchangeTime, Seconds
 from sim.events import execute_events
 from sim.laws import LAWS
@@ -25,6 +26,7 @@ CHUNKS: dict[str, tuple[int, ...]] = {
     "two-batch-decode": (2,),
     "tiles": SOME,
     "persistent": SOME,
+    "prefetch": (1,),
 }
 
 
@@ -50,7 +52,10 @@ def policy_case(policy: str, law: str, seed: int, *, max_devices: int = 6) -> Ca
     n_devices = int(rng.integers(1, max_devices + 1))
     chunks = int(rng.choice(CHUNKS[policy]))
     tensor_parallel = bool(rng.random() < 0.5)
-    kinds = [rng.random(2) < (0.25, 0.5) for _ in range(int(rng.integers(1, 4)))]
+    moves = (0, 0, 1, 2) if policy in MOVING else (0,)
+    kinds = [
+        (*(rng.random(2) < (0.25, 0.5)), rng.choice(moves), rng.random() < 0.5) for _ in range(int(rng.integers(1, 4)))
+    ]
     step = make_step(policy, kinds, chunks, collectives=tensor_parallel)
     op_list = compile_program(POLICIES[policy], step)
     group_size = 2 if n_devices % 2 == 0 else 1
@@ -101,11 +106,12 @@ def _pass(kinds: Sequence[object], chunks: Sequence[int], part: int, *, collecti
 
 
 def make_layer(number: int, chunks: Sequence[int], dense_shared: object, part: int = -1, *, collectives: bool) -> Layer:
-    """One layer in `chunks`; `dense_shared` says whether it is dense and whether it has shared experts."""
-    dense, shared = np.asarray(dense_shared, bool)
+    """One layer in `chunks`; kind: dense, shared experts, experts (1) shadowed or (2) pulled, packed tokens."""
+    dense, shared, move, packed = (*np.asarray(dense_shared, int), 0, 0)[:4]
+    moved = move > 0 and not dense
     parts = tuple(
         Chunk(Work("dispatch", number, c), Work("experts", number, c), Work("combine", number, c))
-        for c in ([] if dense else chunks)
+        for c in ([] if dense or move == 2 else chunks)
     )
     return Layer(
         attention=Work("attention", number, part),
@@ -115,6 +121,10 @@ def make_layer(number: int, chunks: Sequence[int], dense_shared: object, part: i
         mlp=Work("mlp", number, part) if dense else None,
         gather=Work("gather", number, part) if collectives else None,
         scatter=Work("scatter", number, part) if collectives else None,
+        fetch=Work("fetch", number) if moved else None,
+        local=Work("local", number) if moved else None,
+        before_dispatch=() if dense or not packed else (Work("descend", number, part), Work("compress", number, part)),
+        after_combine=() if dense or not packed else (Work("restore", number, part), Work("ascend", number, part)),
     )
 
 

@@ -98,9 +98,9 @@ def cut_setting(n_nodes: int) -> Setting:
 def cut_execution(setting: Setting, policy: str, law: str) -> Execution:
     """All steps of the setting by the vector executor, as a run of a scenario would execute them."""
     placement = solve_placement(setting, PlacementSpec(solver="eplb", redundant=8))
-    schedule = ScheduleSpec.model_validate(
-        {"overlap": policy, "chunks": min(3, max(CHUNKS[policy])), "exchange": {"law": law}}
-    )
+    fields = {"exchange": {"law": law, "dedup": "none"}, "move": {"kind": "pull"}} if policy == "prefetch" else {}
+    chunks = min(3, max(CHUNKS[policy]))
+    schedule = ScheduleSpec.model_validate({"overlap": policy, "chunks": chunks, "exchange": {"law": law}} | fields)
     kept = law != "port"
     reduction = reduce_trace(
         setting.trace, setting.batches.tokens, placement, setting.layout, chunks=schedule.n_parts, keep_pairs=kept

@@ -38,7 +38,7 @@ def library(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         _write(folder / "models" / f"{name}.yaml", CARD.format(name=name))
     _write(folder / "hardware" / "gpus.yaml", "devices: []\n")
     _write(folder / "examples" / "first.yaml", "name: first\n")
-    _write(folder / "more" / "a" / "second.yaml", "name: second\n")
+    _write(folder / "studies" / "a" / "second.yaml", "name: second\n")
     monkeypatch.setattr(catalog, "library_path", lambda: folder)
     return folder
 
@@ -119,7 +119,7 @@ def _model_keys() -> list[str]:
 def test_scenarios_are_listed_without_cards(library: Path) -> None:
     assert list_scenarios() == [
         ("examples/first", library / "examples" / "first.yaml"),
-        ("more/a/second", library / "more" / "a" / "second.yaml"),
+        ("studies/a/second", library / "studies" / "a" / "second.yaml"),
     ]
 
 
@@ -134,7 +134,7 @@ def test_a_scenario_is_found_by_path_and_by_name(library: Path, tmp_path: Path) 
     ("name", "hint"),
     [
         ("example/frist", " (did you mean 'examples/first'?)"),
-        ("second", " (did you mean 'more/a/second'?)"),
+        ("second", " (did you mean 'studies/a/second'?)"),
         ("zzz.yaml", ""),
         (".", ""),
     ],

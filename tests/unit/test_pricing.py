@@ -330,7 +330,8 @@ def test_tokens_by_rank_of_uneven_slots() -> None:
 def test_every_operation_of_a_program_has_a_price(policy: str) -> None:
     model = tiny_model(n_layers=3, first_moe_layer=1, dense_intermediate_size=48, shared_intermediate_size=40)
     setting = setting_of(model, attention_tp=2)
-    schedule = ScheduleSpec.model_validate({"overlap": policy, "chunks": 2})
+    moves = {"exchange": {"dedup": "none"}, "move": {"kind": "pull"}} if policy == "prefetch" else {}
+    schedule = ScheduleSpec.model_validate({"overlap": policy, "chunks": 2} | moves)
     step = build_step(
         model,
         chunks=schedule.n_chunks,
