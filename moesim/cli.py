@@ -125,6 +125,28 @@ def bound(
     bounding.show(_load(scenario, overrides, seed), json, out, quiet=quiet)
 
 
+@app.command()
+def reproduce(
+    systems: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[SYSTEM]...", help="Shipped systems or files of published results; default: all."),
+    ] = None,
+    limit: Annotated[
+        float, typer.Option("--limit", min=0, help="Largest error of a claim without a stated reason.")
+    ] = 0.35,
+    json: Json = None,
+    quiet: Quiet = False,
+    debug: Debug = False,
+) -> None:
+    """Published results against predictions, one row a claim; exit code 1 where one is off without a reason."""
+    from moesim import reproducing
+
+    del debug
+    _check_targets(json, None)
+    if not reproducing.show(systems or (), limit, json, quiet=quiet):
+        raise typer.Exit(1)
+
+
 @app.command("place")
 def place_(
     scenario: Scenario,

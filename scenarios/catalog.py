@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
 
 from scenarios.errors import ScenarioError, TraceError
 from scenarios.explain import did_you_mean
@@ -10,6 +14,7 @@ from scenarios.loader import load_spec
 from scenarios.models import ModelCard
 from scenarios.yaml_source import printable
 
+SCENARIO_SOURCE = {"source": "scenario", "kind": "assumed"}
 _FILE_SUFFIXES = {".yaml", ".yml", ".json"}
 _CARD_FOLDERS = {"models", "hardware", "papers"}
 
@@ -19,11 +24,14 @@ def library_path() -> Path:
     return Path(__file__).parent / "library"
 
 
-def find_model(name_or_path: str, base: Path) -> ModelCard:
+def find_model(name_or_path: str | Mapping[str, Any], base: Path) -> ModelCard:
     """The model card of a shipped name, a card file, or a Hugging Face config.json; paths start at folder `base`.
 
-    Raises ScenarioError with the nearest names where there is none.
+    Keys beside `card` change single numbers of that card; without `card` they are a whole card.
+    Raises ScenarioError with the nearest names where there is none, or for numbers that make no card.
     """
+    if isinstance(name_or_path, Mapping):
+        return _changed_model(dict(name_or_path), base)
     shipped = _model_paths().get(name_or_path)
     if shipped is not None:
         return _shipped_model(shipped)
@@ -35,6 +43,21 @@ def find_model(name_or_path: str, base: Path) -> ModelCard:
     if path.suffix.lower() in _FILE_SUFFIXES:
         return load_spec(path, ModelCard)
     raise _unknown("model card", name_or_path, list(_model_paths()), "moesim list models")
+
+
+def _changed_model(changes: dict[str, Any], base: Path) -> ModelCard:
+    """The card `changes["card"]` with its other entries; a section such as `attention` is replaced as a whole."""
+    named = changes.pop("card", None)
+    content: dict[str, Any] = {"name": "model of the scenario", "sources": {"default": SCENARIO_SOURCE}}
+    if named is not None:
+        card = find_model(named, base)
+        content = card.model_dump(exclude_unset=True) | {"name": f"{card.name} changed"}
+        content["sources"] |= dict.fromkeys(sorted(set(changes) - {"name", "sources", "note"}), SCENARIO_SOURCE)
+    try:
+        return ModelCard.model_validate(content | changes)
+    except ValidationError as error:
+        problems = [f"{'.'.join(map(str, one['loc']))}: {one['msg']}" for one in error.errors()]
+        raise ScenarioError(printable("; ".join(problems))) from None
 
 
 def list_models() -> list[ModelCard]:
@@ -61,6 +84,24 @@ def list_scenarios() -> list[tuple[str, Path]]:
     library = library_path()
     names = {path.relative_to(library).with_suffix(""): path for path in library.rglob("*.yaml")}
     return sorted((name.as_posix(), path) for name, path in names.items() if name.parts[0] not in _CARD_FOLDERS)
+
+
+def find_paper(name_or_path: str) -> Path:
+    """Path of a file of published results: an existing file, or the name of a shipped system.
+
+    Raises ScenarioError with the nearest names where there is none.
+    """
+    path, shipped = Path(name_or_path), dict(list_papers())
+    if name_or_path in shipped:
+        return shipped[name_or_path]
+    if _is_there(path) and not path.is_dir():
+        return path
+    raise _unknown("system", name_or_path, list(shipped), "moesim list papers")
+
+
+def list_papers() -> list[tuple[str, Path]]:
+    """Name and path of every shipped file of published results, by name."""
+    return sorted((path.stem, path) for path in (library_path() / "papers").glob("*.yaml"))
 
 
 def find_trace(name_or_path: str, base: Path = Path()) -> Path:

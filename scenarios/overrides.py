@@ -36,6 +36,16 @@ def apply_overrides(source: YamlSource, overrides: Sequence[str]) -> tuple[YamlS
     return YamlSource(path=source.path, data=data, places=places), problems
 
 
+def change(data: dict[str, Any], path: str, value: Any) -> tuple[KeyPath, list[KeyPath]]:
+    """The keys that `path` (`a.b.c`) means in `data`, set to `value` there, and the sections that had to be made.
+
+    Raises ValueError where the path leads nowhere.
+    """
+    keys, created = _reach(data, path.split("."))
+    _parent(data, keys)[keys[-1]] = copy.deepcopy(value)
+    return keys, created
+
+
 def _reach(data: dict[str, Any], pieces: Sequence[str]) -> tuple[KeyPath, list[KeyPath]]:
     """The keys that `pieces` mean, and the sections that had to be made; raises ValueError where they lead nowhere."""
     here: Any = data

@@ -80,7 +80,10 @@ class ScenarioSpec(Spec):
 
     name: str
     description: str | None = None
-    model: str = Field(description="model card name, card file, or Hugging Face config.json")
+    model: str | dict[str, Any] = Field(
+        description="model card name, card file, or Hugging Face config.json; or {card: NAME, n_layers: 2, ...}, a "
+        "card with other numbers"
+    )
     cluster: ClusterSpec
     workload: WorkloadSpec
     parallel: ParallelSpec = ParallelSpec()

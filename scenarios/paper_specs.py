@@ -1,0 +1,103 @@
+"""What a file of published results may say: a scenario, its cases, what is fitted, and the claims to predict."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, model_validator
+
+from scenarios.published import Published, read_published
+from scenarios.sources import Spec
+
+CaseName = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*$", description="small letters, digits and _")]
+INFEASIBLE = "OOM"
+
+
+class CaseSpec(Spec):
+    """Changes of the paper's scenario, or of another case, by path: `{cluster.nodes: 2}`."""
+
+    of: CaseName | None = None
+    set: dict[str, Any] = Field(default={})
+
+
+class FitSpec(Spec):
+    """One number of the scenario, solved so that one metric of one case meets a number of the paper's own baseline."""
+
+    path: str = Field(description="number of the scenario, such as cluster.inter_bandwidth or factors.experts")
+    case: CaseName
+    metric: str
+    published: float | str
+    range: tuple[float | str, float | str] = Field(description="between these, in one unit")
+    cases: tuple[CaseName, ...] = Field(default=(), description="cases that get the number; default: all")
+    source: str = Field(min_length=3)
+
+    @model_validator(mode="after")
+    def _readable(self) -> FitSpec:
+        read_published(self.published)
+        low, high = (read_published(end) for end in self.range)
+        if low.unit != high.unit or not 0 < low.number < high.number:
+            raise ValueError(f"range: {self.range[0]} to {self.range[1]} must ascend from above 0, in one unit")
+        return self
+
+
+class ClaimSpec(Spec):
+    """One published result and how it is predicted: an expression over metrics of cases, or a ranking of cases."""
+
+    id: str = Field(pattern=r"^[a-z0-9][a-z0-9._-]*$")
+    quantity: str
+    config: str
+    published: float | str | tuple[str, ...] = Field(
+        description=f"number, with its unit where it has one; cases, best first; or {INFEASIBLE}"
+    )
+    predict: str | None = Field(default=None, description="such as step_time_s(linear) / step_time_s(chunked)")
+    rank: str | None = Field(default=None, description="metric that orders the published cases")
+    best: Literal["lowest", "highest"] = Field(default="lowest", description="rank: which value of the metric is best")
+    relation: Literal["equal", "at-least", "at-most"] = Field(
+        default="equal", description="at-least, at-most: what the paper says is a limit"
+    )
+    mark: Literal["dig", "der", "mem", "?"] | None = Field(
+        default=None, description="read off a plot, derived, remembered, or inconsistent in its source"
+    )
+    source: str = Field(min_length=3)
+    reason: str | None = Field(default=None, min_length=10, description="why the prediction is far off")
+
+    @model_validator(mode="after")
+    def _one_way(self) -> ClaimSpec:
+        if (self.predict is None) == (self.rank is None):
+            raise ValueError("give either 'predict: EXPRESSION' or 'rank: METRIC'")
+        if (self.rank is not None) != isinstance(self.published, tuple):
+            raise ValueError("a rank is published as a list of cases, a prediction as one number")
+        if isinstance(self.published, tuple) and len(set(self.published)) < max(2, len(self.published)):
+            raise ValueError("a ranking needs two or more cases, each once")
+        if not isinstance(self.published, tuple) and self.published != INFEASIBLE:
+            read_published(self.published)
+        return self
+
+    @property
+    def order(self) -> tuple[str, ...]:
+        """The published cases of a ranking, best first; none where the claim is a number."""
+        return self.published if isinstance(self.published, tuple) else ()
+
+    @property
+    def target(self) -> Published:
+        """The published number; an infeasible case is 0 of the metric `feasible`."""
+        if isinstance(self.published, tuple):
+            raise ValueError(f"{self.id} is a ranking")
+        return (
+            Published(number=0.0, unit="", factor=1.0)
+            if self.published == INFEASIBLE
+            else read_published(self.published)
+        )
+
+
+class PaperSpec(Spec):
+    """The published results of one system."""
+
+    system: str = Field(pattern=r"^[a-z0-9][a-z0-9-]*$")
+    title: str
+    source: str
+    note: str | None = None
+    scenario: dict[str, Any] = Field(description="as in any scenario file; paths are relative to this file")
+    cases: dict[CaseName, CaseSpec] = Field(min_length=1)
+    fits: tuple[FitSpec, ...] = ()
+    claims: tuple[ClaimSpec, ...] = Field(min_length=1)

@@ -1,0 +1,115 @@
+"""Cases of a paper's file as scenarios: changes by path, fitted numbers, and one simulation of each."""
+
+from __future__ import annotations
+
+import copy
+import math
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+from scipy.optimize import brentq
+
+from scenarios.errors import MemoryInfeasible, ScenarioError
+from scenarios.overrides import change
+from scenarios.paper_specs import INFEASIBLE, FitSpec, PaperSpec
+from scenarios.published import read_published
+from scenarios.specs import ScenarioSpec
+from sim.run import run
+
+FEASIBLE = "feasible"
+"""Metric of every case: 1 where it fits in memory, 0 where it does not."""
+
+
+@dataclass(slots=True)
+class Cases:
+    """The cases of one paper; each is simulated once and again only where a fit changes it."""
+
+    paper: PaperSpec
+    base: Path
+    version: str
+    fitted: dict[str, dict[str, Any]] = field(default_factory=dict)
+    results: dict[str, dict[str, float]] = field(default_factory=dict)
+
+    def fit(self) -> None:
+        """Solve the fits of the file, in order. Raises ScenarioError where a range holds no solution."""
+        for fit in self.paper.fits:
+            value = self._solved(fit)
+            for case in fit.cases or tuple(self.paper.cases):
+                self.fitted.setdefault(case, {})[fit.path] = value
+            self.results.clear()
+
+    def metric(self, name: str, case: str) -> float:
+        """A metric of a case, in SI units: those of its result, `breakdown_s.KIND`, or `feasible`.
+
+        Raises ScenarioError for an unknown case or metric, and where the case does not fit in memory.
+        """
+        if case not in self.paper.cases:
+            raise ScenarioError(
+                f"{self.paper.system}: there is no case '{case}'; there are {', '.join(self.paper.cases)}"
+            )
+        if case not in self.results:
+            self.results[case] = self._simulated(case, self.fitted.get(case, {}))
+        found = self.results[case]
+        if name not in found:
+            known = f"known are {', '.join(found)}" if found[FEASIBLE] else f"the case is infeasible ({INFEASIBLE})"
+            raise ScenarioError(f"{self.paper.system}: case {case} has no metric '{name}'; {known}")
+        return found[name]
+
+    def _solved(self, fit: FitSpec) -> Any:
+        """The number, with its unit, at which the metric is as published; on a logarithmic scale."""
+        target = read_published(fit.published).value
+        low, high = (read_published(end) for end in fit.range)
+        own = self.fitted.get(fit.case, {})
+
+        def excess(log_number: float, *_: Any) -> float:
+            changed = own | {fit.path: _written(low.text(math.exp(log_number)), low.unit)}
+            metrics = self._simulated(fit.case, changed)
+            if fit.metric not in metrics:
+                raise ScenarioError(f"{self.paper.system}: fit of {fit.path}: no metric '{fit.metric}' in {fit.case}")
+            return metrics[fit.metric] / target - 1
+
+        ends = [math.log(low.number), math.log(high.number)]
+        beyond = [excess(end) for end in ends]
+        if beyond[0] * beyond[1] > 0:
+            values = " and ".join(f"{(1 + one) * target:.4g}" for one in beyond)
+            raise ScenarioError(
+                f"{self.paper.system}: fit of {fit.path}: {fit.metric} of {fit.case} is {values} at the ends of "
+                f"{fit.range[0]} to {fit.range[1]}, and never {fit.published}; widen the range"
+            )
+        root = float(brentq(excess, ends[0], ends[1], xtol=1e-4))
+        return _written(low.text(math.exp(root)), low.unit)
+
+    def _simulated(self, case: str, fitted: dict[str, Any]) -> dict[str, float]:
+        spec = self._scenario(case, fitted)
+        try:
+            result = run(spec, self.base, self.version).tables[0].results[0]
+        except MemoryInfeasible:
+            return {FEASIBLE: 0.0}
+        breakdown = {f"breakdown_s.{kind}": time_s for kind, time_s in result.breakdown_s.items()}
+        return {**result.metrics, **breakdown, FEASIBLE: 1.0}
+
+    def _scenario(self, case: str, fitted: dict[str, Any]) -> ScenarioSpec:
+        data = copy.deepcopy(self.paper.scenario)
+        try:
+            for path, value in (*self._changes(case, ()).items(), *fitted.items()):
+                change(data, path, value)
+            return ScenarioSpec.model_validate(data)
+        except ValidationError as error:
+            problems = "; ".join(f"{'.'.join(map(str, one['loc']))}: {one['msg']}" for one in error.errors())
+            raise ScenarioError(f"{self.paper.system}: case {case}: {problems}") from None
+        except ValueError as error:
+            raise ScenarioError(f"{self.paper.system}: case {case}: {error}") from None
+
+    def _changes(self, case: str, seen: tuple[str, ...]) -> dict[str, Any]:
+        if case in seen or case not in self.paper.cases:
+            trouble = "starts from itself" if case in seen else "is not in the file"
+            raise ScenarioError(f"{self.paper.system}: case {case} {trouble}")
+        spec = self.paper.cases[case]
+        earlier = {} if spec.of is None else self._changes(spec.of, (*seen, case))
+        return earlier | spec.set
+
+
+def _written(text: str, unit: str) -> Any:
+    return text if unit else float(text)
