@@ -85,6 +85,18 @@ def _scenarios() -> list[Table]:
     return [table]
 
 
+def _papers() -> list[Table]:
+    from scenarios.catalog import list_papers
+    from scenarios.loader import load_spec
+    from scenarios.paper_specs import PaperSpec
+
+    table = _table("papers", "system", "title", "claims")
+    for name, path in list_papers():
+        paper = load_spec(path, PaperSpec)
+        table.add_row(name, paper.title, str(len(paper.claims)))
+    return [table]
+
+
 def _traces() -> list[Table]:
     from scenarios.catalog import list_traces
     from traces.storage import load_trace
@@ -154,6 +166,7 @@ LISTINGS: dict[str, Callable[[], list[Table]]] = {
     "models": _models,
     "hardware": _hardware,
     "scenarios": _scenarios,
+    "papers": _papers,
     "traces": _traces,
     "policies": _policies,
     "solvers": _solvers,

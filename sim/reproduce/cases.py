@@ -15,8 +15,10 @@ from scenarios.errors import MemoryInfeasible, ScenarioError
 from scenarios.overrides import change
 from scenarios.paper_specs import INFEASIBLE, FitSpec, PaperSpec
 from scenarios.published import read_published
-from scenarios.specs import ScenarioSpec
-from sim.run import run
+from scenarios.specs import CompareSpec, ScenarioSpec
+from sim.run import compare_in
+from sim.session import Session
+from traces.routing import RoutingTrace
 
 FEASIBLE = "feasible"
 """Metric of every case: 1 where it fits in memory, 0 where it does not."""
@@ -31,6 +33,7 @@ class Cases:
     version: str
     fitted: dict[str, dict[str, Any]] = field(default_factory=dict)
     results: dict[str, dict[str, float]] = field(default_factory=dict)
+    traces: dict[str, dict[str, RoutingTrace]] = field(default_factory=dict)
 
     def fit(self) -> None:
         """Solve the fits of the file, in order. Raises ScenarioError where a range holds no solution."""
@@ -84,7 +87,8 @@ class Cases:
     def _simulated(self, case: str, fitted: dict[str, Any]) -> dict[str, float]:
         spec = self._scenario(case, fitted)
         try:
-            result = run(spec, self.base, self.version).tables[0].results[0]
+            session = Session(spec, self.base, traces=self.traces.setdefault(str(spec.model), {}))
+            result = compare_in(session, CompareSpec(), self.version).tables[0].results[0]
         except MemoryInfeasible:
             return {FEASIBLE: 0.0}
         breakdown = {f"breakdown_s.{kind}": time_s for kind, time_s in result.breakdown_s.items()}
