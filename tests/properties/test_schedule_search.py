@@ -85,6 +85,8 @@ def test_an_entry_takes_what_stands_beside_the_search() -> None:
         ({"search": []}, "search is empty"),
         ({"search": [{"search": [{"overlap": "none"}]}]}, "within a search"),
         ({"overlap": "two-batch-prefill", "chunks": 3}, "orders 2 microbatches, not 3"),
+        ({"overlap": "tiles", "exchange": {"algorithm": "hierarchical"}}, "leave exchange.algorithm out"),
+        ({"overlap": "persistent", "exchange": {"algorithm": "sliced", "law": "port"}}, "leave exchange.algorithm out"),
         ({"overlap": "tiles", "exchange": {"kernel": "nccl"}}, "in its own kernel"),
         ({"overlap": "chunked", "sms": 20}, "option of overlap tiles"),
         ({"kernels_per_layer": 33}, "launch: eager"),
