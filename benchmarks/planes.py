@@ -93,7 +93,7 @@ def _setting(trace: RoutingTrace, n_devices: int, steps: int) -> Setting:
 
 
 def _reduce(setting: Setting, placement: Placement) -> Reduction:
-    return reduce_trace(setting.trace, setting.batches.tokens, placement, setting.layout)
+    return reduce_trace(setting.batches.trace, setting.batches.tokens, placement, setting.layout)
 
 
 @contextmanager

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,12 +13,13 @@ from placement.moe_time import idle_times_s, moe_times
 from placement.plan import FloatArray, Placement
 from placement.sample import TokenSample
 from scenarios.errors import PlacementError
-from traces.batches import compose_batches
-from traces.routing import RoutingTrace
+from traces.batches import Batches
 
 N_GROUPS = 8  # groups of requests that are resampled; more leave too few requests in each to fill a batch
 N_RESAMPLES = 2000
 COVERAGE = 0.9
+Compose = Callable[[NDArray[np.int64], int, np.random.Generator], Batches]
+"""Steps of a workload from sequences int64[n] and the number of steps."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -75,28 +75,17 @@ def is_overfit(fitted: PartJudgement, held_out: float) -> bool:
     return fitted.high < 1 and 1 - fitted.over_eplb > 2 * (1 - held_out)
 
 
-def grouped_part(
-    name: str,
-    trace: RoutingTrace,
-    sequences: NDArray[np.int64],
-    *,
-    phase: Literal["decode", "prefill"],
-    shape: tuple[int, int, int],
-    seed: int,
-) -> Part:
-    """Steps of `shape` (steps, devices, tokens per device) in all, from `N_GROUPS` random groups of the sequences.
+def grouped_part(name: str, sequences: NDArray[np.int64], compose: Compose, *, n_steps: int, seed: int) -> Part:
+    """`n_steps` steps in all, which `compose` makes of `N_GROUPS` random groups of the sequences.
 
     Fewer groups where there are fewer sequences or steps.
     """
-    n_groups = max(1, min(N_GROUPS, len(sequences), shape[0]))
+    n_groups = max(1, min(N_GROUPS, len(sequences), n_steps))
     rng = np.random.default_rng([seed, len(sequences)])
     groups = np.array_split(rng.permutation(sequences), n_groups)
-    steps = [len(part) for part in np.array_split(np.arange(shape[0]), n_groups)]
-    samples = [
-        compose_batches(trace, group, phase=phase, shape=(n, *shape[1:]), context_tokens=None, rng=rng)
-        for group, n in zip(groups, steps, strict=True)
-    ]
-    return Part(name=name, groups=tuple(TokenSample(trace=trace, tokens=batches.tokens) for batches in samples))
+    steps = [len(part) for part in np.array_split(np.arange(n_steps), n_groups)]
+    samples = [compose(group, n, rng) for group, n in zip(groups, steps, strict=True)]
+    return Part(name=name, groups=tuple(TokenSample(trace=one.trace, tokens=one.tokens) for one in samples))
 
 
 def _judged(machine: Machine, plan: Placement, reference: Placement, part: Part, seed: int) -> PartJudgement:

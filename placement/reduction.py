@@ -97,7 +97,7 @@ def reduce_trace(
     tables = Tables.of(placement, layout, np.iinfo(trace.ids.dtype).max + 1)
     forwards = dedup == "node" and layout.n_nodes > 1
     shape = (tokens.shape[0] * chunks, layout.n_devices)
-    groups: list[_Group] = []
+    groups: list[Group] = []
     for layers in _layer_groups(trace.n_layers, shape[0] * shape[1] * layout.n_ranks):
         counts = _zeros(len(layers), shape, placement.n_slots, layout, forwards=forwards)
         for row, layer in enumerate(layers):
@@ -106,7 +106,12 @@ def reduce_trace(
             release_pages(trace.ids)
         if algorithm == "all-gather":
             _everywhere(counts, ordered)
-        groups.append(_grouped(counts, layout, (dedup, algorithm), keep_pairs=keep_pairs))
+        groups.append(grouped(counts, layout, (dedup, algorithm), keep_pairs=keep_pairs))
+    return reduction_from(groups, chunks, keep_pairs=keep_pairs)
+
+
+def reduction_from(groups: Sequence[Group], chunks: int, *, keep_pairs: bool) -> Reduction:
+    """The reduction of all layers, from those of groups of layers."""
     return Reduction(
         slot_tokens=np.concatenate([group.slots for group in groups]),
         summed_tokens=np.concatenate([group.summed for group in groups]),
@@ -135,7 +140,7 @@ def _zeros(n_layers: int, shape: tuple[int, int], n_slots: int, layout: ExpertLa
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class _Group:
+class Group:
     """What is kept of a group of layers."""
 
     slots: Counts
@@ -148,15 +153,16 @@ class _Group:
     node_pairs_total: Counts
 
 
-def _grouped(
+def grouped(
     counts: TokenCounts, layout: ExpertLayout, way: tuple[DedupName, AlgorithmName], *, keep_pairs: bool
-) -> _Group:
+) -> Group:
+    """What is kept of the counts of a group of layers, whose tokens travel that way."""
     dedup, algorithm = way
     sliced = algorithm == "sliced"
     pairs = to_one_of_group(counts.pairs, layout.tp) if sliced else np.repeat(counts.pairs, layout.tp, axis=-1)
     ports, back = _ports(pairs, counts.node_pairs, layout, algorithm)
     arrived = counts.pairs.sum(axis=-2, dtype=np.int32)
-    return _Group(
+    return Group(
         slots=counts.slots,
         summed=np.zeros_like(arrived) if dedup == "none" else arrived,
         ports=ports,

@@ -10,9 +10,9 @@ from numpy.typing import NDArray
 from placement.counting import TokenCounts, count_layer
 from placement.layout import ExpertLayout
 from placement.plan import Placement
-from placement.reduction import Reduction, Tables, check_steps, in_order, routes_of
-from placement.traffic import direct_ports
+from placement.reduction import Reduction, Tables, check_steps, grouped, in_order, reduction_from, routes_of
 from scenarios.errors import ScenarioError
+from scenarios.schedule_specs import AlgorithmName
 from traces.routing import RoutingTrace
 from traces.storage import release_pages
 
@@ -49,25 +49,41 @@ def compressed(sources: Sources, rate: float) -> Sources:
     return clusters
 
 
+def padded(capacity: NDArray[np.int64], n_steps: int, placement: Placement, chunks: int) -> Sources:
+    """Rows int32[layer, part, source, slot] of buffers that every source fills for each expert, used or not.
+
+    capacity  int64[source]; chunks are runs of the rows of a buffer (Tutel, arXiv 2206.03382, section 3.3).
+    Raises ScenarioError where experts have replicas, since nobody says which of their buffers is filled.
+    """
+    if placement.redundant_slots:
+        raise ScenarioError(
+            f"workload.routing.pad: placement {placement.name} has {placement.redundant_slots} replica slots a layer, "
+            "and buffers of a capacity belong to one copy of an expert; use a plan without replicas"
+        )
+    end = capacity * np.arange(1, chunks + 1)[:, None] // chunks
+    rows = np.diff(end, axis=0, prepend=0)
+    shape = (placement.n_layers, n_steps, *rows.shape, placement.n_slots)
+    filled: Sources = np.broadcast_to(rows[..., None], shape).reshape(shape[0], -1, *shape[3:]).astype(np.int32)
+    return filled
+
+
 def reduction_of(
-    sources: Sources, placement: Placement, layout: ExpertLayout, *, chunks: int, keep_pairs: bool = False
+    sources: Sources,
+    placement: Placement,
+    layout: ExpertLayout,
+    *,
+    chunks: int,
+    keep_pairs: bool = False,
+    algorithm: AlgorithmName = "direct",
 ) -> Reduction:
     """The reduction of tokens that travel once for every expert, as `reduce_trace` gives it with dedup none."""
-    n_layers, n_parts = sources.shape[:2]
-    ranks = by_rank(sources, placement, layout)
-    pairs = np.repeat(ranks, layout.tp, axis=-1) if layout.tp > 1 else ranks
-    ports = direct_ports(pairs, layout)
-    return Reduction(
-        slot_tokens=sources.sum(axis=2, dtype=np.int32),
-        summed_tokens=np.zeros((n_layers, n_parts, layout.n_ranks), np.int32),
-        ports=ports,
-        back=ports.reversed(),
-        held=pairs[..., 0, :0],
-        pairs=pairs if keep_pairs else None,
-        pairs_total=pairs.sum(axis=1, dtype=np.int32),
-        node_pairs_total=np.zeros((n_layers, layout.n_devices, 0), np.int32),
-        n_chunks=chunks,
+    counts = TokenCounts(
+        slots=sources.sum(axis=2, dtype=np.int32),
+        pairs=by_rank(sources, placement, layout),
+        node_pairs=np.zeros((*sources.shape[:3], 0), np.int32),
     )
+    group = grouped(counts, layout, ("none", algorithm), keep_pairs=keep_pairs)
+    return reduction_from([group], chunks, keep_pairs=keep_pairs)
 
 
 def by_rank(counts: NDArray[np.int32], placement: Placement, layout: ExpertLayout) -> NDArray[np.int32]:

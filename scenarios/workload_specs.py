@@ -6,6 +6,7 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
+from scenarios.routing_specs import RoutingSpec
 from scenarios.sources import Spec
 
 
@@ -18,6 +19,9 @@ class SynthesisSpec(Spec):
     sequence_skew: float = Field(default=0.5, ge=0, description="the same, drawn anew for each sequence")
     reuse: float = Field(default=0.2, ge=0, lt=1, description="chance that a token keeps an expert of its predecessor")
     affinity: float = Field(default=0.8, ge=0, lt=1, description="chance that a choice follows the token's theme")
+    gate_spread: float | None = Field(
+        default=None, gt=0, description="standard deviation of gate logits; gives the choices gate weights"
+    )
     fit: str | None = Field(default=None, description="path of a trace whose statistics set the knobs")
     seed: int = Field(default=0, ge=0)
 
@@ -50,6 +54,7 @@ class WorkloadSpec(Spec):
     context_tokens: int | None = Field(default=None, gt=0, description="context of every token; default: its position")
     steps: int = Field(default=64, gt=0)
     split: SplitSpec = SplitSpec()
+    routing: RoutingSpec = RoutingSpec()
 
     @model_validator(mode="after")
     def _one_origin(self) -> WorkloadSpec:

@@ -10,8 +10,10 @@ from placement.judgement import Judgement, Part, grouped_part, judge
 from placement.plan import Placement
 from scenarios.placement_specs import PlacementSpec
 from scenarios.schedule_specs import ExchangeSpec
+from sim.fitted import steps_of
 from sim.kernel_pricing import machine_of
 from sim.setting import Setting, sequence_parts
+from traces.batches import Batches
 
 
 def reference_spec(setting: Setting) -> PlacementSpec:
@@ -33,6 +35,7 @@ def judged(setting: Setting, plan: Placement, reference: Placement, exchange: Ex
 
 
 def _part(name: str, setting: Setting, sequences: NDArray[np.int64], seed: int) -> Part:
-    workload = setting.workload
-    shape = (workload.steps, setting.layout.n_devices, workload.tokens_per_device)
-    return grouped_part(name, setting.trace, sequences, phase=workload.phase, shape=shape, seed=seed)
+    def compose(group: NDArray[np.int64], n_steps: int, rng: np.random.Generator) -> Batches:
+        return steps_of(setting, group, n_steps, rng)
+
+    return grouped_part(name, sequences, compose, n_steps=setting.workload.steps, seed=seed)

@@ -146,6 +146,17 @@ def _node_visits(setting: Setting, reduction: Reduction) -> NDArray[np.int64]:
     return visits
 
 
+def route_metrics(setting: Setting) -> dict[str, float]:
+    """What became of the choices of tokens, where the workload changes routes."""
+    routes = setting.routes
+    if routes is None:
+        return {}
+    metrics = {"experts_per_token": routes.experts_per_token, "dropped_frac": routes.dropped_frac}
+    for number, share in enumerate(routes.octiles, start=1):
+        metrics[f"dropped_frac.octile_{number}"] = float(share)
+    return metrics
+
+
 def memory_metrics(memory: DeviceMemory) -> dict[str, float]:
     """Bytes of the fullest device."""
     return {"memory_bytes.peak": float(memory.used_bytes.max()), "memory_bytes.usable": memory.usable_bytes}

@@ -179,7 +179,7 @@ def _measures(
     counted = PlacementSpec(redundant=placement.redundant_slots)
     problem = placement_problem(setting, counted, session.spec.seed, plan.schedule.exchange)
     if setting.fit_batches is not None:
-        sample = TokenSample(trace=setting.trace, tokens=setting.fit_batches.tokens)
+        sample = TokenSample(trace=setting.fit_batches.trace, tokens=setting.fit_batches.tokens)
         problem = replace(problem, sample=sample, batch_loads=batch_loads(sample))
     measures = []
     if isinstance(found, Solved):
@@ -200,7 +200,7 @@ def _explanation(session: Session, setting: Setting, plan: Plan, comparison: Com
     base = next(result for result in comparison.tables[0].results if result.name == placement.name)
     told("what binds")
     reduction = reduce_trace(
-        setting.trace, setting.batches.tokens, placement, setting.layout, dedup=plan.schedule.exchange.dedup
+        setting.batches.trace, setting.batches.tokens, placement, setting.layout, dedup=plan.schedule.exchange.dedup
     )
     bound = binding(setting, placement, reduction, plan.schedule)
     pulled = levers(session, setting, plan, base, told)

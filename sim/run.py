@@ -142,6 +142,7 @@ def _simulated(session: Session, setting: Setting, plan: Plan) -> RunResult:
             **times,
             **measure.error_metrics(times, band, schedule.step_overhead),
             **measure.load_metrics(setting, placement, reduction),
+            **measure.route_metrics(setting),
             **measure.traffic_metrics(
                 setting, reduction, schedule, moved_bytes(setting, placement, reduction, schedule)
             ),

@@ -113,10 +113,10 @@ def _transforms(schedule: ScheduleSpec) -> str:
 
 def reduced(setting: Setting, placement: Placement, schedule: ScheduleSpec) -> Reduction:
     """The reduction of the setting's steps that `schedule` needs."""
-    if schedule.transforms_loads:
+    if schedule.transforms_loads or setting.workload.routing.pad:
         return transformed(setting, placement, schedule)
     return reduce_trace(
-        setting.trace,
+        setting.batches.trace,
         setting.batches.tokens,
         placement,
         setting.layout,
@@ -172,7 +172,7 @@ def placement_problem(setting: Setting, spec: PlacementSpec, seed: int, exchange
     )
     if not solver.needs or setting.fit_batches is None:
         return problem
-    sample = TokenSample(trace=setting.trace, tokens=setting.fit_batches.tokens)
+    sample = TokenSample(trace=setting.fit_batches.trace, tokens=setting.fit_batches.tokens)
     return with_sample(problem, sample, solver.needs)
 
 

@@ -18,23 +18,26 @@ from scenarios.schedule_specs import ExchangeSpec
 from scenarios.workload_specs import WorkloadSpec
 from sim.program import EXCHANGE_LANES, INSIDE_LANES, Chunk, Layer, Step, Tiling, Work
 from sim.size import check_workload
-from traces.batches import Batches, compose_batches
+from sim.steps import FIT_STEPS, as_chosen, chosen, composed, routed_model, spread_steps, with_room
+from traces.batches import Batches
+from traces.drops import RouteShares, route_shares
+from traces.routes import with_gate_weights
 from traces.routing import RoutingTrace
 from traces.split import label_sequences, select_sequences, split_sequences
 from traces.stats import expert_loads
 from traces.storage import load_trace
 from traces.synth import fit_knobs, knobs_from_spec, synthesise
 
-FIT_STEPS = 64  # `joint` anneals on half of them on eight devices, and `auto` compares plans on the others
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Setting:
     """One model on one machine under one workload.
 
-    fit_loads    int64[layer, expert]: routed tokens of the sequences that plans are fitted on.
+    fit_loads    int64[layer, expert]: routed tokens of the sequences that plans are fitted on; where devices or steps
+                 have a capacity, of the steps `fit_batches`.
     fit_batches  `FIT_STEPS` steps of the same sequences, for solvers that look at steps or tokens.
     batches      the steps that plans are judged on, of other sequences.
+    routes       what became of their choices, where the workload changes routes.
     """
 
     model: ModelCard
@@ -48,6 +51,7 @@ class Setting:
     batches: Batches
     judged_sequences: int
     fit_batches: Batches | None = None
+    routes: RouteShares | None = None
 
 
 def make_setting(
@@ -68,52 +72,29 @@ def make_setting(
     layout, attention_tp = _layout(machine, parallel)
     check_workload(workload, model, layout.n_devices)
     check_trace(trace, model)
+    asked = chosen(trace, workload.routing)
+    trace = with_room(asked, workload.routing)
     parts = sequence_parts(trace, workload, seed)
-    batches = compose_batches(
-        trace,
-        parts.judged,
-        phase=workload.phase,
-        shape=(workload.steps, layout.n_devices, workload.tokens_per_device),
-        context_tokens=workload.context_tokens,
-        rng=np.random.default_rng([seed, 1]),
-    )
+    judged = parts.judged, workload, (workload.steps, layout.n_devices)
+    batches = composed(trace, *judged, np.random.default_rng([seed, 1]))
+    fit_batches = spread_steps(trace, parts.fit, workload, layout.n_devices, np.random.default_rng([seed, 2]))
+    routes = None
+    if workload.routing.changes:
+        routes = route_shares(as_chosen(asked, *judged, np.random.default_rng([seed, 1])), batches)
     return Setting(
-        model=model,
+        model=routed_model(model, workload.routing),
         cluster=machine,
         layout=layout,
         attention_tp=attention_tp,
         workload=workload,
         trace=trace,
-        fit_loads=expert_loads(select_sequences(trace, parts.fit)),
+        fit_loads=expert_loads(select_sequences(trace, parts.fit) if fit_batches.trace is trace else fit_batches.trace),
         fit_sequences=len(parts.fit) if workload.split.fit > 0 else 0,
-        fit_batches=_spread_batches(trace, parts.fit, layout.n_devices, workload, np.random.default_rng([seed, 2])),
+        fit_batches=fit_batches,
         batches=batches,
         judged_sequences=len(parts.judged),
+        routes=routes,
     )
-
-
-def _spread_batches(
-    trace: RoutingTrace,
-    sequences: NDArray[np.int64],
-    n_devices: int,
-    workload: WorkloadSpec,
-    rng: np.random.Generator,
-) -> Batches:
-    """`FIT_STEPS` steps, evenly spread over one pass through the sequences.
-
-    Steps in a row hold the same requests, and a plan fitted on them would know few.
-    """
-    n_tokens = int((trace.offsets[sequences + 1] - trace.offsets[sequences]).sum())
-    n_steps = max(FIT_STEPS, n_tokens // (n_devices * workload.tokens_per_device))
-    batches = compose_batches(
-        trace,
-        sequences,
-        phase=workload.phase,
-        shape=(n_steps, n_devices, workload.tokens_per_device),
-        context_tokens=workload.context_tokens,
-        rng=rng,
-    )
-    return batches.at(np.linspace(0, n_steps - 1, FIT_STEPS).astype(np.int64))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -147,7 +128,10 @@ def open_trace(workload: WorkloadSpec, model: ModelCard, base: Path) -> RoutingT
     if spec is None:
         raise ScenarioError("workload names neither a trace nor a synthesis")
     fitted = fit_knobs(load_trace(find_trace(spec.fit, base))) if spec.fit is not None else None
-    return synthesise(knobs_from_spec(spec, model, fitted), np.random.default_rng(spec.seed))
+    trace = synthesise(knobs_from_spec(spec, model, fitted), np.random.default_rng(spec.seed))
+    if spec.gate_spread is None:
+        return trace
+    return with_gate_weights(trace, spec.gate_spread, np.random.default_rng([spec.seed, 1]))
 
 
 def check_trace(trace: RoutingTrace, model: ModelCard) -> None:

@@ -69,7 +69,7 @@ def step_s(served: ServedModel, engine: Engine, layout: Layout, phase: str, toke
     """
     setting = _setting(served, engine, layout, phase, tokens, context_tokens)
     placement = solve_placement(setting, PlacementSpec())
-    reduction = reduce_trace(setting.trace, setting.batches.tokens, placement, setting.layout)
+    reduction = reduce_trace(setting.batches.trace, setting.batches.tokens, placement, setting.layout)
     schedule = ScheduleSpec()
     step = build_step(setting.model, chunks=1, attention_tp=layout.tp)
     op_list = compile_program(POLICIES[schedule.overlap], step)

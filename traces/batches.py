@@ -16,12 +16,14 @@ from traces.routing import RoutingTrace
 class Batches:
     """Composition of the steps.
 
+    trace       the routes that the steps replay.
     tokens      int64 [step, device, token]: indices into the trace.
     contexts    int64 [step, device, token]: tokens that each of them attends to, itself included.
     passes      how often the steps go through the tokens they are taken from.
     discipline  the rule, in words, for the result's record.
     """
 
+    trace: RoutingTrace
     tokens: NDArray[np.int64]
     contexts: NDArray[np.int64]
     passes: float
@@ -70,6 +72,7 @@ def compose_batches(
         contexts = np.full_like(contexts, context_tokens)
     rule = "one token a request" if phase == "decode" else "consecutive tokens of each device's stream"
     return Batches(
+        trace=trace,
         tokens=tokens,
         contexts=contexts,
         passes=n_steps * n_devices * n_tokens / len(stream),

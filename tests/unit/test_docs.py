@@ -31,18 +31,22 @@ def first_cells(text: str) -> list[str]:
 
 
 def metric_names() -> set[str]:
-    """Metrics that the functions of `sim/metrics.py` give, with `<link kind>` for what is filled in."""
+    """Metrics that the functions of `sim/metrics.py` give, with `<link kind>` or `<number>` for what is filled in."""
     tree = ast.parse((ROOT / "sim" / "metrics.py").read_text())
     functions = [node for node in tree.body if isinstance(node, ast.FunctionDef) and node.name.endswith("_metrics")]
     nodes = [node for function in functions for node in ast.walk(function)]
     keys = [key for node in nodes if isinstance(node, ast.Dict) for key in node.keys]
     keys += [node.slice for node in nodes if isinstance(node, ast.Subscript) and isinstance(node.ctx, ast.Store)]
     filled = {
-        "".join(part.value if isinstance(part, ast.Constant) else "<link kind>" for part in key.values)
+        "".join(part.value if isinstance(part, ast.Constant) else _filled(part) for part in key.values)
         for key in keys
         if isinstance(key, ast.JoinedStr)
     }
     return filled | {key.value for key in keys if isinstance(key, ast.Constant)}
+
+
+def _filled(part: ast.expr) -> str:
+    return "<link kind>" if ast.unparse(part).endswith("kind}") else "<number>"
 
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)

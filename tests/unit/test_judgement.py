@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 
 from hwmodels.cluster import build_cluster
 from hwmodels.fluid import fluid_moe_s
@@ -23,6 +24,7 @@ from scenarios.cluster_specs import ClusterSpec
 from scenarios.errors import PlacementError
 from scenarios.schedule_specs import ExchangeSpec
 from tests.small import random_ids, tiny_cluster, tiny_model, trace_of
+from traces.batches import Batches, compose_batches
 
 MODEL = tiny_model(n_layers=2, n_experts=8, top_k=2)
 
@@ -43,8 +45,12 @@ def parts(n_sequences: int = 24) -> list:  # type: ignore[type-arg]
     ids = random_ids((2, 2, 16 * n_sequences), 8)
     trace = trace_of(ids, 8, [16] * n_sequences)
     halves = np.arange(n_sequences).reshape(2, -1)
+
+    def compose(group: NDArray[np.int64], n: int, rng: np.random.Generator) -> Batches:
+        return compose_batches(trace, group, phase="decode", shape=(n, 4, 3), context_tokens=None, rng=rng)
+
     return [
-        grouped_part(name, trace, half, phase="decode", shape=(16, 4, 3), seed=0)
+        grouped_part(name, half, compose, n_steps=16, seed=0)
         for name, half in zip(("fit", "held-out"), halves, strict=True)
     ]
 

@@ -1,0 +1,113 @@
+"""From a routing trace to the steps of a workload: transforms of routes, then batches, then drops at full experts."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import cast
+
+import numpy as np
+from numpy.typing import NDArray
+
+from scenarios.models import ModelCard
+from scenarios.routing_specs import MaskSpec, RoutingSpec
+from scenarios.workload_specs import WorkloadSpec
+from traces.batches import Batches, compose_batches
+from traces.drops import Capacity, capped_sequences, capped_steps
+from traces.routes import best_choices, masked, most_loaded, nucleus, without_null
+from traces.routing import RoutingTrace
+
+FIT_STEPS = 64  # `joint` anneals on half of them on eight devices, and `auto` compares plans on the others
+
+
+def chosen(trace: RoutingTrace, spec: RoutingSpec) -> RoutingTrace:
+    """The trace with the choices that `spec` leaves to each token; raises TraceError as the transforms do."""
+    rng = np.random.default_rng([spec.seed, 0])
+    if spec.mask is not None:
+        trace = masked(trace, _kept_experts(trace, spec.mask), rng)
+    if spec.top_k is not None:
+        trace = best_choices(trace, spec.top_k)
+    if spec.top_p is not None:
+        trace = nucleus(trace, spec.top_p)
+    if spec.null_experts is not None:
+        trace = without_null(trace, spec.null_experts, rng if spec.null_by == "chance" else None)
+    return trace
+
+
+def with_room(trace: RoutingTrace, spec: RoutingSpec) -> RoutingTrace:
+    """The trace with the choices that find room where every request has a capacity of its own."""
+    if spec.capacity_factor is None or spec.group != "sequence":
+        return trace
+    return capped_sequences(trace, capacity_of(spec), np.random.default_rng([spec.seed, 1]))
+
+
+def routed_model(model: ModelCard, spec: RoutingSpec) -> ModelCard:
+    """The model whose tokens take as many experts as `spec` leaves them."""
+    return model if spec.top_k is None else model.model_copy(update={"top_k": spec.top_k})
+
+
+def composed(
+    trace: RoutingTrace,
+    sequences: NDArray[np.int64],
+    workload: WorkloadSpec,
+    shape: tuple[int, int],
+    rng: np.random.Generator,
+) -> Batches:
+    """`shape` (steps, devices) steps of the sequences, each with the choices that find room on a device or in a step."""
+    return dropped(as_chosen(trace, sequences, workload, shape, rng), workload.routing)
+
+
+def spread_steps(
+    trace: RoutingTrace,
+    sequences: NDArray[np.int64],
+    workload: WorkloadSpec,
+    n_devices: int,
+    rng: np.random.Generator,
+) -> Batches:
+    """`FIT_STEPS` steps, evenly spread over one pass through the sequences.
+
+    Steps in a row hold the same requests, and a plan fitted on them would know few.
+    """
+    n_tokens = int((trace.offsets[sequences + 1] - trace.offsets[sequences]).sum())
+    n_steps = max(FIT_STEPS, n_tokens // (n_devices * workload.tokens_per_device))
+    batches = as_chosen(trace, sequences, workload, (n_steps, n_devices), rng)
+    return dropped(batches.at(np.linspace(0, n_steps - 1, FIT_STEPS).astype(np.int64)), workload.routing)
+
+
+def dropped(batches: Batches, spec: RoutingSpec) -> Batches:
+    """The steps without the choices that find their expert full on a device or in a step."""
+    if spec.capacity_factor is None or spec.group == "sequence":
+        return batches
+    rng = np.random.default_rng([spec.seed, 1])
+    return capped_steps(batches, by_device=spec.group == "device", rule=capacity_of(spec), rng=rng)
+
+
+def capacity_of(spec: RoutingSpec) -> Capacity:
+    """The rule of capacity; without one, as much as comes."""
+    return Capacity(factor=spec.capacity_factor or np.inf, order=spec.drop, least=spec.min_capacity)
+
+
+def as_chosen(
+    trace: RoutingTrace,
+    sequences: NDArray[np.int64],
+    workload: WorkloadSpec,
+    shape: tuple[int, int],
+    rng: np.random.Generator,
+) -> Batches:
+    """The steps with the choices of the trace, whether their experts have room or not."""
+    return compose_batches(
+        trace,
+        sequences,
+        phase=workload.phase,
+        shape=(*shape, workload.tokens_per_device),
+        context_tokens=workload.context_tokens,
+        rng=rng,
+    )
+
+
+def _kept_experts(trace: RoutingTrace, mask: MaskSpec) -> list[list[int]]:
+    if mask.keep is not None:
+        return most_loaded(trace, mask.keep)
+    listed = mask.experts or ()
+    if listed and isinstance(listed[0], tuple):
+        return [list(layer) for layer in cast(tuple[tuple[int, ...], ...], listed)]
+    return [list(cast(tuple[int, ...], listed))] * trace.n_layers
