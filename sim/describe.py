@@ -39,6 +39,9 @@ def notes(setting: Setting) -> tuple[str, ...]:
         else "Plans were fitted on the very sequences that judge them: the split leaves nothing to fit on.",
         f"Batches: {batches.discipline}.",
     ]
+    changes = setting.workload.routing.model_dump(exclude_defaults=True)
+    if changes:
+        sentences.append(f"Routes were changed: {', '.join(f'{name} {value}' for name, value in changes.items())}.")
     if setting.trace.phase not in (setting.workload.phase, "mixed"):
         sentences.append(
             f"The trace was recorded in {setting.trace.phase}; {setting.workload.phase} replays the same routes."

@@ -68,7 +68,9 @@ def decode_step_s(deployment: Deployment, schedule: ScheduleSpec) -> float:
     setting = _setting(deployment)
     placement = solve_placement(setting, REPLICAS)
     tokens, dedup = setting.batches.tokens, schedule.exchange.dedup
-    reduction = reduce_trace(setting.batches.trace, tokens, placement, setting.layout, chunks=schedule.n_parts, dedup=dedup)
+    reduction = reduce_trace(
+        setting.batches.trace, tokens, placement, setting.layout, chunks=schedule.n_parts, dedup=dedup
+    )
     return float(execute_schedule(setting, placement, reduction, schedule).step_times_s.mean())
 
 

@@ -18,7 +18,7 @@ from scenarios.schedule_specs import ExchangeSpec
 from scenarios.workload_specs import WorkloadSpec
 from sim.program import EXCHANGE_LANES, INSIDE_LANES, Chunk, Layer, Step, Tiling, Work
 from sim.size import check_workload
-from sim.steps import FIT_STEPS, as_chosen, chosen, composed, routed_model, spread_steps, with_room
+from sim.steps import as_chosen, chosen, composed, routed_model, spread_steps, with_room
 from traces.batches import Batches
 from traces.drops import RouteShares, route_shares
 from traces.routes import with_gate_weights
@@ -35,7 +35,7 @@ class Setting:
 
     fit_loads    int64[layer, expert]: routed tokens of the sequences that plans are fitted on; where devices or steps
                  have a capacity, of the steps `fit_batches`.
-    fit_batches  `FIT_STEPS` steps of the same sequences, for solvers that look at steps or tokens.
+    fit_batches  `sim.steps.FIT_STEPS` steps of the same sequences, for solvers that look at steps or tokens.
     batches      the steps that plans are judged on, of other sequences.
     routes       what became of their choices, where the workload changes routes.
     """

@@ -9,6 +9,7 @@ from scenarios.schedule_specs import FUSED, ScheduleSpec
 from scenarios.workload_specs import WorkloadSpec
 
 TOKEN_BYTES = 65  # measured: indices, contexts and counting of a token of a step
+ROUTE_BYTES = 4  # id and kept or not of a choice, before and after drops
 PART_BYTES = 300  # measured: counts, durations and times of one device in one chunk of one layer and step
 MESSAGE_BYTES = 55  # measured: counts and times of one pair of devices, the same
 
@@ -16,7 +17,10 @@ MESSAGE_BYTES = 55  # measured: counts and times of one pair of devices, the sam
 def check_workload(workload: WorkloadSpec, model: ModelCard, n_devices: int) -> None:
     """Raise MoesimError where the steps of `workload` cannot fit into the memory of this machine."""
     steps, tokens = workload.steps, workload.tokens_per_device
-    needed = steps * n_devices * (tokens * TOKEN_BYTES + model.n_layers * PART_BYTES)
+    token_bytes = TOKEN_BYTES
+    if workload.routing.capacity_factor is not None and workload.routing.group != "sequence":
+        token_bytes += ROUTE_BYTES * len(model.moe_layers) * model.top_k
+    needed = steps * n_devices * (tokens * token_bytes + model.n_layers * PART_BYTES)
     check_host_memory(
         needed,
         f"workload: {steps:,} steps of {tokens:,} tokens on each of {n_devices:,} devices take",

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-from typing import cast
-
 import numpy as np
 from numpy.typing import NDArray
 
@@ -52,7 +49,7 @@ def composed(
     shape: tuple[int, int],
     rng: np.random.Generator,
 ) -> Batches:
-    """`shape` (steps, devices) steps of the sequences, each with the choices that find room on a device or in a step."""
+    """`shape` (steps, devices) steps of the sequences, with the choices that find room on a device or in a step."""
     return dropped(as_chosen(trace, sequences, workload, shape, rng), workload.routing)
 
 
@@ -107,7 +104,5 @@ def as_chosen(
 def _kept_experts(trace: RoutingTrace, mask: MaskSpec) -> list[list[int]]:
     if mask.keep is not None:
         return most_loaded(trace, mask.keep)
-    listed = mask.experts or ()
-    if listed and isinstance(listed[0], tuple):
-        return [list(layer) for layer in cast(tuple[tuple[int, ...], ...], listed)]
-    return [list(cast(tuple[int, ...], listed))] * trace.n_layers
+    by_layer = [list(entry) for entry in mask.experts or () if not isinstance(entry, int)]
+    return by_layer or [[entry for entry in mask.experts or () if isinstance(entry, int)]] * trace.n_layers

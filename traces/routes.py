@@ -39,16 +39,17 @@ def in_weight_order(trace: RoutingTrace, purpose: str) -> RoutingTrace:
     if trace.weight_ordered:
         return trace
     order = np.argsort(-weights_of(trace, purpose), axis=1, kind="stable")
-    ids, weights = (np.take_along_axis(array, order, axis=1) for array in (trace.ids, trace.weights))
-    return replace(trace, ids=cast(Ids, ids), weights=weights, weight_ordered=True, check_ids=False)
+    weights = None if trace.weights is None else np.take_along_axis(trace.weights, order, axis=1)
+    ids = cast(Ids, np.take_along_axis(trace.ids, order, axis=1))
+    return replace(trace, ids=ids, weights=weights, weight_ordered=True, check_ids=False)
 
 
 def weights_of(trace: RoutingTrace, purpose: str) -> NDArray[np.float32]:
     """Gate weights float32[layer, k, token], -1 at unused places. Raises TraceError where the trace has none."""
     if trace.weights is None:
         raise TraceError(
-            f"workload.routing: {purpose} needs gate weights, and the trace ({trace.provenance.model}) has none; take a "
-            "trace with weights, or make them up with workload.synthetic.gate_spread"
+            f"workload.routing: {purpose} needs gate weights, and the trace ({trace.provenance.model}) has none; take "
+            "a trace with weights, or make them up with workload.synthetic.gate_spread"
         )
     return np.where(used_places(trace), trace.weights, np.float32(-1)).astype(np.float32)
 
@@ -137,10 +138,11 @@ def _check_mask(trace: RoutingTrace, experts: Sequence[Sequence[int]]) -> None:
     if len(experts) != trace.n_layers:
         raise TraceError(f"workload.routing.mask: {len(experts)} lists of experts for {trace.n_layers} MoE layers")
     for layer, kept in enumerate(experts):
-        if len(set(kept)) < trace.top_k or max(kept) >= trace.n_experts:
+        if len(set(kept)) < trace.top_k or max(kept, default=0) >= trace.n_experts:
             raise TraceError(
-                f"workload.routing.mask: MoE layer {layer} keeps {len(set(kept))} experts up to {max(kept, default=0)}, "
-                f"where a token takes {trace.top_k} of {trace.n_experts}; keep more, or lower ones"
+                f"workload.routing.mask: MoE layer {layer} keeps {len(set(kept))} experts up to number "
+                f"{max(kept, default=0)}, where a token takes {trace.top_k} of {trace.n_experts}; keep more, or lower "
+                "ones"
             )
 
 

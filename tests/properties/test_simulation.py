@@ -88,7 +88,8 @@ def test_relabelling_experts_with_the_placement_changes_nothing(case: Case, rand
     setting = case.setting
     loads = np.empty_like(setting.fit_loads)
     loads[:, new_ids] = setting.fit_loads
-    renamed = replace(setting, trace=with_ids(setting.trace, new_ids), fit_loads=loads)
+    batches = replace(setting.batches, trace=with_ids(setting.batches.trace, new_ids))
+    renamed = replace(setting, batches=batches, fit_loads=loads)
     placement = replace(case.placement, expert_of_slot=new_ids[case.placement.expert_of_slot])
     assert replace(case, setting=renamed, placement=placement).metrics() == case.metrics()
 

@@ -1,0 +1,234 @@
+"""Transforms of routes against brute force and numbers of the papers."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from scenarios.cluster_specs import ClusterSpec, ParallelSpec
+from scenarios.errors import PlacementError, TraceError
+from scenarios.routing_specs import RoutingSpec
+from scenarios.schedule_specs import ScheduleSpec
+from scenarios.workload_specs import SynthesisSpec, WorkloadSpec
+from sim.session import placement_problem, reduced
+from sim.setting import Setting, make_setting, open_trace
+from sim.steps import chosen
+from tests.small import even_placement, random_ids, tiny_model, trace_of
+from traces.routes import best_choices, masked, most_loaded, nucleus, with_gate_weights, without_null
+from traces.routing import RoutingTrace
+from traces.stats import expert_loads
+
+E, K, TOKENS = 16, 4, 60
+
+
+def weighted(*, ordered: bool = False, unused_frac: float = 0.0, spread: float = 1.0) -> RoutingTrace:
+    """Two layers with gate weights, in descending order or shuffled."""
+    trace = trace_of(random_ids((2, K, TOKENS), E, 1, unused_frac), E, [20] * 3, weight_ordered=True)
+    trace = with_gate_weights(trace, spread, np.random.default_rng(0))
+    if ordered:
+        return trace
+    order = np.random.default_rng(1).permuted(np.broadcast_to(np.arange(K)[None, :, None], trace.ids.shape), axis=1)
+    ids, weights = (np.take_along_axis(array, order, axis=1) for array in (trace.ids, trace.weights))
+    return replaced(trace, ids=ids, weights=weights, weight_ordered=False)
+
+
+def replaced(trace: RoutingTrace, **fields: Any) -> RoutingTrace:
+    names = ("ids", "n_experts", "offsets", "positions", "moe_layers", "phase", "provenance", "weights", "variable_k")
+    return RoutingTrace(**({name: getattr(trace, name) for name in names} | fields))
+
+
+def choices(trace: RoutingTrace, layer: int, token: int) -> dict[int, float]:
+    """Weight of every expert that a token has."""
+    rows, weights = trace.ids[layer, :, token], trace.weights
+    assert weights is not None
+    return {int(e): float(w) for e, w in zip(rows, weights[layer, :, token], strict=True) if e < trace.n_experts}
+
+
+def everywhere(trace: RoutingTrace) -> list[tuple[int, int]]:
+    return [(layer, token) for layer in range(trace.n_layers) for token in range(trace.n_tokens)]
+
+
+@pytest.mark.parametrize("unused_frac", [0.0, 0.3])
+def test_the_best_choices_are_those_of_the_largest_weights(unused_frac: float) -> None:
+    trace = weighted(unused_frac=unused_frac)
+    got = best_choices(trace, 2)
+    for where in everywhere(trace):
+        before = sorted(choices(trace, *where).items(), key=lambda entry: -entry[1])
+        assert sorted(choices(got, *where).values()) == sorted(weight for _, weight in before[:2])
+        assert choices(got, *where).items() <= choices(trace, *where).items()
+
+
+@pytest.mark.parametrize("share", [0.2, 0.5, 0.9, 1.0])
+def test_a_nucleus_is_the_least_number_that_reaches_the_share(share: float) -> None:
+    trace = weighted()
+    got = nucleus(trace, share)
+    for where in everywhere(trace):
+        weights = sorted(choices(trace, *where).values(), reverse=True)
+        enough = [n for n in range(1, K + 1) if sum(weights[:n]) >= share - 1e-3]
+        assert len(choices(got, *where)) == (enough[0] if enough else K)
+        assert choices(got, *where).items() <= choices(trace, *where).items()
+
+
+def test_null_experts_take_their_share_from_the_least_weights() -> None:
+    trace = weighted(unused_frac=0.2)
+    kept, n_null = without_null(trace, 8), 8
+    for layer in range(2):
+        all_weights = sorted(w for token in range(TOKENS) for w in choices(trace, layer, token).values())
+        left = sorted(w for token in range(TOKENS) for w in choices(kept, layer, token).values())
+        assert len(left) == len(all_weights) - round(len(all_weights) * n_null / (E + n_null))
+        assert left == all_weights[-len(left) :]
+
+
+def test_longcat_flash_keeps_eight_of_twelve_choices() -> None:
+    """512 experts and 256 of no cost, top-12: about 8 true ones (LongCat-Flash, arXiv 2509.01322, section 2.1)."""
+    trace = trace_of(random_ids((1, 12, 2000), 512), 512)
+    kept = without_null(trace, 256, np.random.default_rng(0))
+    assert np.count_nonzero(kept.ids < 512) / 2000 == pytest.approx(8, abs=0.1)
+
+
+def test_masked_choices_go_to_kept_experts_as_their_loads() -> None:
+    trace = trace_of(random_ids((2, 2, 4000), E, 3), E)
+    kept = most_loaded(trace, 0.5)
+    loads = expert_loads(trace)
+    for layer in range(2):
+        assert sorted(loads[layer])[-8:] == sorted(loads[layer][kept[layer]])
+    got = masked(trace, kept, np.random.default_rng(0))
+    stays = np.stack([np.isin(rows, experts) for rows, experts in zip(trace.ids, kept, strict=True)])
+    assert (got.ids[stays] == trace.ids[stays]).all()
+    assert (got.ids[:, 0] != got.ids[:, 1]).all()
+    for layer, experts in enumerate(kept):
+        assert np.isin(got.ids[layer], experts).all()
+        gained = (expert_loads(got) - loads)[layer][experts]
+        assert np.corrcoef(gained, loads[layer][experts])[0, 1] > 0.9
+
+
+def test_a_mask_works_with_all_256_ids_of_a_byte() -> None:
+    trace = trace_of(random_ids((1, 8, 300), 256), 256)
+    assert trace.ids.dtype == np.uint8
+    got = masked(trace, [list(range(240, 256))], np.random.default_rng(0))
+    assert got.ids.min() >= 240
+    assert all(len(set(token)) == 8 for token in got.ids[0].T)
+
+
+def test_made_up_gate_weights_are_the_largest_of_a_softmax() -> None:
+    weights = weighted(ordered=True).weights
+    assert weights is not None
+    assert (np.diff(weights.astype(float), axis=1) <= 0).all()
+    assert ((weights.sum(axis=1) > K / E) & (weights.sum(axis=1) <= 1)).all()
+    flat = weighted(ordered=True, spread=1e-3).weights
+    assert np.allclose(np.asarray(flat, float), 1 / E, rtol=0.02)
+
+
+PLAIN_TRACE = trace_of(random_ids((2, 2, 64), 8), 8)
+
+
+@pytest.mark.parametrize(
+    ("routing", "text"),
+    [
+        ({"top_p": 0.5}, "top_p needs gate weights"),
+        ({"top_k": 1}, "top_k needs gate weights"),
+        ({"null_experts": 2}, "null_experts needs gate weights"),
+        ({"mask": {"experts": [0]}}, "keeps 1 experts"),
+        ({"mask": {"experts": [0, 9]}}, "up to 9"),
+        ({"mask": {"experts": [[0, 1], [2, 3], [4, 5]]}}, "3 lists of experts for 2 MoE layers"),
+    ],
+)
+def test_routes_that_a_trace_cannot_give_are_refused(routing: dict[str, Any], text: str) -> None:
+    with pytest.raises(TraceError, match=text):
+        chosen(PLAIN_TRACE, RoutingSpec.model_validate(routing))
+
+
+@pytest.mark.parametrize(
+    "routing",
+    [
+        {"pad": True},
+        {"drop": "weight"},
+        {"null_by": "chance"},
+        {"capacity_factor": 1, "group": "sequence", "pad": True},
+        {"mask": {}},
+        {"mask": {"keep": 0.5, "experts": [1]}},
+    ],
+)
+def test_options_that_belong_to_nothing_are_refused(routing: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match=r"option of|group device or step|give either"):
+        RoutingSpec.model_validate(routing)
+
+
+def setting_of(**routing: Any) -> Setting:
+    model = tiny_model()
+    workload = WorkloadSpec(
+        synthetic=SynthesisSpec(tokens=1024, sequence_tokens=32, gate_spread=2.0),
+        tokens_per_device=16,
+        steps=4,
+        routing=RoutingSpec.model_validate(routing),
+    )
+    return make_setting(
+        model=model,
+        cluster=ClusterSpec(node="h200-sxm-8"),
+        parallel=ParallelSpec(),
+        workload=workload,
+        trace=open_trace(workload, model, Path()),
+        seed=0,
+    )
+
+
+def used(setting: Setting) -> NDArray[np.bool_]:
+    """Places that hold an expert, of the judged steps, bool[layer, k, step, device, token]."""
+    batches = setting.batches
+    return batches.trace.ids[:, :, batches.tokens] < 8
+
+
+@pytest.mark.parametrize("routing", [{}, {"top_k": 1}, {"top_p": 0.4}, {"null_experts": 4}, {"capacity_factor": 1.0}])
+def test_judged_and_fitted_steps_take_the_same_routes(routing: dict[str, Any]) -> None:
+    setting = setting_of(**routing)
+    assert setting.fit_batches is not None
+    fitted = setting.fit_batches.trace.ids[:, :, setting.fit_batches.tokens] < 8
+    assert fitted.mean() == pytest.approx(used(setting).mean(), abs=0.03)
+    if setting.routes is not None:
+        assert setting.routes.experts_per_token == pytest.approx(used(setting).sum(axis=1).mean())
+    slots = reduced(setting, even_placement(setting.model, 8), ScheduleSpec()).slot_tokens
+    assert slots.sum() == used(setting).sum()
+
+
+def test_plans_are_fitted_on_choices_that_find_room() -> None:
+    setting = setting_of(capacity_factor=1.0)
+    assert setting.fit_batches is not None
+    assert setting.fit_loads.sum() == np.count_nonzero(setting.fit_batches.trace.ids < 8)
+
+
+def test_buffers_need_an_exchange_and_a_plan_that_they_fit() -> None:
+    setting = setting_of(capacity_factor=1.0, pad=True)
+    with pytest.raises(Exception, match="dedup: none"):
+        reduced(setting, even_placement(setting.model, 8), ScheduleSpec())
+    schedule = ScheduleSpec.model_validate({"exchange": {"dedup": "none"}})
+    slots = np.tile(np.arange(16) % 8, (2, 1))
+    replicas = even_placement(setting.model, 8).from_slots(slots, 8, n_experts=8, name="replicas")
+    with pytest.raises(Exception, match="without replicas"):
+        reduced(setting, replicas, schedule)
+
+
+@pytest.mark.parametrize(("group", "chunks"), [("device", 1), ("step", 1), ("device", 3), ("step", 4)])
+def test_padded_buffers_are_sent_and_computed_whole(group: str, chunks: int) -> None:
+    setting = setting_of(capacity_factor=1.5, pad=True, group=group)
+    overlap = {"overlap": "chunked", "chunks": chunks} if chunks > 1 else {}
+    schedule = ScheduleSpec.model_validate({"exchange": {"dedup": "none"}, **overlap})
+    reduction = reduced(setting, even_placement(setting.model, 8), schedule)
+    rows = reduction.slot_tokens.reshape(2, 4, chunks, 8).sum(axis=2)
+    assert (rows == 1.5 * 2 * 16 * 8 / 8).all()  # factor x k x tokens of a step / experts
+    sent = reduction.ports.send_intra.reshape(2, 4, chunks, 8).sum(axis=2)
+    assert (sent == 6 * 7).all()  # six rows to each of the seven other experts
+    hierarchy = schedule.model_copy(update={"exchange": schedule.exchange.model_copy(update={"law": "fifo"})})
+    assert reduced(setting, even_placement(setting.model, 8), hierarchy).pairs is not None
+
+
+def test_solvers_know_the_transformed_routes() -> None:
+    from scenarios.placement_specs import PlacementSpec
+    from scenarios.schedule_specs import ExchangeSpec
+
+    setting = setting_of(mask={"experts": [0, 1, 2, 3]})
+    problem = placement_problem(setting, PlacementSpec(solver="greedy"), 0, ExchangeSpec())
+    assert (problem.loads[:, 4:] == 0).all()
+    with pytest.raises(PlacementError):
+        placement_problem(setting, PlacementSpec(file="plan.json"), 0, ExchangeSpec())
