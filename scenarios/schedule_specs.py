@@ -12,7 +12,15 @@ from scenarios.sources import Spec
 from scenarios.units import Seconds
 
 OverlapName = Literal[
-    "none", "chunked", "two-batch", "two-batch-prefill", "two-batch-decode", "tiles", "persistent", "prefetch"
+    "none",
+    "chunked",
+    "two-batch",
+    "two-batch-prefill",
+    "two-batch-decode",
+    "tiles",
+    "persistent",
+    "prefetch",
+    "ping-pong",
 ]
 LawName = Literal["port", "fifo", "maxmin"]
 DedupName = Literal["none", "device", "node"]
@@ -119,7 +127,9 @@ class ScheduleSpec(Spec):
 
     overlap: OverlapName = "none"
     chunks: int = Field(
-        default=2, ge=1, description="chunked: parts of the experts' tokens; two-batch: microbatches of the whole step"
+        default=2,
+        ge=1,
+        description="chunked: parts of the experts' tokens; two-batch, ping-pong: microbatches of the whole step",
     )
     tiles: int = Field(default=16, ge=1, description="tiles, persistent: parts that rows (and columns) are cut into")
     sms: Annotated[int, Field(gt=0)] | Literal["auto"] = Field(

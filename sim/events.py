@@ -14,7 +14,7 @@ import simpy
 from scenarios.errors import DeadlockError
 from sim.durations import Duration, ExchangeTime, Seconds
 from sim.event_laws import EXCHANGES, Exchange, Process
-from sim.program import EXCHANGE_LANES, INSIDE_LANES, Lanes, OpList
+from sim.program import RECEIVE_LANES, SEND_LANES, Lane, OpList
 from sim.vector import Finished
 
 
@@ -37,9 +37,10 @@ def execute_events(
     for device in range(n_devices):
         for lane in sorted({op.lanes[0] for op in op_list.ops if not op.is_exchange}):
             machine.env.process(_own_lane(machine, device, lane, durations))
-        for lanes in (EXCHANGE_LANES, INSIDE_LANES):
-            machine.env.process(_send_lane(machine, device, lanes))
-            machine.env.process(_receive_lane(machine, device, lanes))
+        for lane in SEND_LANES:
+            machine.env.process(_send_lane(machine, device, lane))
+        for lane in RECEIVE_LANES:
+            machine.env.process(_receive_lane(machine, device, lane))
     machine.env.run()
     return machine.finished()
 
@@ -62,9 +63,9 @@ class _Machine:
         self.done = [[self.env.event() for _ in range(shape[1])] for _ in range(shape[0])]
         self.end_s, self.send_end_s = np.full(shape, np.nan), np.full(shape, np.nan)
 
-    def exchanges_on(self, lanes: Lanes) -> list[tuple[int, Exchange]]:
-        """(operation, exchange) of those that occupy `lanes`, in order."""
-        return [(op, exchange) for op, exchange in self.exchanges.items() if self.op_list.ops[op].lanes == lanes]
+    def exchanges_on(self, lane: Lane) -> list[tuple[int, Exchange]]:
+        """(operation, exchange) of those that occupy the lane, in order."""
+        return [(op, exchange) for op, exchange in self.exchanges.items() if lane in self.op_list.ops[op].lanes]
 
     def end(self, op: int, device: int) -> None:
         """Record that `op` has ended on `device` now, and wake what waits for it."""
@@ -99,16 +100,16 @@ def _own_lane(machine: _Machine, device: int, lane: str, durations: Sequence[Dur
             machine.end(index, device)
 
 
-def _send_lane(machine: _Machine, device: int, lanes: Lanes) -> Process:
+def _send_lane(machine: _Machine, device: int, lane: Lane) -> Process:
     yield machine.env.timeout(machine.start_s[device])
-    for index, exchange in machine.exchanges_on(lanes):
+    for index, exchange in machine.exchanges_on(lane):
         yield from machine.await_all(index, device)
         yield from exchange.send(device)
         machine.send_end_s[index, device] = machine.env.now
 
 
-def _receive_lane(machine: _Machine, device: int, lanes: Lanes) -> Process:
+def _receive_lane(machine: _Machine, device: int, lane: Lane) -> Process:
     yield machine.env.timeout(machine.start_s[device])
-    for index, exchange in machine.exchanges_on(lanes):
+    for index, exchange in machine.exchanges_on(lane):
         yield from exchange.receive(device)
         machine.end(index, device)

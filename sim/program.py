@@ -13,13 +13,28 @@ from typing import Literal
 
 from scenarios.errors import DeadlockError
 
-Lane = Literal["compute", "send", "receive", "send-inside", "receive-inside", "to-device", "host"]
-"""Kernels of a device; its ports, and those inside its node where a stage of an exchange has them to itself; the engine
-that copies from the host's memory; the host's cores."""
+Lane = Literal[
+    "compute",
+    "send",
+    "receive",
+    "send-inside",
+    "receive-inside",
+    "experts",
+    "send-experts",
+    "receive-experts",
+    "to-device",
+    "host",
+]
+"""Kernels of a device; its ports, and those inside its node where a stage of an exchange has them to itself; kernels and
+ports of the device that holds experts, where that is another one; the engine that copies from the host's memory; the
+host's cores."""
 Lanes = tuple[Lane, ...]
 EXCHANGE_LANES: Lanes = ("send", "receive")
 INSIDE_LANES: Lanes = ("send-inside", "receive-inside")
-SEND_LANES, RECEIVE_LANES = zip(EXCHANGE_LANES, INSIDE_LANES, strict=True)
+TO_EXPERTS: Lanes = ("send", "receive-experts")
+FROM_EXPERTS: Lanes = ("send-experts", "receive")
+PORTS = (EXCHANGE_LANES, INSIDE_LANES, TO_EXPERTS, FROM_EXPERTS)
+SEND_LANES, RECEIVE_LANES = (tuple(dict.fromkeys(lanes)) for lanes in zip(*PORTS, strict=True))
 
 
 Tiling = Literal["rows", "columns"]
@@ -123,7 +138,7 @@ class Op:
     @property
     def is_exchange(self) -> bool:
         """True where tokens travel between devices."""
-        return self.lanes in (EXCHANGE_LANES, INSIDE_LANES)
+        return self.lanes in PORTS
 
 
 @dataclass(slots=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from sim.policies.chunked import chunked
 from sim.policies.persistent import persistent
+from sim.policies.ping_pong import ping_pong
 from sim.policies.prefetch import prefetch
 from sim.policies.sequential import sequential
 from sim.policies.tiles import tiles
@@ -21,13 +22,17 @@ POLICIES: dict[str, Policy] = {
     "tiles": tiles,
     "persistent": persistent,
     "prefetch": prefetch,
+    "ping-pong": ping_pong,
 }
 
-MICROBATCHED = frozenset({"two-batch", "two-batch-prefill", "two-batch-decode"})
+MICROBATCHED = frozenset({"two-batch", "two-batch-prefill", "two-batch-decode", "ping-pong"})
 """Policies whose steps come in microbatches: all of the model in parts, not its experts alone."""
 
 SPLIT_ATTENTION = frozenset({"two-batch-decode"})
 """Policies that issue the projections before the core of attention as a work of their own."""
+
+APART = frozenset({"ping-pong"})
+"""Policies of experts that have devices of their own."""
 
 TILED: dict[str, Tiling] = {"tiles": "columns", "persistent": "rows"}
 """Policies of fused kernels, whose chunks are tiles of one kernel: of rows, or of rows and then of columns."""

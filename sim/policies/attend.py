@@ -2,24 +2,27 @@
 
 from __future__ import annotations
 
-from sim.program import After, Layer, Program
+from sim.program import EXCHANGE_LANES, After, Lanes, Layer, Program
 
 
-def attend(program: Program, layer: Layer, after: After) -> int:
-    """Index of the operation after which the layer's hidden states are at home, ready for the gate if it has one."""
-    return core(program, layer, project(program, layer, after))
+def attend(program: Program, layer: Layer, after: After, lanes: Lanes = EXCHANGE_LANES) -> int:
+    """Index of the operation after which the layer's hidden states are at home, ready for the gate if it has one.
+
+    lanes  ports of gather and scatter.
+    """
+    return core(program, layer, project(program, layer, after, lanes), lanes)
 
 
-def project(program: Program, layer: Layer, after: After) -> After:
+def project(program: Program, layer: Layer, after: After, lanes: Lanes = EXCHANGE_LANES) -> After:
     """The operation after which the core of attention can begin: gathered and, where told apart, projected."""
     if layer.gather is not None:
-        after = program.exchange(layer.gather, after=after)
+        after = program.exchange(layer.gather, after=after, lanes=lanes)
     return after if layer.projections is None else program.compute(layer.projections, after=after)
 
 
-def core(program: Program, layer: Layer, after: After) -> int:
+def core(program: Program, layer: Layer, after: After, lanes: Lanes = EXCHANGE_LANES) -> int:
     """Index of the operation after which attention, and the dense MLP of a layer without experts, are done."""
     attended = program.compute(layer.attention, after=after)
     if layer.scatter is not None:
-        attended = program.exchange(layer.scatter, after=attended)
+        attended = program.exchange(layer.scatter, after=attended, lanes=lanes)
     return attended if layer.mlp is None else program.compute(layer.mlp, after=attended)

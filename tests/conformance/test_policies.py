@@ -15,7 +15,7 @@ from scenarios.schedule_specs import MOVING, OverlapName
 from sim.events import execute_events
 from sim.laws import LAWS
 from sim.log import begins_s
-from sim.policies import MICROBATCHED, POLICIES, SPLIT_ATTENTION, TILED
+from sim.policies import APART, MICROBATCHED, POLICIES, SPLIT_ATTENTION, TILED
 from sim.program import Layer, OpList, Step, Work, compile_program
 from sim.setting import build_step
 from tests.oracles.random_steps import CHUNKS, make_step, price_case
@@ -36,6 +36,14 @@ MODELS: dict[str, tuple[list[tuple[int, ...]], bool]] = {
     "some pulled": ([(False, False, 2), (False, False, 0), (False, False, 2), (False, True, 1)], False),
     "tensor parallel": ([DENSE, SHARED, PLAIN], True),
 }
+LANES_APART = {
+    "gather": ("send-inside", "receive-inside"),
+    "scatter": ("send-inside", "receive-inside"),
+    "dispatch": ("send", "receive-experts"),
+    "experts": ("experts",),
+    "combine": ("send-experts", "receive"),
+}
+"""Where experts have devices of their own, a device's index stands for one device of each pool."""
 PLANS = [(policy, chunks) for policy, counts in CHUNKS.items() for chunks in counts]
 
 
@@ -102,7 +110,8 @@ class TestProgram:
 
     def test_exchanges_and_only_they_are_on_the_ports(self, policy: str, chunks: int, model: str) -> None:
         for op in compiled(policy, model, chunks).ops:
-            assert op.lanes == (("send", "receive") if op.work.kind in EXCHANGES else ("compute",))
+            usual = ("send", "receive") if op.work.kind in EXCHANGES else ("compute",)
+            assert op.lanes == (LANES_APART.get(op.work.kind, usual) if policy in APART else usual)
 
     def test_operations_wait_for_earlier_ones_only(self, policy: str, chunks: int, model: str) -> None:
         op_list = compiled(policy, model, chunks)
@@ -165,9 +174,9 @@ def test_lanes_are_first_in_first_out_and_everything_ends(policy: str, chunks: i
     assert np.isfinite(ends_s).all()
     assert (ends_s[-1] == ends_s.max(axis=0)).all(), "the head is last on every device"
     begins_at_s = begins_s(op_list, durations, finished)
-    for on_ports in (False, True):
-        lane = [index for index, op in enumerate(op_list.ops) if op.is_exchange == on_ports]
-        for before, index in pairwise(lane):
+    for lane in {op.lanes[0] for op in op_list.ops}:
+        on_lane = [index for index, op in enumerate(op_list.ops) if op.lanes[0] == lane]
+        for before, index in pairwise(on_lane):
             free_s = finished.send_end_s[before]
             assert (begins_at_s[index] >= free_s * (1 - 1e-12)).all()
             assert (ends_s[index] >= ends_s[before]).all()

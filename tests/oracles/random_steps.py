@@ -27,6 +27,7 @@ CHUNKS: dict[str, tuple[int, ...]] = {
     "tiles": SOME,
     "persistent": SOME,
     "prefetch": (1,),
+    "ping-pong": SOME,
 }
 
 
