@@ -40,11 +40,13 @@ class Machine:
 
     @property
     def messages(self) -> tuple[int, int]:
-        """Messages that a device sends in one exchange, inside its node and between nodes.
+        """Messages that a device sends in one exchange, inside its node and between nodes: to another pool one a rank.
 
         With stages, one to every peer of the stage; an all-gather has steps of a ring instead.
         """
         cluster, algorithm = self.cluster, self.exchange.algorithm
+        if self.layout.sources:
+            return 0, self.layout.n_ranks
         inside, others = cluster.devices_per_node - 1, cluster.n_nodes - 1
         if algorithm == "sliced":
             return cluster.devices_per_node // self.layout.tp - 1, others * cluster.devices_per_node // self.layout.tp

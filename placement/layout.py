@@ -9,11 +9,15 @@ from scenarios.errors import ScenarioError
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ExpertLayout:
-    """Devices of the expert-parallel group. Raises ScenarioError where ranks do not fill the devices."""
+    """Devices of the expert-parallel group. Raises ScenarioError where ranks do not fill the devices.
+
+    sources  devices that hold the tokens where they are others than those of the experts; 0 where they are the same.
+    """
 
     n_devices: int
     devices_per_node: int
     tp: int = 1
+    sources: int = 0
 
     def __post_init__(self) -> None:
         if self.n_devices % self.devices_per_node:
@@ -22,6 +26,11 @@ class ExpertLayout:
             raise ScenarioError(
                 f"expert tensor parallelism {self.tp} does not divide the {self.devices_per_node} devices of a node"
             )
+
+    @property
+    def n_sources(self) -> int:
+        """Devices that hold tokens."""
+        return self.sources or self.n_devices
 
     @property
     def n_ranks(self) -> int:

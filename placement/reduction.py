@@ -16,7 +16,15 @@ from placement.counting import Counts, Routes, Rows, TokenCounts, Tokens, count_
 from placement.layout import ExpertLayout
 from placement.plan import Placement
 from placement.token_split import even_quotas, even_table, greedy_quotas, levelled_slots
-from placement.traffic import PortTokens, direct_ports, forwarded_ports, regrouped_ports, to_one_of_group
+from placement.traffic import (
+    PortTokens,
+    between_pools,
+    direct_ports,
+    forwarded_ports,
+    pool_ports,
+    regrouped_ports,
+    to_one_of_group,
+)
 from scenarios.errors import PlacementError
 from scenarios.schedule_specs import AlgorithmName, DedupName
 from traces.routing import RoutingTrace
@@ -52,6 +60,8 @@ class Reduction:
     back         the same of the combine.
     held         int[layer, part, device]: tokens at a device after the dispatch, to be gathered inside its group; no
                  entry for devices under other algorithms than `sliced`.
+    Where experts have devices of their own, devices are those of tokens and then those of experts, and one device of a
+    rank takes a token for its group.
     pairs        int32[layer, part, source, destination], or None where it was not kept.
     pairs_total  int32[layer, source, destination]: the same over all parts, always there.
     node_pairs_total  int32[layer, source, node]: tokens of a source that have an expert on that node; no entry for
@@ -96,7 +106,7 @@ def reduce_trace(
     ordered = in_order(tokens, chunks)
     tables = Tables.of(placement, layout, np.iinfo(trace.ids.dtype).max + 1)
     forwards = dedup == "node" and layout.n_nodes > 1
-    shape = (tokens.shape[0] * chunks, layout.n_devices)
+    shape = (tokens.shape[0] * chunks, layout.n_sources)
     groups: list[Group] = []
     for layers in _layer_groups(trace.n_layers, shape[0] * shape[1] * layout.n_ranks):
         counts = _zeros(len(layers), shape, placement.n_slots, layout, forwards=forwards)
@@ -158,16 +168,21 @@ def grouped(
 ) -> Group:
     """What is kept of the counts of a group of layers, whose tokens travel that way."""
     dedup, algorithm = way
-    sliced = algorithm == "sliced"
+    sliced = algorithm == "sliced" or layout.sources > 0
     pairs = to_one_of_group(counts.pairs, layout.tp) if sliced else np.repeat(counts.pairs, layout.tp, axis=-1)
-    ports, back = _ports(pairs, counts.node_pairs, layout, algorithm)
+    if layout.sources:
+        pairs = between_pools(pairs)
+        ports = pool_ports(pairs)
+        back = ports.reversed()
+    else:
+        ports, back = _ports(pairs, counts.node_pairs, layout, algorithm)
     arrived = counts.pairs.sum(axis=-2, dtype=np.int32)
     return Group(
         slots=counts.slots,
         summed=np.zeros_like(arrived) if dedup == "none" else arrived,
         ports=ports,
         back=back,
-        held=pairs.sum(axis=-2) if sliced else pairs[..., 0, :0],
+        held=pairs.sum(axis=-2) if sliced and not layout.sources else pairs[..., 0, :0],
         pairs=pairs if keep_pairs else pairs[:0],
         pairs_total=pairs.sum(axis=1, dtype=np.int32),
         node_pairs_total=counts.node_pairs.sum(axis=1, dtype=np.int32),
@@ -206,8 +221,8 @@ def check_steps(trace: RoutingTrace, placement: Placement, layout: ExpertLayout,
         )
     if placement.n_ranks != layout.n_ranks:
         raise PlacementError(f"placement {placement.name} has {placement.n_ranks} ranks, the layout {layout.n_ranks}")
-    if tokens.ndim != 3 or tokens.shape[1] != layout.n_devices or 0 in tokens.shape:
-        raise PlacementError(f"steps have shape {tokens.shape}, expected [step, {layout.n_devices} devices, token]")
+    if tokens.ndim != 3 or tokens.shape[1] != layout.n_sources or 0 in tokens.shape:
+        raise PlacementError(f"steps have shape {tokens.shape}, expected [step, {layout.n_sources} devices, token]")
 
 
 def chunk_of_tokens(n_tokens: int, n_chunks: int) -> NDArray[np.int32]:

@@ -84,6 +84,20 @@ def regrouped_ports(pairs: Tokens, layout: ExpertLayout) -> PortTokens:
     )
 
 
+def between_pools(pairs: NDArray[np.int32]) -> NDArray[np.int32]:
+    """Pairs int32[..., device, device] of all devices, those of tokens first, from int32[..., source, destination]."""
+    n_sources, n_destinations = pairs.shape[-2:]
+    around = [(0, 0)] * (pairs.ndim - 2)
+    return np.pad(pairs, [*around, (0, n_destinations), (n_sources, 0)])
+
+
+def pool_ports(pairs: Tokens) -> PortTokens:
+    """Ports where every token crosses the network between two pools; pairs int[..., device, device]."""
+    sent, received = pairs.sum(axis=-1), pairs.sum(axis=-2)
+    none = np.zeros_like(sent)
+    return PortTokens(send_intra=none, receive_intra=none, send_inter=sent, receive_inter=received)
+
+
 def to_one_of_group(pairs: NDArray[np.int32], tp: int) -> NDArray[np.int32]:
     """Tokens from device to device where one of the `tp` devices of a rank takes them: int32[..., source, destination].
 

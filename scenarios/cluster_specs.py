@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from scenarios.sources import Spec
 from scenarios.units import BytesPerS, Seconds
@@ -21,6 +21,15 @@ class ClusterSpec(Spec):
     inter_bandwidth: BytesPerS | None = Field(default=None, description="per device and direction, between nodes")
     intra_message: Seconds | None = Field(default=None, description="time of a message beside its bytes, inside a node")
     inter_message: Seconds | None = Field(default=None, description="the same between nodes")
+    experts: ClusterSpec | None = Field(
+        default=None, description="nodes that hold the experts alone, while those above hold attention and all else"
+    )
+
+    @model_validator(mode="after")
+    def _two_pools(self) -> ClusterSpec:
+        if self.experts is not None and self.experts.experts is not None:
+            raise ValueError("there are two pools, of attention and of experts: give no experts of experts")
+        return self
 
 
 class AttentionParallelSpec(Spec):

@@ -95,7 +95,7 @@ def _moved_work(setting: Setting, prices: Prices, schedule: ScheduleSpec, family
 
 
 def _experts_ends(setting: Setting) -> tuple[float, float]:
-    device, shape = setting.cluster.device, expert_shape(setting.model, setting.layout.tp)
+    device, shape = setting.expert_cluster.device, expert_shape(setting.model, setting.layout.tp)
     key = moe_shape(shape.hidden_size, shape.intermediate_size, shape.gated)
     return device.measured.low_high("moe", shape.weight_dtype, key) or device.kernels.moe(shape.weight_dtype).low_high
 

@@ -45,6 +45,20 @@ def at_steps(duration: Duration, steps: NDArray[np.int64] | int) -> Duration:
     )
 
 
+def folded(duration: Duration, n_devices: int) -> Duration:
+    """The duration of `n_devices` simulated devices, which stand for the fewer devices of a pool in turn."""
+    if not isinstance(duration, ExchangeTime):
+        return repeated(duration, n_devices)
+    send_s, receive_s = repeated(duration.send_s, n_devices), repeated(duration.receive_s, n_devices)
+    return replace(duration, send_s=send_s, receive_s=receive_s)
+
+
+def repeated(values: Seconds, n_devices: int) -> Seconds:
+    """Values float64[..., device] over and over, until there are `n_devices`."""
+    turns: Seconds = np.take(values, np.arange(n_devices) % values.shape[-1], axis=-1)
+    return turns
+
+
 def scaled(duration: Duration, factor: float) -> Duration:
     """The duration, `factor` times as long."""
     if not isinstance(duration, ExchangeTime):

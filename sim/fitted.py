@@ -12,4 +12,4 @@ from traces.batches import Batches
 
 def steps_of(setting: Setting, sequences: NDArray[np.int64], n_steps: int, rng: np.random.Generator) -> Batches:
     """Steps of the setting's workload made of `sequences` alone."""
-    return composed(setting.trace, sequences, setting.workload, (n_steps, setting.layout.n_devices), rng)
+    return composed(setting.trace, sequences, setting.workload, (n_steps, setting.cluster.n_devices), rng)

@@ -24,7 +24,7 @@ SIDES: tuple[Side, Side] = ("dispatch", "combine")
 
 def machine_of(setting: Setting, spec: ExchangeSpec) -> Machine:
     """The setting's machine with the exchange of a schedule."""
-    return Machine(model=setting.model, cluster=setting.cluster, layout=setting.layout, exchange=spec)
+    return Machine(model=setting.model, cluster=setting.expert_cluster, layout=setting.layout, exchange=spec)
 
 
 def tokens_of_parts(setting: Setting, n_chunks: int, n_parts: int) -> NDArray[np.integer]:
@@ -62,7 +62,8 @@ def slowdown_beside_exchange(setting: Setting, n_chunks: int, spec: ExchangeSpec
 def exchange_band(setting: Setting, spec: ExchangeSpec, side: Side) -> tuple[float, float]:
     """Ends of the 80 % band of measured over predicted time of one side of the exchange."""
     cluster = setting.cluster
-    link = cluster.intra if cluster.n_nodes == 1 or cluster.inter is None else cluster.inter
+    inside = setting.pool is None and cluster.n_nodes == 1
+    link = cluster.intra if inside or cluster.inter is None else cluster.inter
     if spec.kernel == "alpha-beta":
         return link.band.low, link.band.high
     if spec.kernel == "nccl":

@@ -19,7 +19,10 @@ GIB = 2**30
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DeviceMemory:
-    """Bytes on each device, float64[device]; `usable_bytes` is the capacity less the reserve."""
+    """Bytes on each device, float64[device]; `usable_bytes` is the capacity less the reserve.
+
+    pool  name of the machine of the experts, where they have devices of their own and these are its bytes.
+    """
 
     expert_bytes: NDArray[np.float64]
     other_weight_bytes: float
@@ -28,6 +31,7 @@ class DeviceMemory:
     capacity_bytes: float
     requests: int
     context_tokens: int
+    pool: str = ""
 
     @property
     def used_bytes(self) -> NDArray[np.float64]:
@@ -53,6 +57,30 @@ def device_memory(setting: Setting, placement: Placement, spec: MemorySpec) -> D
     )
 
 
+def checked_memory(setting: Setting, placement: Placement, spec: MemorySpec) -> DeviceMemory:
+    """The memory of every device; of two pools that of the one with the least room. Raises as `check_memory` does."""
+    memories = _by_pool(device_memory(setting, placement, spec), setting, spec)
+    for memory in memories:
+        check_memory(memory, setting, placement)
+    return max(memories, key=lambda memory: float(memory.used_bytes.max()) / memory.usable_bytes)
+
+
+def _by_pool(memory: DeviceMemory, setting: Setting, spec: MemorySpec) -> tuple[DeviceMemory, ...]:
+    """The memory of each pool where experts have devices of their own."""
+    if setting.pool is None:
+        return (memory,)
+    capacity = setting.pool.device.card.memory_bytes.value
+    experts = replace(
+        memory,
+        other_weight_bytes=0.0,
+        kv_bytes=0.0,
+        usable_bytes=capacity * (1 - spec.reserve),
+        capacity_bytes=capacity,
+        pool=setting.pool.name,
+    )
+    return replace(memory, expert_bytes=np.zeros(setting.cluster.n_devices)), experts
+
+
 def with_copies(memory: DeviceMemory, moves: Moves, model: ModelCard, *, buffers: int) -> DeviceMemory:
     """Memory with the copies of experts that a device fetches for a layer, in so many buffers of the fullest layer."""
     copies = moves.fetched.sum(axis=-1).max(axis=(0, 1))
@@ -74,8 +102,9 @@ def check_memory(memory: DeviceMemory, setting: Setting, placement: Placement) -
             f"fewer than {memory.requests} requests a device or a shorter context than {memory.context_tokens} tokens"
         )
     raise MemoryInfeasible(
-        f"{placement.name} on {setting.cluster.name}: device {worst} needs {memory.used_bytes[worst] / GIB:.1f} GiB of "
-        f"{memory.usable_bytes / GIB:.1f} GiB usable ({memory.capacity_bytes / GIB:.1f} less the reserve): experts "
+        f"{placement.name} on {memory.pool or setting.cluster.name}: device {worst} needs "
+        f"{memory.used_bytes[worst] / GIB:.1f} GiB of {memory.usable_bytes / GIB:.1f} GiB usable "
+        f"({memory.capacity_bytes / GIB:.1f} less the reserve): experts "
         f"{memory.expert_bytes[worst] / GIB:.1f}, other weights {memory.other_weight_bytes / GIB:.1f}, KV cache "
         f"{memory.kv_bytes / GIB:.1f}; short by {short / GIB:.1f} GiB. Levers: {', '.join(levers)}"
     )

@@ -17,7 +17,7 @@ from sim.durations import Duration, ExchangeTime, Seconds
 from sim.kernel_pricing import machine_of, token_bytes
 from sim.log import begins_s, busy_s, covered_s
 from sim.memory import DeviceMemory
-from sim.program import EXCHANGE_LANES, Lane, OpList
+from sim.program import EXCHANGE_LANES, OpList
 from sim.setting import Setting
 from sim.vector import Finished
 
@@ -40,7 +40,7 @@ class Execution:
 def time_metrics(execution: Execution, times_s: Seconds, setting: Setting, overhead_s: float) -> dict[str, float]:
     """Step time, throughput and use of lanes; `times_s` float64[step + 1] are the begins of the steps."""
     step_s = execution.step_times_s + overhead_s
-    n_tokens = setting.layout.n_devices * setting.workload.tokens_per_device
+    n_tokens = setting.cluster.n_devices * setting.workload.tokens_per_device
     tokens_per_s = len(step_s) * n_tokens / times_s[-1]
     transfer_s, exposed_s = _communication_s(execution)
     ports_s = _ports_busy_s(execution)
@@ -50,7 +50,7 @@ def time_metrics(execution: Execution, times_s: Seconds, setting: Setting, overh
         "step_time_s.p50": float(np.quantile(step_s, 0.5)),
         "step_time_s.p99": float(np.quantile(step_s, 0.99)),
         "tokens_per_s": float(tokens_per_s),
-        "tokens_per_s_per_device": float(tokens_per_s / setting.layout.n_devices),
+        "tokens_per_s_per_device": float(tokens_per_s / setting.n_devices),
         "busy_frac.compute": float(sum(_compute_s(execution).values()) / total_s),
         "busy_frac.send": ports_s["send"] / total_s,
         "busy_frac.receive": ports_s["receive"] / total_s,
@@ -115,7 +115,8 @@ def traffic_metrics(
     """
     pairs, nodes = reduction.pairs_total.sum(axis=0), _node_visits(setting, reduction)
     n_steps, cluster = setting.batches.n_steps, setting.cluster
-    at_home = nodes[np.arange(cluster.n_devices), cluster.node_of_device()].sum()
+    apart = setting.pool is not None
+    at_home = 0 if apart else nodes[np.arange(cluster.n_devices), cluster.node_of_device()].sum()
     n_tokens = n_steps * cluster.n_devices * setting.workload.tokens_per_device * len(reduction.pairs_total)
     both_ways = _exchange_bytes(setting, schedule) / n_steps
     metrics = {
@@ -125,7 +126,7 @@ def traffic_metrics(
         f"bytes.{cluster.intra.kind}": float(_sent_inside(setting, reduction) * both_ways) + moved[0],
         "messages_per_exchange": float(sum(machine_of(setting, schedule.exchange).messages)),
     }
-    if cluster.n_nodes > 1 and cluster.inter is not None:
+    if (cluster.n_nodes > 1 or apart) and cluster.inter is not None:
         name = f"bytes.{cluster.inter.kind}"  # may be the kind inside nodes, too
         metrics[name] = metrics.get(name, 0.0) + float(reduction.ports.send_inter.sum() * both_ways) + moved[1]
     return metrics
@@ -139,7 +140,9 @@ def _sent_inside(setting: Setting, reduction: Reduction) -> int:
 def _node_visits(setting: Setting, reduction: Reduction) -> NDArray[np.int64]:
     """Copies of tokens that go to each node, int64[source, node]: once per node where they are forwarded inside."""
     by_node = reduction.node_pairs_total
-    if not reduction.forwards:
+    if setting.pool is not None:
+        by_node = reduction.pairs_total
+    elif not reduction.forwards:
         n_devices, n_nodes = setting.layout.n_devices, setting.layout.n_nodes
         by_node = reduction.pairs_total.reshape(-1, n_devices, n_nodes, n_devices // n_nodes).sum(axis=-1)
     visits: NDArray[np.int64] = by_node.sum(axis=0)
@@ -212,11 +215,12 @@ def _total_s(execution: Execution, *, exchange: bool) -> Seconds:
     return total
 
 
-def _ports_busy_s(execution: Execution) -> dict[Lane, float]:
+def _ports_busy_s(execution: Execution) -> dict[str, float]:
     """Own time of ports, mean per step and device, by lane of exchanges."""
-    busy_s: dict[Lane, float] = dict.fromkeys(EXCHANGE_LANES, 0.0)
+    busy_s: dict[str, float] = dict.fromkeys(EXCHANGE_LANES, 0.0)
     for op, duration in zip(execution.op_list.ops, execution.durations, strict=True):
         if isinstance(duration, ExchangeTime):
             for lane, port_s in zip(op.lanes, (duration.send_s, duration.receive_s), strict=True):
-                busy_s[lane] = busy_s.get(lane, 0.0) + float(port_s.mean())
+                name = lane.removesuffix("-experts")  # the same port, of another device
+                busy_s[name] = busy_s.get(name, 0.0) + float(port_s.mean())
     return busy_s

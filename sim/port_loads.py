@@ -34,15 +34,20 @@ def port_loads(setting: Setting, reduction: Reduction, schedule: ScheduleSpec) -
     """Means over the setting's steps; a combine takes the way of its dispatch backwards."""
     cluster, ports, exchange = setting.cluster, reduction.ports, schedule.exchange
     there, back = token_bytes(setting, exchange.dispatch_dtype), token_bytes(setting, exchange.combine_dtype)
-    cards = [cluster.intra] if cluster.n_nodes == 1 or cluster.inter is None else [cluster.intra, cluster.inter]
+    between = [] if cluster.inter is None or (cluster.n_nodes == 1 and setting.pool is None) else [cluster.inter]
+    cards = [cluster.intra, *between]
     sides = [(ports.send_intra, ports.receive_intra), (ports.send_inter, ports.receive_inter)]
     moved = []
     for send, receive in sides[: len(cards)]:
         sent, received = (side.sum(axis=(0, 1)) / setting.batches.n_steps for side in (send, receive))
         moved.append([sent * there + received * back, received * there + sent * back])
     moved_bytes = np.array(moved)
+    busy_s = np.stack([port_s(amount, card) for amount, card in zip(moved_bytes, cards, strict=True)])
+    if setting.pool is not None and setting.pool.inter is not None:
+        own = slice(cluster.n_devices, None)
+        busy_s[1, :, own] = port_s(moved_bytes[1, :, own], setting.pool.inter)
     return PortLoads(
         links=tuple(card.kind for card in cards),
         moved_bytes=moved_bytes,
-        busy_s=np.stack([port_s(amount, card) for amount, card in zip(moved_bytes, cards, strict=True)]),
+        busy_s=busy_s,
     )

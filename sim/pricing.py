@@ -21,9 +21,10 @@ from placement.plan import Placement
 from placement.reduction import Reduction, chunk_of_tokens
 from scenarios.models import GroupedQueryAttention
 from scenarios.schedule_specs import ExchangeSpec
-from sim.durations import Duration, ExchangeTime, Seconds, at_steps, scaled
+from sim.durations import Duration, ExchangeTime, Seconds, at_steps, folded, scaled
 from sim.exchange_pricing import exchange_prices
 from sim.kernel_pricing import by_chunk, machine_of, slowdown_beside_exchange, token_bytes
+from sim.pool_pricing import pool_prices
 from sim.program import OpList, Work
 from sim.setting import Setting
 from sim.stage_pricing import gathered_rows_s, inside_collective_s
@@ -97,12 +98,14 @@ def price(
     windowed = frozenset[int]()
     if isinstance(model.attention, GroupedQueryAttention) and model.attention.window_tokens is not None:
         windowed = frozenset(range(0, model.n_layers, model.attention.windowed_every))
+    if setting.pool is not None:
+        chunks = pool_prices(setting, placement, reduction, exchange)
+    else:
+        own = {"experts": _experts(setting, placement, reduction, exchange)}
+        chunks = own | exchange_prices(setting, reduction, exchange)
     return Prices(
         per_layer=layer_prices(setting, reduction.n_chunks if microbatched else 1, exchange),
-        per_chunk={
-            "experts": _experts(setting, placement, reduction, exchange),
-            **exchange_prices(setting, reduction, exchange),
-        },
+        per_chunk=chunks,
         windowed_layers=windowed,
         moe_row={layer: row for row, layer in enumerate(model.moe_layers)},
     )
@@ -117,6 +120,8 @@ def layer_prices(
     """
     slower = 1.0 if exchange is None else slowdown_beside_exchange(setting, n_parts, exchange)
     parts = [_part_prices(part) for part in parts_of(setting, n_parts)]
+    if setting.pool is not None:
+        parts = [{kind: folded(time, setting.simulated_devices) for kind, time in part.items()} for part in parts]
     return {kind: tuple(_slowed(prices[kind], slower) for prices in parts) for kind in parts[0]}
 
 

@@ -25,9 +25,9 @@ Lane = Literal[
     "to-device",
     "host",
 ]
-"""Kernels of a device; its ports, and those inside its node where a stage of an exchange has them to itself; kernels and
-ports of the device that holds experts, where that is another one; the engine that copies from the host's memory; the
-host's cores."""
+"""Kernels of a device; its ports, and those inside its node where a stage of an exchange has them to itself; kernels
+and ports of the device that holds experts, where that is another one; the engine that copies from the host's memory;
+the host's cores."""
 Lanes = tuple[Lane, ...]
 EXCHANGE_LANES: Lanes = ("send", "receive")
 INSIDE_LANES: Lanes = ("send-inside", "receive-inside")

@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 from itertools import product
+from math import gcd
 from pathlib import Path
 
 import numpy as np
@@ -27,18 +28,20 @@ from sim.kernel_pricing import machine_of
 from sim.launches import launched_eagerly
 from sim.laws import LAWS
 from sim.log import step_log
-from sim.memory import check_memory, device_memory, with_copies
+from sim.memory import check_memory, checked_memory, with_copies
 from sim.metrics import Execution
 from sim.moving import move_prices, moved_bytes, moving
 from sim.payload import compressing, payload_prices
 from sim.policies import MICROBATCHED, POLICIES, SPLIT_ATTENTION, TILED
+from sim.pool_pricing import check_pools
+from sim.pools import where_it_ran
 from sim.port_loads import port_loads
 from sim.pricing import Prices, price
 from sim.program import OpList, compile_program
 from sim.result import Comparison, RunResult, Table
 from sim.schedule_search import search
 from sim.session import Plan, Session
-from sim.setting import Setting, build_step
+from sim.setting import Setting, build_step, sides_of
 from sim.tile_pricing import tile_prices
 from sim.vector import Finished, execute
 
@@ -83,7 +86,7 @@ def compare_in(session: Session, axes: CompareSpec, version: str, progress: Prog
                 done = len(tables) * len(plans) + len(results)
                 progress(results[-1].name, done / (len(plans) * len(workloads)))
         tables.append(_table(spec, setting, results))
-    settings = session.settings.values()
+    settings = [side for setting in session.settings.values() for side in sides_of(setting)]
     kernels = {one.exchange.kernel for plan in plans for one in plan.schedule.search or (plan.schedule,)}
     return Comparison(
         scenario=spec.name,
@@ -109,6 +112,7 @@ def simulate(session: Session, setting: Setting, plan: Plan) -> RunResult:
 
 def _mean_step_s(session: Session, setting: Setting, plan: Plan) -> float:
     """Mean step time of a plan, host time included [s]."""
+    check_pools(setting, plan.schedule)
     placement = session.plan_of(setting, plan).placement
     reduction = session.reduction(setting, placement, plan.schedule)
     execution = execute_schedule(setting, placement, reduction, plan.schedule)
@@ -117,10 +121,10 @@ def _mean_step_s(session: Session, setting: Setting, plan: Plan) -> float:
 
 def _simulated(session: Session, setting: Setting, plan: Plan) -> RunResult:
     """One plan: solve, check memory, reduce, price, execute, measure."""
-    placement = session.plan_of(setting, plan).placement
-    memory = device_memory(setting, placement, session.spec.memory)
-    check_memory(memory, setting, placement)
     schedule = plan.schedule
+    check_pools(setting, schedule)
+    placement = session.plan_of(setting, plan).placement
+    memory = checked_memory(setting, placement, session.spec.memory)
     reduction = session.reduction(setting, placement, schedule)
     if reduction.moves is not None:
         buffers = 2 if schedule.overlap == "prefetch" else 1
@@ -128,6 +132,8 @@ def _simulated(session: Session, setting: Setting, plan: Plan) -> RunResult:
         check_memory(memory, setting, placement)
     op_list, prices = _priced(setting, placement, reduction, schedule)
     execution = _executed(op_list, prices, setting, schedule)
+    if setting.pool is not None:
+        execution = where_it_ran(execution, setting)
     band = step_band(setting, prices, op_list, schedule)
     begins_s = replay(execution.step_times_s, schedule.step_overhead)
     times = measure.time_metrics(execution, begins_s, setting, schedule.step_overhead)
@@ -155,7 +161,7 @@ def _simulated(session: Session, setting: Setting, plan: Plan) -> RunResult:
         layer_imbalance=measure.step_imbalance(placement, reduction).mean(axis=1),
         traffic_bytes=measure.traffic_bytes(setting, reduction, schedule),
         port_loads=port_loads(setting, reduction, schedule),
-        devices_per_node=setting.cluster.devices_per_node,
+        devices_per_node=gcd(setting.cluster.devices_per_node, setting.expert_cluster.devices_per_node),
         log=step_log(execution.op_list, execution.durations, execution.finished, typical),
         logged_step=typical,
     )

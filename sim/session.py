@@ -160,6 +160,11 @@ def placement_problem(setting: Setting, spec: PlacementSpec, seed: int, exchange
     if spec.solver == "file":
         raise PlacementError(f"the plan of {spec.file} is read, not solved")
     solver, layout = SOLVERS[spec.solver], setting.layout
+    if setting.pool is not None and ({"sample", "machine"} & set(solver.needs) or spec.split == "lp-local"):
+        raise PlacementError(
+            f"solver {spec.solver} with split {spec.split} looks at where tokens are, and with cluster.experts none is "
+            "on a device of experts; use a solver of loads, such as greedy, eplb or ilp-load, with another split"
+        )
     least = least_redundant(setting.model.n_experts, layout.n_ranks) if solver.resizes else spec.redundant
     problem = PlacementProblem(
         loads=setting.fit_loads.astype(np.float64),

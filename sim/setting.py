@@ -38,6 +38,7 @@ class Setting:
     fit_batches  `sim.steps.FIT_STEPS` steps of the same sequences, for solvers that look at steps or tokens.
     batches      the steps that plans are judged on, of other sequences.
     routes       what became of their choices, where the workload changes routes.
+    cluster      machine of attention, and of the experts unless they have a `pool` of their own; layout: of experts.
     """
 
     model: ModelCard
@@ -50,8 +51,25 @@ class Setting:
     fit_sequences: int
     batches: Batches
     judged_sequences: int
+    pool: Cluster | None = None
     fit_batches: Batches | None = None
     routes: RouteShares | None = None
+
+    @property
+    def n_devices(self) -> int:
+        """Devices of the cluster and of the pool."""
+        return self.cluster.n_devices + (self.pool.n_devices if self.pool is not None else 0)
+
+    @property
+    def simulated_devices(self) -> int:
+        """Devices of the larger pool, rounded up to whole groups of tensor-parallel attention."""
+        most = max(self.cluster.n_devices, self.expert_cluster.n_devices)
+        return -(-most // self.attention_tp) * self.attention_tp
+
+    @property
+    def expert_cluster(self) -> Cluster:
+        """The machine that holds the experts."""
+        return self.pool or self.cluster
 
 
 def make_setting(
@@ -69,15 +87,16 @@ def make_setting(
     Raises ScenarioError or TraceError where they contradict each other.
     """
     machine = build_cluster(cluster, base)
-    layout, attention_tp = _layout(machine, parallel)
-    check_workload(workload, model, layout.n_devices)
+    pool = None if cluster.experts is None else build_cluster(cluster.experts, base)
+    layout, attention_tp = _layout(machine, pool, parallel)
+    check_workload(workload, model, machine.n_devices)
     check_trace(trace, model)
     asked = chosen(trace, workload.routing)
     trace = with_room(asked, workload.routing)
     parts = sequence_parts(trace, workload, seed)
-    judged = parts.judged, workload, (workload.steps, layout.n_devices)
+    judged = parts.judged, workload, (workload.steps, machine.n_devices)
     batches = composed(trace, *judged, np.random.default_rng([seed, 1]))
-    fit_batches = spread_steps(trace, parts.fit, workload, layout.n_devices, np.random.default_rng([seed, 2]))
+    fit_batches = spread_steps(trace, parts.fit, workload, machine.n_devices, np.random.default_rng([seed, 2]))
     routes = None
     if workload.routing.changes:
         routes = route_shares(as_chosen(asked, *judged, np.random.default_rng([seed, 1])), batches)
@@ -94,6 +113,7 @@ def make_setting(
         batches=batches,
         judged_sequences=len(parts.judged),
         routes=routes,
+        pool=pool,
     )
 
 
@@ -148,6 +168,20 @@ def check_trace(trace: RoutingTrace, model: ModelCard) -> None:
         raise TraceError(
             f"the trace ({trace.provenance.model}) has {', and '.join(wrong)}; choose the trace's own model"
         )
+
+
+def check_one_pool(setting: Setting, purpose: str) -> None:
+    """Raise ScenarioError where experts have devices of their own, which `purpose` does not know."""
+    if setting.pool is not None:
+        raise ScenarioError(
+            f"{purpose} knows one pool of devices, and cluster.experts gives the experts their own; compare plans with "
+            "`moesim compare`"
+        )
+
+
+def sides_of(setting: Setting) -> tuple[Setting, ...]:
+    """The setting, and with two pools that of the machine of the experts."""
+    return (setting,) if setting.pool is None else (setting, replace(setting, cluster=setting.pool, pool=None))
 
 
 def build_step(
@@ -231,18 +265,19 @@ def _chunk(layer: int, chunk: int, exchange: ExchangeSpec) -> Chunk:
     return Chunk(dispatch, experts, combine, **stages, lanes=lanes)
 
 
-def _layout(cluster: Cluster, parallel: ParallelSpec) -> tuple[ExpertLayout, int]:
-    n_devices = cluster.n_devices
+def _layout(cluster: Cluster, pool: Cluster | None, parallel: ParallelSpec) -> tuple[ExpertLayout, int]:
     attention, experts = parallel.attention, parallel.experts
-    for name, degrees in (
-        ("attention", attention and (attention.dp, attention.tp)),
-        ("experts", experts and (experts.ep, experts.tp)),
+    home = pool or cluster
+    for name, degrees, machine in (
+        ("attention", attention and (attention.dp, attention.tp), cluster),
+        ("experts", experts and (experts.ep, experts.tp), home),
     ):
-        if degrees and degrees[0] * degrees[1] != n_devices:
+        if degrees and degrees[0] * degrees[1] != machine.n_devices:
             kinds = "dp x tp" if name == "attention" else "ep x tp"
+            owner = "the cluster" if pool is None or name == "attention" else "cluster.experts"
             raise ScenarioError(
                 f"parallel.{name}: {kinds} = {degrees[0]} x {degrees[1]} = {degrees[0] * degrees[1]}, "
-                f"but the cluster has {n_devices} devices ({cluster.n_nodes} x {cluster.devices_per_node})"
+                f"but {owner} has {machine.n_devices} devices ({machine.n_nodes} x {machine.devices_per_node})"
             )
     attention_tp = attention.tp if attention else 1
     if cluster.devices_per_node % attention_tp:
@@ -250,6 +285,9 @@ def _layout(cluster: Cluster, parallel: ParallelSpec) -> tuple[ExpertLayout, int
             f"parallel.attention: tp {attention_tp} does not divide the {cluster.devices_per_node} devices of a node"
         )
     layout = ExpertLayout(
-        n_devices=n_devices, devices_per_node=cluster.devices_per_node, tp=experts.tp if experts else 1
+        n_devices=home.n_devices,
+        devices_per_node=home.devices_per_node,
+        tp=experts.tp if experts else 1,
+        sources=0 if pool is None else cluster.n_devices,
     )
     return layout, attention_tp
