@@ -44,6 +44,17 @@ DECODE = (
 # Experts of a layer travel about as long as 16,384 tokens compute.
 FAST = ("schedule.exchange.dedup=none", "cluster.intra_bandwidth=450 GB/s", "workload.tokens_per_device=16384")
 
+# Attention of as many tokens takes about as long as their experts.
+POOLS = (
+    *DECODE[:1],
+    "model=dbrx",
+    "workload.tokens_per_device=150",
+    "workload.context_tokens=1500",
+    "cluster={node: h100-sxm-8, experts: {node: h100-sxm-8, nodes: 2}}",
+    "workload.synthetic={tokens: 16384, skew: 0, sequence_skew: 0}",
+    "schedule.overlap=ping-pong",
+)
+
 # One entry a mechanism, by name.
 PICTURES = (
     Picture(
@@ -74,6 +85,12 @@ PICTURES = (
         titles=("one after the other", "two batches in the order of DeepSeek's decode"),
         without=DECODE,
         use=(*DECODE, "schedule.overlap=two-batch-decode"),
+    ),
+    Picture(
+        name="ping-pong",
+        titles=("attention and experts on devices of their own", "three microbatches to and fro (MegaScale-Infer)"),
+        without=(*POOLS, "schedule.chunks=1"),
+        use=(*POOLS, "schedule.chunks=3"),
     ),
     Picture(
         name="prefetch",

@@ -131,9 +131,8 @@ def _simulated(session: Session, setting: Setting, plan: Plan) -> RunResult:
         memory = with_copies(memory, reduction.moves, setting.model, buffers=buffers)
         check_memory(memory, setting, placement)
     op_list, prices = _priced(setting, placement, reduction, schedule)
-    execution = _executed(op_list, prices, setting, schedule)
-    if setting.pool is not None:
-        execution = where_it_ran(execution, setting)
+    simulated = _executed(op_list, prices, setting, schedule)
+    execution = simulated if setting.pool is None else where_it_ran(simulated, setting)
     band = step_band(setting, prices, op_list, schedule)
     begins_s = replay(execution.step_times_s, schedule.step_overhead)
     times = measure.time_metrics(execution, begins_s, setting, schedule.step_overhead)
@@ -162,7 +161,7 @@ def _simulated(session: Session, setting: Setting, plan: Plan) -> RunResult:
         traffic_bytes=measure.traffic_bytes(setting, reduction, schedule),
         port_loads=port_loads(setting, reduction, schedule),
         devices_per_node=gcd(setting.cluster.devices_per_node, setting.expert_cluster.devices_per_node),
-        log=step_log(execution.op_list, execution.durations, execution.finished, typical),
+        log=step_log(simulated.op_list, simulated.durations, simulated.finished, typical),
         logged_step=typical,
     )
 

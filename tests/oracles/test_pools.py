@@ -26,8 +26,6 @@ from sim.setting import Setting, build_step
 from sim.vector import execute
 from tests.small import even_placement, gqa, random_trace, tiny_cluster, tiny_model, tiny_setting
 
-FAST = {"cost": 0.0}
-
 
 def program(n_layers: int, m: int) -> OpList:
     model = tiny_model(n_layers=n_layers)
@@ -220,10 +218,6 @@ def test_each_pool_holds_what_is_its_own() -> None:
     with pytest.raises(MemoryInfeasible, match="KV cache") as error:
         checked_memory(setting, placement, MemorySpec(requests_per_device=2**22, context_tokens=1000))
     assert "experts 0.0" in str(error.value)
-
-
-def other(setting: Setting, **fields: Any) -> Setting:
-    return replace(setting, **fields)
 
 
 def without_network(cluster: Cluster) -> Cluster:

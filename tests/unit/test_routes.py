@@ -131,7 +131,7 @@ PLAIN_TRACE = trace_of(random_ids((2, 2, 64), 8), 8)
         ({"top_k": 1}, "top_k needs gate weights"),
         ({"null_experts": 2}, "null_experts needs gate weights"),
         ({"mask": {"experts": [0]}}, "keeps 1 experts"),
-        ({"mask": {"experts": [0, 9]}}, "up to 9"),
+        ({"mask": {"experts": [0, 9]}}, "up to number 9"),
         ({"mask": {"experts": [[0, 1], [2, 3], [4, 5]]}}, "3 lists of experts for 2 MoE layers"),
     ],
 )
