@@ -74,6 +74,11 @@ def count_layer(routes: Routes, tokens: Tokens, counts: TokenCounts) -> None:
         _count_block(routes, tokens, slice(begin, begin + BLOCK_TOKENS), counts)
 
 
+def visited_ranks(routes: Routes, tokens: Tokens) -> Rows:
+    """Ranks that the tokens visit, [k, token]; `routes.rank_of_slot[-1]` at unused places."""
+    return _looked_up(routes.rank_of_slot, _slots(routes, tokens, slice(None)))
+
+
 def _count_block(routes: Routes, tokens: Tokens, block: slice, counts: TokenCounts) -> None:
     part = tokens.part[block]
     parts = slice(int(part[0]), int(part[-1]) + 1)

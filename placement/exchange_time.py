@@ -50,7 +50,7 @@ class Machine:
         inside, others = cluster.devices_per_node - 1, cluster.n_nodes - 1
         if algorithm == "sliced":
             return cluster.devices_per_node // self.layout.tp - 1, others * cluster.devices_per_node // self.layout.tp
-        staged = algorithm != "direct" or self.forwards
+        staged = algorithm not in ("direct", "coherent") or self.forwards
         return inside, others if staged else others * cluster.devices_per_node
 
     def copy_bytes(self, side: Side) -> float:

@@ -12,7 +12,7 @@ from dataclasses import dataclass, fields, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from placement.counting import Counts, Routes, Rows, TokenCounts, Tokens, count_layer
+from placement.counting import Counts, Routes, Rows, TokenCounts, Tokens, count_layer, visited_ranks
 from placement.layout import ExpertLayout
 from placement.plan import Placement
 from placement.token_split import even_quotas, even_table, greedy_quotas, levelled_slots
@@ -60,6 +60,8 @@ class Reduction:
     back         the same of the combine.
     held         int[layer, part, device]: tokens at a device after the dispatch, to be gathered inside its group; no
                  entry for devices under other algorithms than `sliced`.
+    located      int[layer + 1, part, device]: tokens at a device before each layer's dispatch, and after the last one,
+                 where they stay with their experts; else None.
     Where experts have devices of their own, devices are those of tokens and then those of experts, and one device of a
     rank takes a token for its group.
     pairs        int32[layer, part, source, destination], or None where it was not kept.
@@ -78,6 +80,7 @@ class Reduction:
     node_pairs_total: Counts
     n_chunks: int
     moves: Moves | None = None
+    located: NDArray[np.integer] | None = None
 
     @property
     def forwards(self) -> bool:
@@ -99,7 +102,8 @@ def reduce_trace(
     """Reduction of the steps `tokens` int64[step, device, token] (indices into the trace).
 
     dedup: a token travels once per routed expert ("none"), once per destination device, or once per destination node,
-    where it is forwarded; under algorithm `all-gather` all go everywhere.
+    where it is forwarded; under algorithm `all-gather` all go everywhere, and under `coherent` they start each layer
+    where their expert of the one before is.
     Raises PlacementError where placement, trace and layout do not belong together.
     """
     check_steps(trace, placement, layout, tokens)
@@ -108,16 +112,21 @@ def reduce_trace(
     forwards = dedup == "node" and layout.n_nodes > 1
     shape = (tokens.shape[0] * chunks, layout.n_sources)
     groups: list[Group] = []
+    here, located = ordered, []
     for layers in _layer_groups(trace.n_layers, shape[0] * shape[1] * layout.n_ranks):
         counts = _zeros(len(layers), shape, placement.n_slots, layout, forwards=forwards)
         for row, layer in enumerate(layers):
-            routes, found = routes_of(trace.ids[layer], ordered, tables, layer, dedup=dedup != "none")
+            routes, found = routes_of(trace.ids[layer], here, tables, layer, dedup=dedup != "none")
             count_layer(routes, found, counts.of(row))
+            if algorithm == "coherent":
+                located.append(_held(here, shape))
+                here = with_their_experts(here, routes, found)
             release_pages(trace.ids)
         if algorithm == "all-gather":
             _everywhere(counts, ordered)
         groups.append(grouped(counts, layout, (dedup, algorithm), keep_pairs=keep_pairs))
-    return reduction_from(groups, chunks, keep_pairs=keep_pairs)
+    reduction = reduction_from(groups, chunks, keep_pairs=keep_pairs)
+    return reduction if not located else replace(reduction, located=np.stack([*located, _held(here, shape)]))
 
 
 def reduction_from(groups: Sequence[Group], chunks: int, *, keep_pairs: bool) -> Reduction:
@@ -204,11 +213,22 @@ def _ports(
     return ports, ports.reversed()
 
 
+def _held(tokens: Tokens, shape: tuple[int, int]) -> NDArray[np.int64]:
+    """Tokens at every source, int64[part, source]."""
+    sender = tokens.part * np.int64(shape[1]) + tokens.source
+    return np.bincount(sender, minlength=shape[0] * shape[1]).reshape(shape)
+
+
+def with_their_experts(tokens: Tokens, routes: Routes, found: Tokens) -> Tokens:
+    """The tokens at the ranks of their only experts; one without an expert stays where it is."""
+    ranks = visited_ranks(routes, found)[0].astype(tokens.source.dtype)
+    return replace(tokens, source=np.where(ranks < routes.rank_of_slot[-1], ranks, tokens.source))
+
+
 def _everywhere(counts: TokenCounts, tokens: Tokens) -> None:
     """Let every token of every source visit all ranks and nodes, once each."""
     n_parts, n_sources = counts.pairs.shape[1:3]
-    sender = tokens.part * np.int64(n_sources) + tokens.source
-    held = np.bincount(sender, minlength=n_parts * n_sources).reshape(n_parts, n_sources, 1)
+    held = _held(tokens, (n_parts, n_sources))[..., None]
     counts.pairs[...], counts.node_pairs[...] = held, held
 
 

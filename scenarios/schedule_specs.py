@@ -33,7 +33,7 @@ KERNEL_DEDUP: dict[str, DedupName] = {
     "nvl72-two-sided": "device",
 }
 """What each fitted kernel sends once: a copy of a token for every expert, device or node."""
-AlgorithmName = Literal["direct", "hierarchical", "sliced", "all-gather"]
+AlgorithmName = Literal["direct", "hierarchical", "sliced", "all-gather", "coherent"]
 ALGORITHM_DEDUP: dict[str, DedupName] = {"hierarchical": "none", "all-gather": "node"}
 """What the algorithms of alpha-beta send: buffers with a row for every choice, or every token to every node once."""
 FUSED: frozenset[OverlapName] = frozenset({"tiles", "persistent"})
@@ -52,7 +52,8 @@ class ExchangeSpec(Spec):
     algorithm: AlgorithmName = Field(
         default="direct",
         description="hierarchical: inside nodes, then between devices of one number (2DH); sliced: to one device of a "
-        "tensor-parallel expert, gathered inside its group (ESP); all-gather: every token to everyone",
+        "tensor-parallel expert, gathered inside its group (ESP); all-gather: every token to everyone; coherent: "
+        "directly, and tokens stay where their expert is, since every device holds all contexts (ExFlow)",
     )
     inside: Literal["own", "shared"] = Field(
         default="own", description="lanes of stages inside nodes: their own, or those of the exchange (one stream)"

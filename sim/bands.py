@@ -7,7 +7,7 @@ add up in squares. A difference between two plans on the same laws is more certa
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -19,9 +19,11 @@ from hwmodels.kernels import stretched_to
 from hwmodels.measured_tables import moe_shape
 from hwmodels.moe import expert_shape
 from scenarios.schedule_specs import ScheduleSpec
+from sim.durations import Duration
 from sim.kernel_pricing import SIDES, exchange_band
 from sim.launches import launched_eagerly
 from sim.laws import LAWS
+from sim.log import busy_s
 from sim.pricing import Prices, layer_prices
 from sim.program import OpList
 from sim.setting import Setting
@@ -91,7 +93,14 @@ def _moved_work(setting: Setting, prices: Prices, schedule: ScheduleSpec, family
     changed = replace(setting, cluster=replace(setting.cluster, device=moved))
     own = layer_prices(changed, max(len(parts) for parts in prices.per_layer.values()), schedule.exchange)
     kept = {kind: own.get(kind, parts) for kind, parts in prices.per_layer.items()}
-    return replace(prices, per_layer=kept)
+    located = {kind: _ratio(own[kind], prices.per_layer[kind]) for kind in own.keys() & prices.per_chunk.keys()}
+    return replace(prices.times(located), per_layer=kept)
+
+
+def _ratio(moved: Sequence[Duration], prices: Sequence[Duration]) -> float:
+    """Moved over predicted times of one kind of work, in the mean."""
+    totals_s = [sum(float(busy_s(one).mean()) for one in parts) for parts in (moved, prices)]
+    return totals_s[0] / totals_s[1] if totals_s[1] > 0 else 1.0
 
 
 def _experts_ends(setting: Setting) -> tuple[float, float]:
@@ -117,7 +126,7 @@ def _moved_links(setting: Setting, prices: Prices, schedule: ScheduleSpec, end: 
     inside = setting.cluster.intra.band
     factors = dict.fromkeys(INSIDE_KINDS, (inside.low, inside.high)[place])
     factors |= {kind: exchange_band(setting, schedule.exchange, kind)[place] for kind in SIDES}
-    factors["fetch"] = factors["dispatch"]
+    factors["fetch"] = factors["contexts"] = factors["dispatch"]
     if setting.attention_tp > 1:
         factors["gather"] = _collective_ends(setting, "all-gather")[place]
         factors["scatter"] = _collective_ends(setting, "reduce-scatter")[place]

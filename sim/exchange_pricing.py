@@ -43,10 +43,8 @@ def exchange_prices(setting: Setting, reduction: Reduction, spec: ExchangeSpec) 
         message_s = None if messages is None else _message_s(setting, messages * machine.copy_bytes(side))
         return _durations(machine, (send_s, receive_s, message_s), reduction.n_chunks)
 
-    return {
-        "dispatch": prices("dispatch", reduction.ports, pairs),
-        "combine": prices("combine", reduction.back, back),
-    }
+    there = {"dispatch": prices("dispatch", reduction.ports, pairs)}
+    return there if spec.algorithm == "coherent" else there | {"combine": prices("combine", reduction.back, back)}
 
 
 def _durations(

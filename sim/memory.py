@@ -81,6 +81,11 @@ def _by_pool(memory: DeviceMemory, setting: Setting, spec: MemorySpec) -> tuple[
     return replace(memory, expert_bytes=np.zeros(setting.cluster.n_devices)), experts
 
 
+def with_all_contexts(memory: DeviceMemory, n_devices: int) -> DeviceMemory:
+    """Memory with the KV cache of the requests of all devices on each of them."""
+    return replace(memory, kv_bytes=memory.kv_bytes * n_devices, requests=memory.requests * n_devices)
+
+
 def with_copies(memory: DeviceMemory, moves: Moves, model: ModelCard, *, buffers: int) -> DeviceMemory:
     """Memory with the copies of experts that a device fetches for a layer, in so many buffers of the fullest layer."""
     copies = moves.fetched.sum(axis=-1).max(axis=(0, 1))

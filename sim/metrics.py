@@ -109,16 +109,16 @@ def load_metrics(setting: Setting, placement: Placement, reduction: Reduction) -
 def traffic_metrics(
     setting: Setting, reduction: Reduction, schedule: ScheduleSpec, moved: tuple[float, float] = (0.0, 0.0)
 ) -> dict[str, float]:
-    """Where tokens went, and bytes per step on each kind of link: dispatch, combine, and experts that moved.
+    """Where tokens went, and bytes per step on each kind of link: dispatch, combine, experts and contexts.
 
-    moved: bytes of experts inside nodes and between them.
+    moved: bytes of experts and contexts inside nodes and between them.
     """
     pairs, nodes = reduction.pairs_total.sum(axis=0), _node_visits(setting, reduction)
     n_steps, cluster = setting.batches.n_steps, setting.cluster
     apart = setting.pool is not None
     at_home = 0 if apart else nodes[np.arange(cluster.n_devices), cluster.node_of_device()].sum()
     n_tokens = n_steps * cluster.n_devices * setting.workload.tokens_per_device * len(reduction.pairs_total)
-    both_ways = _exchange_bytes(setting, schedule) / n_steps
+    both_ways = sum(way_bytes(setting, schedule)) / n_steps
     metrics = {
         "cross_device_frac": float(1 - np.trace(pairs) / pairs.sum()),
         "cross_node_frac": float(1 - at_home / nodes.sum()),
@@ -177,15 +177,16 @@ def traffic_bytes(setting: Setting, reduction: Reduction, schedule: ScheduleSpec
     """Bytes per step from source to destination, float64[source, destination]: dispatch and, transposed, combine."""
     pairs = reduction.pairs_total.sum(axis=0) / setting.batches.n_steps
     np.fill_diagonal(pairs, 0)
-    exchange = schedule.exchange
-    there, back = token_bytes(setting, exchange.dispatch_dtype), token_bytes(setting, exchange.combine_dtype)
+    there, back = way_bytes(setting, schedule)
     both_ways: NDArray[np.float64] = pairs * there + pairs.T * back
     return both_ways
 
 
-def _exchange_bytes(setting: Setting, schedule: ScheduleSpec) -> float:
+def way_bytes(setting: Setting, schedule: ScheduleSpec) -> tuple[float, float]:
+    """Bytes of a copy of a token on its way to its expert, and on the way back where it has one."""
     exchange = schedule.exchange
-    return token_bytes(setting, exchange.dispatch_dtype) + token_bytes(setting, exchange.combine_dtype)
+    back = 0.0 if exchange.algorithm == "coherent" else token_bytes(setting, exchange.combine_dtype)
+    return token_bytes(setting, exchange.dispatch_dtype), back
 
 
 def _compute_s(execution: Execution) -> dict[str, float]:

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from hwmodels.links import port_s
 from placement.reduction import Reduction
 from scenarios.schedule_specs import ScheduleSpec
-from sim.kernel_pricing import token_bytes
+from sim.metrics import way_bytes
 from sim.setting import Setting
 
 DIRECTIONS = ("send", "receive")
@@ -32,8 +32,8 @@ class PortLoads:
 
 def port_loads(setting: Setting, reduction: Reduction, schedule: ScheduleSpec) -> PortLoads:
     """Means over the setting's steps; a combine takes the way of its dispatch backwards."""
-    cluster, ports, exchange = setting.cluster, reduction.ports, schedule.exchange
-    there, back = token_bytes(setting, exchange.dispatch_dtype), token_bytes(setting, exchange.combine_dtype)
+    cluster, ports = setting.cluster, reduction.ports
+    there, back = way_bytes(setting, schedule)
     between = [] if cluster.inter is None or (cluster.n_nodes == 1 and setting.pool is None) else [cluster.inter]
     cards = [cluster.intra, *between]
     sides = [(ports.send_intra, ports.receive_intra), (ports.send_inter, ports.receive_inter)]

@@ -21,6 +21,7 @@ from placement.plan import Placement
 from placement.reduction import Reduction, chunk_of_tokens
 from scenarios.models import GroupedQueryAttention
 from scenarios.schedule_specs import ExchangeSpec
+from sim.coherent import context_prices
 from sim.durations import Duration, ExchangeTime, Seconds, at_steps, folded, scaled
 from sim.exchange_pricing import exchange_prices
 from sim.kernel_pricing import by_chunk, machine_of, slowdown_beside_exchange, token_bytes
@@ -40,7 +41,8 @@ class Prices:
 
     per_layer  kind -> [part] -> float64[step, device], the same in every layer ("attention" with `layers_windowed` in
                two kinds); one part, or as many as there are microbatches.
-    per_chunk  kind -> [MoE layer][chunk] -> duration.
+    per_chunk  kind -> [MoE layer][chunk] -> duration; also of other works, where tokens stay with their experts.
+    moe_row    layer -> MoE layers before it, of the head (-1) all of them.
     """
 
     per_layer: dict[str, tuple[Duration, ...]]
@@ -50,10 +52,11 @@ class Prices:
 
     def of(self, work: Work) -> Duration:
         """Duration of `work`."""
-        if work.kind in self.per_chunk:
-            return self.per_chunk[work.kind][self.moe_row[work.layer]][work.chunk]
         windowed = work.kind in ("attention", "core") and work.layer in self.windowed_layers
-        return self.per_layer[f"windowed {work.kind}" if windowed else work.kind][max(work.chunk, 0)]
+        kind = f"windowed {work.kind}" if windowed else work.kind
+        if kind in self.per_chunk:
+            return self.per_chunk[kind][self.moe_row[work.layer]][work.chunk]
+        return self.per_layer[kind][max(work.chunk, 0)]
 
     def durations(self, op_list: OpList) -> list[Duration]:
         """Durations of all operations of a program."""
@@ -103,11 +106,17 @@ def price(
     else:
         own = {"experts": _experts(setting, placement, reduction, exchange)}
         chunks = own | exchange_prices(setting, reduction, exchange)
+    n_parts = reduction.n_chunks if microbatched else 1
+    per_layer = layer_prices(setting, n_parts, exchange)
+    if reduction.located is not None:
+        chunks = {**chunks, **_located_prices(setting, reduction.located, reduction.n_chunks, n_parts)}
+        per_layer |= {"contexts": context_prices(setting, exchange, n_parts)}
     return Prices(
-        per_layer=layer_prices(setting, reduction.n_chunks if microbatched else 1, exchange),
+        per_layer=per_layer,
         per_chunk=chunks,
         windowed_layers=windowed,
-        moe_row={layer: row for row, layer in enumerate(model.moe_layers)},
+        moe_row={-1: len(model.moe_layers)}
+        | {layer: int(np.searchsorted(model.moe_layers, layer)) for layer in range(model.n_layers)},
     )
 
 
@@ -123,6 +132,20 @@ def layer_prices(
     if setting.pool is not None:
         parts = [{kind: folded(time, setting.simulated_devices) for kind, time in part.items()} for part in parts]
     return {kind: tuple(_slowed(prices[kind], slower) for prices in parts) for kind in parts[0]}
+
+
+def _located_prices(
+    setting: Setting, located: NDArray[np.integer], n_chunks: int, n_parts: int
+) -> dict[str, list[list[Duration]]]:
+    """What a device does for the tokens that are there, kind -> [MoE layers before][part] -> float64[step, device].
+
+    located  int[MoE layer + 1, step x chunk, device]; every token has the mean context of its step.
+    """
+    by_step = located.reshape(len(located), -1, n_chunks, located.shape[-1])
+    held = by_step if n_parts > 1 else by_step.sum(axis=2, keepdims=True)
+    parts = parts_of(setting, n_parts)
+    rows = [[_part_prices(part, row[:, number]) for number, part in enumerate(parts)] for row in held]
+    return {kind: [[prices[kind] for prices in row] for row in rows] for kind in rows[0][0]}
 
 
 def _slowed(duration: Duration, factor: float) -> Duration:
@@ -143,18 +166,19 @@ def parts_of(setting: Setting, n_parts: int) -> list[Setting]:
     return found
 
 
-def _part_prices(setting: Setting) -> dict[str, Duration]:
+def _part_prices(setting: Setting, held: Tokens | None = None) -> dict[str, Duration]:
+    """Prices of one layer by kind; held: tokens int[step, device] of each device, default: its own."""
     model, device = setting.model, setting.cluster.device
     shape = setting.batches.tokens.shape[:2]
-    tokens = np.full(shape, setting.workload.tokens_per_device)
+    tokens = np.full(shape, setting.workload.tokens_per_device) if held is None else held
     norm = norm_s(tokens, model.hidden_size, model.activation_dtype, device)
     prices: dict[str, Duration] = {
-        **_attention(setting, None),
+        **_attention(setting, None, held),
         "gate": norm + gate_s(tokens, model.hidden_size, model.n_experts, model.top_k, model.router_dtype, device),
         "head": norm + _head(setting, tokens),
     }
     if isinstance(model.attention, GroupedQueryAttention) and model.attention.window_tokens is not None:
-        windowed = _attention(setting, model.attention.window_tokens)
+        windowed = _attention(setting, model.attention.window_tokens, held)
         prices |= {"windowed attention": windowed["attention"], "windowed core": windowed["core"]}
     if model.shared_intermediate_size:
         prices["shared"] = mlp_s(
@@ -175,7 +199,7 @@ def _part_prices(setting: Setting) -> dict[str, Duration]:
     return prices
 
 
-def _attention(setting: Setting, window_tokens: int | None) -> dict[str, Seconds]:
+def _attention(setting: Setting, window_tokens: int | None, held: Tokens | None) -> dict[str, Seconds]:
     """Norm, projections and attention of one layer, together ("attention") and in two parts ("projections", "core").
 
     The devices of a tensor-parallel group work on all its tokens.
@@ -185,6 +209,8 @@ def _attention(setting: Setting, window_tokens: int | None) -> dict[str, Seconds
     grouped = contexts.reshape(len(contexts), -1, tp).sum(axis=-1)
     attended = np.repeat(grouped, tp, axis=-1)
     tokens = np.full(attended.shape, setting.workload.tokens_per_device * tp)
+    if held is not None:
+        tokens, attended = held, held * (attended.mean(axis=-1, keepdims=True) / tokens)
     law: Callable[..., Seconds] = attention_decode_s if setting.workload.phase == "decode" else attention_prefill_s
     attention = model.attention
     if isinstance(attention, GroupedQueryAttention):

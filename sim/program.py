@@ -57,7 +57,7 @@ class Work:
 
 @dataclass(frozen=True, slots=True)
 class Chunk:
-    """One part of a layer's tokens on its way through the experts.
+    """One part of a layer's tokens on its way through the experts; without a combine they stay there.
 
     Stages inside nodes, where the exchange has them: `regroup` before the dispatch, `forward` after it, `collect`
     before the combine; `lanes` are those that they occupy, their own or those of the exchange.
@@ -67,7 +67,7 @@ class Chunk:
 
     dispatch: Work
     experts: Work
-    combine: Work
+    combine: Work | None
     regroup: Work | None = None
     forward: Work | None = None
     collect: Work | None = None

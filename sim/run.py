@@ -19,6 +19,7 @@ from scenarios.schedule_specs import ScheduleSpec
 from scenarios.specs import CompareSpec, ScenarioSpec
 from sim import metrics as measure
 from sim.bands import step_band
+from sim.coherent import context_bytes
 from sim.constants import constants_of
 from sim.describe import described, notes, plan_name, provenance, table_title
 from sim.durations import Duration, at_steps
@@ -28,7 +29,7 @@ from sim.kernel_pricing import machine_of
 from sim.launches import launched_eagerly
 from sim.laws import LAWS
 from sim.log import step_log
-from sim.memory import check_memory, checked_memory, with_copies
+from sim.memory import check_memory, checked_memory, with_all_contexts, with_copies
 from sim.metrics import Execution
 from sim.moving import move_prices, moved_bytes, moving
 from sim.payload import compressing, payload_prices
@@ -126,6 +127,9 @@ def _simulated(session: Session, setting: Setting, plan: Plan) -> RunResult:
     placement = session.plan_of(setting, plan).placement
     memory = checked_memory(setting, placement, session.spec.memory)
     reduction = session.reduction(setting, placement, schedule)
+    if reduction.located is not None:
+        memory = with_all_contexts(memory, setting.n_devices)
+        check_memory(memory, setting, placement)
     if reduction.moves is not None:
         buffers = 2 if schedule.overlap == "prefetch" else 1
         memory = with_copies(memory, reduction.moves, setting.model, buffers=buffers)
@@ -140,6 +144,8 @@ def _simulated(session: Session, setting: Setting, plan: Plan) -> RunResult:
     tokens = np.repeat(worked_tokens(placement, reduction), setting.layout.tp, axis=2)
     n_steps = setting.batches.n_steps
     by_step = tokens.reshape(len(tokens), n_steps, -1, *tokens.shape[2:]).sum(axis=2)
+    experts, contexts = moved_bytes(setting, placement, reduction, schedule), context_bytes(setting, schedule)
+    moved = experts[0] + contexts[0], experts[1] + contexts[1]
     return RunResult(
         name=plan_name(session.spec, plan, placement),
         plan=described(plan, placement),
@@ -148,9 +154,7 @@ def _simulated(session: Session, setting: Setting, plan: Plan) -> RunResult:
             **measure.error_metrics(times, band, schedule.step_overhead),
             **measure.load_metrics(setting, placement, reduction),
             **measure.route_metrics(setting),
-            **measure.traffic_metrics(
-                setting, reduction, schedule, moved_bytes(setting, placement, reduction, schedule)
-            ),
+            **measure.traffic_metrics(setting, reduction, schedule, moved),
             **measure.memory_metrics(memory),
         },
         breakdown_s=measure.breakdown_s(execution, schedule.step_overhead),

@@ -22,6 +22,7 @@ from scenarios.placement_specs import PlacementSpec
 from scenarios.schedule_specs import ExchangeSpec, ScheduleSpec
 from scenarios.specs import ScenarioSpec
 from scenarios.workload_specs import WorkloadSpec
+from sim.coherent import check_coherent
 from sim.kernel_pricing import machine_of
 from sim.plan_files import ReadPlan, plan_of_file
 from sim.setting import Setting, make_setting, open_trace
@@ -113,6 +114,7 @@ def _transforms(schedule: ScheduleSpec) -> str:
 
 def reduced(setting: Setting, placement: Placement, schedule: ScheduleSpec) -> Reduction:
     """The reduction of the setting's steps that `schedule` needs."""
+    check_coherent(setting, schedule)
     if schedule.transforms_loads or setting.workload.routing.pad:
         return transformed(setting, placement, schedule)
     return reduce_trace(

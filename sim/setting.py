@@ -236,12 +236,16 @@ def _pass(model: ModelCard, chunks: tuple[int, ...], part: int, shape: _Shape) -
     attention_tp, split_attention = shape.attention_tp, shape.split_attention
     moe_layers = set(model.moe_layers)
 
+    gathers = dict.fromkeys(range(model.n_layers if attention_tp > 1 else 0), "gather")
+    if shape.exchange.algorithm == "coherent":
+        gathers = {0: "contexts"}
+
     def layer(number: int) -> Layer:
         is_moe = number in moe_layers
         return Layer(
             attention=Work("core" if split_attention else "attention", number, part),
             projections=Work("projections", number, part) if split_attention else None,
-            gather=Work("gather", number, part) if attention_tp > 1 else None,
+            gather=Work(gathers[number], number, part) if number in gathers else None,
             scatter=Work("scatter", number, part) if attention_tp > 1 else None,
             gate=Work("gate", number, part) if is_moe else None,
             shared=Work("shared", number, part) if is_moe and model.shared_intermediate_size else None,
@@ -260,9 +264,10 @@ STAGES: dict[str, tuple[str, ...]] = {"hierarchical": ("regroup", "collect"), "s
 
 def _chunk(layer: int, chunk: int, exchange: ExchangeSpec) -> Chunk:
     dispatch, experts, combine = (Work(kind, layer, chunk) for kind in ("dispatch", "experts", "combine"))
+    back = None if exchange.algorithm == "coherent" else combine
     stages = {kind: Work(kind, layer, chunk) for kind in STAGES.get(exchange.algorithm, ())}
     lanes = INSIDE_LANES if exchange.inside == "own" else EXCHANGE_LANES
-    return Chunk(dispatch, experts, combine, **stages, lanes=lanes)
+    return Chunk(dispatch, experts, back, **stages, lanes=lanes)
 
 
 def _layout(cluster: Cluster, pool: Cluster | None, parallel: ParallelSpec) -> tuple[ExpertLayout, int]:

@@ -186,7 +186,7 @@ def _port_s(
     """Port seconds of all devices in a mean step."""
     total_s = setting.model.n_layers * sum(float(take(price).sum(axis=-1).mean()) for price in others)
     for side in SIDES:  # stages inside nodes may have lanes of their own
-        for chunks in prices[side]:
+        for chunks in prices.get(side, []):
             for price in chunks:
                 if isinstance(price, ExchangeTime):
                     total_s += float(take(price).sum(axis=-1).mean())

@@ -25,4 +25,4 @@ def _visit(program: Program, chunk: Chunk, gated: int) -> int:
     """Index of the operation after which the tokens are back from the devices of the experts."""
     arrived = program.exchange(chunk.dispatch, after=gated, lanes=TO_EXPERTS)
     worked = program.beside(chunk.experts, "experts", after=arrived)
-    return program.exchange(chunk.combine, after=worked, lanes=FROM_EXPERTS)
+    return worked if chunk.combine is None else program.exchange(chunk.combine, after=worked, lanes=FROM_EXPERTS)

@@ -30,8 +30,8 @@ def arrive(program: Program, chunk: Chunk, after: After) -> int:
     return here if chunk.forward is None else program.exchange(chunk.forward, after=here, lanes=chunk.lanes)
 
 
-def come_back(program: Program, chunk: Chunk, after: After) -> int:
-    """Index of the operation after which the chunk's results are where its tokens came from."""
+def come_back(program: Program, chunk: Chunk, after: int) -> int:
+    """Index of the operation after which the chunk's results are where its tokens came from, or stay."""
     if chunk.collect is not None:
         after = program.exchange(chunk.collect, after=after, lanes=chunk.lanes)
-    return program.exchange(chunk.combine, after=after)
+    return after if chunk.combine is None else program.exchange(chunk.combine, after=after)
