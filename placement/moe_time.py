@@ -100,7 +100,7 @@ def together(dispatch: tuple[Seconds, Seconds], experts_s: Seconds, combine: tup
 
 def expert_times_s(machine: Machine, placement: Placement, reduction: Reduction) -> Seconds:
     """Time of the experts of every rank, float64[layer, part, rank] [s]."""
-    summed = reduction.summed_tokens
+    summed, placement = reduction.summed_tokens, placement.for_rows(len(reduction.slot_tokens))
     # Without deduplication every choice travels and is called as a token.
     arrived = None if machine.exchange.dedup == "none" else summed
     return grouped_gemm_moe_s(
@@ -118,7 +118,7 @@ def worked_tokens(placement: Placement, reduction: Reduction) -> Tokens:
 
     Of a step in chunks, tokens at home belong to the first.
     """
-    came = tokens_by_rank(placement, reduction.slot_tokens)
+    came = tokens_by_rank(placement.for_rows(len(reduction.slot_tokens)), reduction.slot_tokens)
     if reduction.moves is None:
         return came
     local = reduction.moves.local_tokens

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import get_args
 
 import numpy as np
@@ -42,6 +42,14 @@ class Placement:
         for field, limit in (("expert_of_slot", self.n_experts), ("rank_of_slot", self.n_ranks)):
             object.__setattr__(self, field, _read_only_ids(field, getattr(self, field), limit))
         _check_slots(self)
+
+    def for_rows(self, n_rows: int) -> Placement:
+        """The placement with a row for every run of a layer, where layers are run several times."""
+        n = n_rows // self.n_layers
+        if n == 1:
+            return self
+        experts, ranks = (np.repeat(array, n, axis=0) for array in (self.expert_of_slot, self.rank_of_slot))
+        return replace(self, expert_of_slot=experts, rank_of_slot=ranks)
 
     @classmethod
     def from_slots(

@@ -87,6 +87,9 @@ class ModelCard(Spec):
     attention: Attention
     n_experts: int = Field(gt=0, description="routed experts per MoE layer")
     top_k: int = Field(gt=0)
+    iterations: int = Field(
+        default=1, gt=0, description="times that a MoE layer is run, with a gate of its own (Chain-of-Experts)"
+    )
     expert_intermediate_size: int = Field(gt=0)
     bottleneck_size: int | None = Field(
         default=None,
@@ -112,8 +115,8 @@ class ModelCard(Spec):
 
     @model_validator(mode="after")
     def _consistent(self) -> ModelCard:
-        if self.top_k > self.n_experts:
-            raise ValueError(f"top_k {self.top_k} exceeds n_experts {self.n_experts}")
+        if self.choices > self.n_experts:
+            raise ValueError(f"top_k {self.top_k} (times iterations) exceeds n_experts {self.n_experts}")
         if self.n_experts % self.n_group:
             raise ValueError(f"n_experts {self.n_experts} is not divisible by n_group {self.n_group}")
         if not self.moe_layers:
@@ -140,6 +143,11 @@ class ModelCard(Spec):
         if self.moe_layer_list is not None:
             return self.moe_layer_list
         return tuple(range(self.first_moe_layer, self.n_layers, self.moe_layer_every))
+
+    @property
+    def choices(self) -> int:
+        """Experts that a token takes of a MoE layer, in all iterations."""
+        return self.top_k * self.iterations
 
     def source_of(self, field: str) -> Source:
         """Origin of one field of the card."""
@@ -193,5 +201,5 @@ class ModelCard(Spec):
     @property
     def active_parameters(self) -> int:
         """Weights that one token touches, without norms and biases."""
-        idle = self.n_experts - self.top_k
+        idle = self.n_experts - self.choices
         return self.total_parameters - len(self.moe_layers) * idle * self.expert_parameters

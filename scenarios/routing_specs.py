@@ -40,6 +40,9 @@ class RoutingSpec(Spec):
     null_by: Literal["weight", "chance"] = Field(
         default="weight", description="choices that go to null experts: those of least gate weight, or random ones"
     )
+    iterations: int = Field(
+        default=1, gt=0, description="times that a MoE layer is run, each with its part of a token's choices"
+    )
     capacity_factor: float | None = Field(
         default=None, gt=0, description="an expert takes factor x k x tokens / experts of a group, rounded up (GShard)"
     )

@@ -56,15 +56,14 @@ def moving(step: Step, moves: Moves) -> Step:
         if layer.gate is None:
             layers.append(layer)
             continue
-        layers.append(_moving(layer, broadcast=moves.broadcast, pulled=bool(moves.pulled[row])))
+        layers.append(_moving(layer, layer.gate.layer, broadcast=moves.broadcast, pulled=bool(moves.pulled[row])))
         row += 1
     return replace(step, layers=tuple(layers))
 
 
-def _moving(layer: Layer, *, broadcast: bool, pulled: bool) -> Layer:
+def _moving(layer: Layer, number: int, *, broadcast: bool, pulled: bool) -> Layer:
     if not broadcast and not pulled:
         return layer
-    number = layer.attention.layer
     fetch, local = Work("fetch", number), Work("local", number)
     return replace(layer, fetch=fetch, local=local, chunks=() if pulled else layer.chunks)
 

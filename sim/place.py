@@ -29,7 +29,7 @@ from sim.plan_files import ReadPlan, plan_file
 from sim.result import Comparison, RunResult
 from sim.run import compare_in
 from sim.session import Plan, Session, current_plan, placement_problem
-from sim.setting import Setting, check_one_pool
+from sim.setting import Setting, check_plain
 
 Told = Callable[[str], None]
 
@@ -128,7 +128,7 @@ def place(
     session = Session(spec, base)
     told("reading the trace")
     setting = session.setting(spec.cluster, spec.parallel, spec.workload)
-    check_one_pool(setting, "moesim place")
+    check_plain(setting, "moesim place")
     plan = Plan(cluster=spec.cluster, parallel=spec.parallel, placement=spec.placement, schedule=spec.schedule)
     told(f"solving {spec.placement.solver}")
     found = session.plan_of(setting, plan)

@@ -42,7 +42,7 @@ class Prices:
     per_layer  kind -> [part] -> float64[step, device], the same in every layer ("attention" with `layers_windowed` in
                two kinds); one part, or as many as there are microbatches.
     per_chunk  kind -> [MoE layer][chunk] -> duration; also of other works, where tokens stay with their experts.
-    moe_row    layer -> MoE layers before it, of the head (-1) all of them.
+    moe_row    layer -> runs of MoE layers before it, of the head (-1) all of them.
     """
 
     per_layer: dict[str, tuple[Duration, ...]]
@@ -55,7 +55,7 @@ class Prices:
         windowed = work.kind in ("attention", "core") and work.layer in self.windowed_layers
         kind = f"windowed {work.kind}" if windowed else work.kind
         if kind in self.per_chunk:
-            return self.per_chunk[kind][self.moe_row[work.layer]][work.chunk]
+            return self.per_chunk[kind][self.moe_row[work.layer] + work.step][work.chunk]
         return self.per_layer[kind][max(work.chunk, 0)]
 
     def durations(self, op_list: OpList) -> list[Duration]:
@@ -115,8 +115,10 @@ def price(
         per_layer=per_layer,
         per_chunk=chunks,
         windowed_layers=windowed,
-        moe_row={-1: len(model.moe_layers)}
-        | {layer: int(np.searchsorted(model.moe_layers, layer)) for layer in range(model.n_layers)},
+        moe_row={
+            layer: int(np.searchsorted(model.moe_layers, layer if layer >= 0 else model.n_layers)) * model.iterations
+            for layer in range(-1, model.n_layers)
+        },
     )
 
 

@@ -46,7 +46,7 @@ class Work:
     """What an operation does, and so which durations apply.
 
     `kind` of `layer` (-1: none), for one `chunk` of the tokens (-1: all) or expert, in one `step` where a program holds
-    several.
+    several, or run of a layer that is run several times.
     """
 
     kind: str
@@ -79,6 +79,7 @@ class Chunk:
 class Layer:
     """The works of one transformer block; those that the model, layout or schedule does not have are None.
 
+    attention     none where the layer is another run of the experts of the one before.
     projections   what a schedule tells apart from `attention`: norm and projections before its core.
     fetch, local  copies of experts on their way, and the work on the device's own tokens, which wait for no dispatch;
                   without chunks no token travels.
@@ -87,7 +88,7 @@ class Layer:
     Raises DeadlockError for a gate whose tokens have no chunk to travel in, or chunks without a gate.
     """
 
-    attention: Work
+    attention: Work | None
     gate: Work | None = None
     chunks: tuple[Chunk, ...] = ()
     shared: Work | None = None
@@ -102,7 +103,7 @@ class Layer:
 
     def __post_init__(self) -> None:
         if (self.gate is None) != (not self.chunks and self.local is None):
-            raise DeadlockError(f"{self.attention}: a gate and chunks of experts belong together")
+            raise DeadlockError(f"{self.attention or self.gate}: a gate and chunks of experts belong together")
 
     @property
     def is_pulled(self) -> bool:

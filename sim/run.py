@@ -10,6 +10,7 @@ from math import gcd
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
 from placement.moe_time import worked_tokens
 from placement.plan import Placement
@@ -159,15 +160,22 @@ def _simulated(session: Session, setting: Setting, plan: Plan) -> RunResult:
         },
         breakdown_s=measure.breakdown_s(execution, schedule.step_overhead),
         step_times_s=execution.step_times_s + schedule.step_overhead,
-        device_tokens=tokens.sum(axis=(1, 3)) / n_steps,
-        device_experts=(by_step > 0).sum(axis=(1, 3)) / n_steps,
-        layer_imbalance=measure.step_imbalance(placement, reduction).mean(axis=1),
+        device_tokens=_of_layers(tokens.sum(axis=(1, 3)) / n_steps, setting),
+        device_experts=_of_layers((by_step > 0).sum(axis=(1, 3)) / n_steps, setting) / setting.model.iterations,
+        layer_imbalance=_of_layers(measure.step_imbalance(placement, reduction).mean(axis=1), setting)
+        / setting.model.iterations,
         traffic_bytes=measure.traffic_bytes(setting, reduction, schedule),
         port_loads=port_loads(setting, reduction, schedule),
         devices_per_node=gcd(setting.cluster.devices_per_node, setting.expert_cluster.devices_per_node),
         log=step_log(simulated.op_list, simulated.durations, simulated.finished, typical),
         logged_step=typical,
     )
+
+
+def _of_layers(values: NDArray[np.float64], setting: Setting) -> NDArray[np.float64]:
+    """Sums float64[MoE layer, ...] of values of every run of a layer."""
+    sums: NDArray[np.float64] = values.reshape(-1, setting.model.iterations, *values.shape[1:]).sum(axis=1)
+    return sums
 
 
 def execute_schedule(setting: Setting, placement: Placement, reduction: Reduction, schedule: ScheduleSpec) -> Execution:

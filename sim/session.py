@@ -16,7 +16,7 @@ from placement.sample import TokenSample
 from placement.solve import SOLVERS, Solved, solve
 from scenarios.catalog import find_model
 from scenarios.cluster_specs import ClusterSpec, ParallelSpec
-from scenarios.errors import PlacementError
+from scenarios.errors import PlacementError, ScenarioError
 from scenarios.models import ModelCard
 from scenarios.placement_specs import PlacementSpec
 from scenarios.schedule_specs import ExchangeSpec, ScheduleSpec
@@ -28,6 +28,7 @@ from sim.plan_files import ReadPlan, plan_of_file
 from sim.setting import Setting, make_setting, open_trace
 from sim.size import check_schedule
 from sim.transforms import transformed
+from traces.routes import iterated
 from traces.routing import RoutingTrace
 
 ReductionKey = tuple[int, str, int, str, str, bool, str]
@@ -115,6 +116,7 @@ def _transforms(schedule: ScheduleSpec) -> str:
 def reduced(setting: Setting, placement: Placement, schedule: ScheduleSpec) -> Reduction:
     """The reduction of the setting's steps that `schedule` needs."""
     check_coherent(setting, schedule)
+    setting, placement = every_run(setting, placement, schedule)
     if schedule.transforms_loads or setting.workload.routing.pad:
         return transformed(setting, placement, schedule)
     return reduce_trace(
@@ -127,6 +129,22 @@ def reduced(setting: Setting, placement: Placement, schedule: ScheduleSpec) -> R
         algorithm=schedule.exchange.algorithm,
         keep_pairs=schedule.exchange.law != "port",
     )
+
+
+def every_run(setting: Setting, placement: Placement, schedule: ScheduleSpec) -> tuple[Setting, Placement]:
+    """Setting and placement with a row for every run of a MoE layer.
+
+    Raises ScenarioError where experts move, which are then fetched once for several runs.
+    """
+    n = setting.model.iterations
+    if n == 1:
+        return setting, placement
+    if schedule.move is not None:
+        raise ScenarioError(
+            f"schedule.move: experts that a layer fetched are in use for {n} iterations; leave move out"
+        )
+    batches = replace(setting.batches, trace=iterated(setting.batches.trace, n))
+    return replace(setting, batches=batches), placement.for_rows(batches.trace.n_layers)
 
 
 def solve_placement(

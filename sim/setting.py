@@ -159,10 +159,10 @@ def check_trace(trace: RoutingTrace, model: ModelCard) -> None:
     pairs = {
         "experts": (trace.n_experts, model.n_experts),
         "MoE layers": (trace.n_layers, len(model.moe_layers)),
-        "routed experts per token": (trace.top_k, model.top_k),
+        "routed experts per token": (trace.top_k, model.choices),
     }
     wrong = [f"{got} {name} where {model.name} has {want}" for name, (got, want) in pairs.items() if got != want]
-    if trace.variable_k and trace.top_k >= model.top_k:
+    if trace.variable_k and trace.top_k >= model.choices:
         wrong = [text for text in wrong if "per token" not in text]
     if wrong:
         raise TraceError(
@@ -170,8 +170,13 @@ def check_trace(trace: RoutingTrace, model: ModelCard) -> None:
         )
 
 
-def check_one_pool(setting: Setting, purpose: str) -> None:
-    """Raise ScenarioError where experts have devices of their own, which `purpose` does not know."""
+def check_plain(setting: Setting, purpose: str) -> None:
+    """Raise ScenarioError where experts have devices of their own or layers several runs, unknown to `purpose`."""
+    if setting.model.iterations > 1:
+        raise ScenarioError(
+            f"{purpose} knows one run of a layer, and there are {setting.model.iterations}; compare plans with "
+            "`moesim compare`"
+        )
     if setting.pool is not None:
         raise ScenarioError(
             f"{purpose} knows one pool of devices, and cluster.experts gives the experts their own; compare plans with "
@@ -240,33 +245,39 @@ def _pass(model: ModelCard, chunks: tuple[int, ...], part: int, shape: _Shape) -
     if shape.exchange.algorithm == "coherent":
         gathers = {0: "contexts"}
 
-    def layer(number: int) -> Layer:
-        is_moe = number in moe_layers
+    def layer(number: int, run: int) -> Layer:
+        """A layer, or a further run of its experts."""
+        is_moe, first = number in moe_layers, run == 0
+
+        def work(kind: str) -> Work:
+            return Work(kind, number, part, run)
+
         return Layer(
-            attention=Work("core" if split_attention else "attention", number, part),
-            projections=Work("projections", number, part) if split_attention else None,
-            gather=Work(gathers[number], number, part) if number in gathers else None,
-            scatter=Work("scatter", number, part) if attention_tp > 1 else None,
-            gate=Work("gate", number, part) if is_moe else None,
-            shared=Work("shared", number, part) if is_moe and model.shared_intermediate_size else None,
-            mlp=None if is_moe else Work("mlp", number, part),
-            chunks=tuple(_chunk(number, chunk, shape.exchange) for chunk in chunks) if is_moe else (),
-            before_dispatch=(Work("descend", number, part),) if is_moe and model.bottleneck_size else (),
-            after_combine=(Work("ascend", number, part),) if is_moe and model.bottleneck_size else (),
+            attention=work("core" if split_attention else "attention") if first else None,
+            projections=work("projections") if split_attention and first else None,
+            gather=work(gathers[number]) if number in gathers and first else None,
+            scatter=work("scatter") if attention_tp > 1 and first else None,
+            gate=work("gate") if is_moe else None,
+            shared=work("shared") if is_moe and model.shared_intermediate_size else None,
+            mlp=None if is_moe else work("mlp"),
+            chunks=tuple(_chunk(number, chunk, run, shape.exchange) for chunk in chunks) if is_moe else (),
+            before_dispatch=(work("descend"),) if is_moe and model.bottleneck_size else (),
+            after_combine=(work("ascend"),) if is_moe and model.bottleneck_size else (),
         )
 
-    return Step(layers=tuple(layer(number) for number in range(model.n_layers)), head=Work("head", -1, part))
+    runs = [(n, run) for n in range(model.n_layers) for run in range(model.iterations if n in moe_layers else 1)]
+    return Step(layers=tuple(layer(*run) for run in runs), head=Work("head", -1, part))
 
 
 STAGES: dict[str, tuple[str, ...]] = {"hierarchical": ("regroup", "collect"), "sliced": ("forward", "collect")}
 """Works of a chunk inside nodes, by algorithm of the exchange."""
 
 
-def _chunk(layer: int, chunk: int, exchange: ExchangeSpec) -> Chunk:
-    dispatch, experts, combine = (Work(kind, layer, chunk) for kind in ("dispatch", "experts", "combine"))
-    back = None if exchange.algorithm == "coherent" else combine
-    stages = {kind: Work(kind, layer, chunk) for kind in STAGES.get(exchange.algorithm, ())}
+def _chunk(layer: int, chunk: int, run: int, exchange: ExchangeSpec) -> Chunk:
+    dispatch, experts, combine = (Work(kind, layer, chunk, run) for kind in ("dispatch", "experts", "combine"))
+    stages = {kind: Work(kind, layer, chunk, run) for kind in STAGES.get(exchange.algorithm, ())}
     lanes = INSIDE_LANES if exchange.inside == "own" else EXCHANGE_LANES
+    back = None if exchange.algorithm == "coherent" else combine
     return Chunk(dispatch, experts, back, **stages, lanes=lanes)
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -10,7 +12,7 @@ from scenarios.routing_specs import MaskSpec, RoutingSpec
 from scenarios.workload_specs import WorkloadSpec
 from traces.batches import Batches, compose_batches
 from traces.drops import Capacity, capped_sequences, capped_steps
-from traces.routes import best_choices, masked, most_loaded, nucleus, without_null
+from traces.routes import best_choices, iterated, joined, masked, most_loaded, nucleus, without_null
 from traces.routing import RoutingTrace
 
 FIT_STEPS = 64  # `joint` anneals on half of them on eight devices, and `auto` compares plans on the others
@@ -27,6 +29,7 @@ def chosen(trace: RoutingTrace, spec: RoutingSpec) -> RoutingTrace:
         trace = nucleus(trace, spec.top_p)
     if spec.null_experts is not None:
         trace = without_null(trace, spec.null_experts, rng if spec.null_by == "chance" else None)
+    iterated(trace, spec.iterations)  # raises where choices do not divide
     return trace
 
 
@@ -34,12 +37,18 @@ def with_room(trace: RoutingTrace, spec: RoutingSpec) -> RoutingTrace:
     """The trace with the choices that find room where every request has a capacity of its own."""
     if spec.capacity_factor is None or spec.group != "sequence":
         return trace
-    return capped_sequences(trace, capacity_of(spec), np.random.default_rng([spec.seed, 1]))
+    capped = capped_sequences(
+        iterated(trace, spec.iterations), capacity_of(spec), np.random.default_rng([spec.seed, 1])
+    )
+    return joined(capped, spec.iterations)
 
 
 def routed_model(model: ModelCard, spec: RoutingSpec) -> ModelCard:
-    """The model whose tokens take as many experts as `spec` leaves them."""
-    return model if spec.top_k is None else model.model_copy(update={"top_k": spec.top_k})
+    """The model whose tokens take as many experts as `spec` leaves them, in as many iterations."""
+    if (spec.top_k, spec.iterations) == (None, 1):
+        return model
+    rounds = model.iterations * spec.iterations
+    return model.model_copy(update={"top_k": (spec.top_k or model.choices) // rounds, "iterations": rounds})
 
 
 def composed(
@@ -75,7 +84,9 @@ def dropped(batches: Batches, spec: RoutingSpec) -> Batches:
     if spec.capacity_factor is None or spec.group == "sequence":
         return batches
     rng = np.random.default_rng([spec.seed, 1])
-    return capped_steps(batches, by_device=spec.group == "device", rule=capacity_of(spec), rng=rng)
+    rounds = replace(batches, trace=iterated(batches.trace, spec.iterations))
+    capped = capped_steps(rounds, by_device=spec.group == "device", rule=capacity_of(spec), rng=rng)
+    return replace(capped, trace=joined(capped.trace, spec.iterations))
 
 
 def capacity_of(spec: RoutingSpec) -> Capacity:

@@ -141,14 +141,14 @@ def knobs_from_spec(spec: SynthesisSpec, model: ModelCard, fitted: Knobs | None)
     _check_size(spec, model)
     lengths = even_lengths(spec.tokens, spec.sequence_tokens)
     if fitted is not None:
-        scaled = rescale(fitted, model.n_experts, model.top_k, len(model.moe_layers))
+        scaled = rescale(fitted, model.n_experts, model.choices, len(model.moe_layers))
         return replace(scaled, moe_layers=model.moe_layers, sequence_lengths=lengths, model=model.name)
     if spec.fit is not None:
         raise TraceError(f"synthetic trace: fit names {spec.fit}, but no knobs were fitted to it; use fit_knobs first")
     return Knobs(
         moe_layers=model.moe_layers,
         n_experts=model.n_experts,
-        top_k=model.top_k,
+        top_k=model.choices,
         sequence_lengths=lengths,
         skew=spec.skew,
         sequence_skew=spec.sequence_skew,
@@ -159,7 +159,7 @@ def knobs_from_spec(spec: SynthesisSpec, model: ModelCard, fitted: Knobs | None)
 
 
 def _check_size(spec: SynthesisSpec, model: ModelCard) -> None:
-    ids = spec.tokens * len(model.moe_layers) * model.top_k * id_dtype(model.n_experts).itemsize
+    ids = spec.tokens * len(model.moe_layers) * model.choices * id_dtype(model.n_experts).itemsize
     lengths = spec.tokens / spec.sequence_tokens * 100  # bytes: the lengths as Python numbers and what is made of them
     check_host_memory(
         ids + lengths,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import cast
+from typing import Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -92,6 +92,40 @@ def without_null(trace: RoutingTrace, n_null: int, rng: np.random.Generator | No
         order = np.argsort(np.where(used[layer], weights[layer], np.inf), axis=None, kind="stable")
         kept[layer].ravel()[order[: round(share * int(used[layer].sum()))]] = False
     return keep_places(trace, kept)
+
+
+def iterated(trace: RoutingTrace, n: int) -> RoutingTrace:
+    """The trace with `n` rows for each MoE layer: iteration i has choices i, i + n, ... of a token, so that all have
+    strong and weak ones (Chain-of-Experts, arXiv 2506.18945). What its gates would choose anew is not recorded.
+
+    Raises TraceError where the choices do not divide.
+    """
+    if n == 1:
+        return trace
+    if trace.top_k % n:
+        raise TraceError(f"workload.routing.iterations: {trace.top_k} choices of a token do not divide into {n}")
+    shape = (trace.n_layers, trace.top_k // n, n, trace.n_tokens)
+
+    def rows(array: NDArray[Any]) -> NDArray[Any]:
+        return array.reshape(shape).swapaxes(1, 2).reshape(trace.n_layers * n, trace.top_k // n, -1)
+
+    weights = None if trace.weights is None else rows(trace.weights)
+    layers = tuple(layer for layer in trace.moe_layers for _ in range(n))
+    return replace(trace, ids=cast(Ids, rows(trace.ids)), weights=weights, moe_layers=layers, check_ids=False)
+
+
+def joined(trace: RoutingTrace, n: int) -> RoutingTrace:
+    """The trace with one row for each MoE layer again, from that of `iterated`."""
+    if n == 1:
+        return trace
+    shape = (trace.n_layers // n, n, trace.top_k, trace.n_tokens)
+
+    def rows(array: NDArray[Any]) -> NDArray[Any]:
+        return array.reshape(shape).swapaxes(1, 2).reshape(shape[0], trace.top_k * n, -1)
+
+    weights = None if trace.weights is None else rows(trace.weights)
+    layers = trace.moe_layers[::n]
+    return replace(trace, ids=cast(Ids, rows(trace.ids)), weights=weights, moe_layers=layers, check_ids=False)
 
 
 def masked(trace: RoutingTrace, experts: Sequence[Sequence[int]], rng: np.random.Generator) -> RoutingTrace:

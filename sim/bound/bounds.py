@@ -14,7 +14,7 @@ from sim.memory import DeviceMemory, check_memory, device_memory
 from sim.result import RunResult
 from sim.run import simulate
 from sim.session import Plan, Session
-from sim.setting import Setting, check_one_pool
+from sim.setting import Setting, check_plain
 
 LARGEST_BATCH = {"decode": 4096, "prefill": 32_768}  # tokens per device that are tried
 SCAN_STEPS = 4  # steps of a batch that is only tried
@@ -88,7 +88,7 @@ def bounds_of(session: Session, progress: Callable[[str, float], None] | None = 
     spec = session.spec
     plan = Plan(cluster=spec.cluster, parallel=spec.parallel, placement=spec.placement, schedule=spec.schedule)
     setting = session.setting(plan.cluster, plan.parallel, spec.workload)
-    check_one_pool(setting, "moesim bound")
+    check_plain(setting, "moesim bound")
     placement = session.plan_of(setting, plan).placement
     memory = device_memory(setting, placement, spec.memory)
     check_memory(memory, setting, placement)

@@ -5,8 +5,8 @@ from __future__ import annotations
 from sim.program import EXCHANGE_LANES, After, Lanes, Layer, Program
 
 
-def attend(program: Program, layer: Layer, after: After, lanes: Lanes = EXCHANGE_LANES) -> int:
-    """Index of the operation after which the layer's hidden states are at home, ready for the gate if it has one.
+def attend(program: Program, layer: Layer, after: After, lanes: Lanes = EXCHANGE_LANES) -> After:
+    """The operation after which the layer's hidden states are at home, ready for the gate if it has one.
 
     lanes  ports of gather and scatter.
     """
@@ -20,8 +20,10 @@ def project(program: Program, layer: Layer, after: After, lanes: Lanes = EXCHANG
     return after if layer.projections is None else program.compute(layer.projections, after=after)
 
 
-def core(program: Program, layer: Layer, after: After, lanes: Lanes = EXCHANGE_LANES) -> int:
-    """Index of the operation after which attention, and the dense MLP of a layer without experts, are done."""
+def core(program: Program, layer: Layer, after: After, lanes: Lanes = EXCHANGE_LANES) -> After:
+    """The operation after which attention, and the dense MLP of a layer without experts, are done."""
+    if layer.attention is None:
+        return after
     attended = program.compute(layer.attention, after=after)
     if layer.scatter is not None:
         attended = program.exchange(layer.scatter, after=attended, lanes=lanes)

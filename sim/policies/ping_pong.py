@@ -21,7 +21,7 @@ def ping_pong(program: Program, step: Step) -> None:
         program.compute(microbatch.head, after=after)
 
 
-def _visit(program: Program, chunk: Chunk, gated: int) -> int:
+def _visit(program: Program, chunk: Chunk, gated: After) -> int:
     """Index of the operation after which the tokens are back from the devices of the experts."""
     arrived = program.exchange(chunk.dispatch, after=gated, lanes=TO_EXPERTS)
     worked = program.beside(chunk.experts, "experts", after=arrived)

@@ -38,5 +38,5 @@ def _stage(program: Program, here: Layer, gated: After, other: Layer | None, pre
     return settle(program, here, [*back, *shared] or gated), ready
 
 
-def _gate(program: Program, layer: Layer, projected: After) -> int:
+def _gate(program: Program, layer: Layer, projected: After) -> After:
     return leave(program, layer, core(program, layer, projected))

@@ -20,7 +20,8 @@ def two_batch_prefill(program: Program, step: Step) -> None:
     previous_a: After = []
     previous_b: After = []
     behind: Layer | None = None
-    gated_a, worked_a = 0, list[int]()
+    gated_a: After = None
+    worked_a: list[int] = []
     for a, b in zip(first.layers, second.layers, strict=True):
         back_a = _return(program, behind, worked_a)
         gated_b = leave(program, b, attend(program, b, previous_b))
@@ -44,7 +45,7 @@ def _return(program: Program, layer: Layer | None, worked: Sequence[int]) -> lis
     return [] if layer is None else combine(program, layer, worked)
 
 
-def _finish(program: Program, layer: Layer, back: list[int], gated: int) -> After:
+def _finish(program: Program, layer: Layer, back: list[int], gated: After) -> After:
     """The layer's shared experts, and the end of the layer."""
     shared = [] if layer.shared is None else [program.compute(layer.shared, after=gated)]
     return settle(program, layer, [*back, *shared] or gated)

@@ -35,6 +35,7 @@ MODELS: dict[str, tuple[list[tuple[int, ...]], bool]] = {
     "pulled experts": ([(False, True, 2), (False, False, 2), (True, False), (False, False, 2)], False),
     "some pulled": ([(False, False, 2), (False, False, 0), (False, False, 2), (False, True, 1)], False),
     "tensor parallel": ([DENSE, SHARED, PLAIN], True),
+    "layers run again": ([SHARED, (False, True, 0, 0, 1), DENSE, PLAIN, (False, False, 0, 1, 1)], True),
 }
 LANES_APART = {
     "gather": ("send-inside", "receive-inside"),
@@ -87,7 +88,7 @@ def flows_of(step: Step) -> list[tuple[Work, Work]]:
                 flows += pairwise((worked, chunk.combine, *layer.after_combine))
                 rows = [layer.local, *(other.experts for other in layer.chunks)]
                 flows += [(row, chunk.down) for row in rows if row is not None and chunk.down is not None]
-    nexts = [layer.gather or layer.attention for layer in step.layers[1:]] + [step.head]
+    nexts = [layer.gather or layer.attention or layer.gate for layer in step.layers[1:]] + [step.head]
     for layer, after in zip(step.layers, nexts, strict=True):
         flows += [(work, after) for work in works_of(layer)]
     return flows

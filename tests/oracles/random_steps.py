@@ -57,6 +57,8 @@ def policy_case(policy: str, law: str, seed: int, *, max_devices: int = 6) -> Ca
     kinds = [
         (*(rng.random(2) < (0.25, 0.5)), rng.choice(moves), rng.random() < 0.5) for _ in range(int(rng.integers(1, 4)))
     ]
+    if seed % 4 == 0:  # every fourth case has layers that are run again
+        kinds = [run for kind in kinds for run in (kind, *([] if kind[0] else [(False, *kind[1:], True)]))]
     step = make_step(policy, kinds, chunks, collectives=tensor_parallel)
     op_list = compile_program(POLICIES[policy], step)
     group_size = 2 if n_devices % 2 == 0 else 1
@@ -95,7 +97,10 @@ def _formed(step: Step, policy: str) -> Step:
     """The step with its attention in two parts, or its chunks as tiles, where the policy wants them."""
     layers, tiling = step.layers, TILED.get(policy)
     if policy in SPLIT_ATTENTION:
-        layers = tuple(replace(one, projections=replace(one.attention, kind="projections")) for one in layers)
+        layers = tuple(
+            one if one.attention is None else replace(one, projections=replace(one.attention, kind="projections"))
+            for one in layers
+        )
     if tiling is not None:
         layers = tuple(one if one.gate is None else tiled(one, tiling) for one in layers)
     return replace(step, layers=layers, others=tuple(_formed(other, policy) for other in step.others))
@@ -107,21 +112,21 @@ def _pass(kinds: Sequence[object], chunks: Sequence[int], part: int, *, collecti
 
 
 def make_layer(number: int, chunks: Sequence[int], dense_shared: object, part: int = -1, *, collectives: bool) -> Layer:
-    """One layer in `chunks`; kind: dense, shared experts, experts (1) shadowed or (2) pulled, packed tokens."""
-    dense, shared, move, packed = (*np.asarray(dense_shared, int), 0, 0)[:4]
+    """One layer in `chunks`; kind: dense, shared experts, experts (1) shadowed or (2) pulled, packed tokens, run again."""
+    dense, shared, move, packed, again = (*np.asarray(dense_shared, int), 0, 0, 0)[:5]
     moved = move > 0 and not dense
     parts = tuple(
         Chunk(Work("dispatch", number, c), Work("experts", number, c), Work("combine", number, c))
         for c in ([] if dense or move == 2 else chunks)
     )
     return Layer(
-        attention=Work("attention", number, part),
+        attention=None if again else Work("attention", number, part),
         gate=None if dense else Work("gate", number, part),
         chunks=parts,
         shared=Work("shared", number, part) if shared and not dense else None,
         mlp=Work("mlp", number, part) if dense else None,
-        gather=Work("gather", number, part) if collectives else None,
-        scatter=Work("scatter", number, part) if collectives else None,
+        gather=Work("gather", number, part) if collectives and not again else None,
+        scatter=Work("scatter", number, part) if collectives and not again else None,
         fetch=Work("fetch", number) if moved else None,
         local=Work("local", number) if moved else None,
         before_dispatch=() if dense or not packed else (Work("descend", number, part), Work("compress", number, part)),
