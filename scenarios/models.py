@@ -85,7 +85,10 @@ class ModelCard(Spec):
     hidden_size: int = Field(gt=0)
     vocab_size: int = Field(gt=0)
     attention: Attention
-    n_experts: int = Field(gt=0, description="routed experts per MoE layer")
+    n_experts: int = Field(gt=0, description="routed experts per MoE layer; of the largest where they differ")
+    experts_by_layer: tuple[Annotated[int, Field(gt=0)], ...] | None = Field(
+        default=None, description="experts of every MoE layer where they differ (pyramid of PR-MoE); divide n_experts"
+    )
     top_k: int = Field(gt=0)
     iterations: int = Field(
         default=1, gt=0, description="times that a MoE layer is run, with a gate of its own (Chain-of-Experts)"
@@ -116,7 +119,9 @@ class ModelCard(Spec):
     @model_validator(mode="after")
     def _consistent(self) -> ModelCard:
         if self.choices > self.n_experts:
-            raise ValueError(f"top_k {self.top_k} (times iterations) exceeds n_experts {self.n_experts}")
+            times = f" times iterations {self.iterations}" if self.iterations > 1 else ""
+            raise ValueError(f"top_k {self.top_k}{times} exceeds n_experts {self.n_experts}")
+        self._check_pyramid()
         if self.n_experts % self.n_group:
             raise ValueError(f"n_experts {self.n_experts} is not divisible by n_group {self.n_group}")
         if not self.moe_layers:
@@ -137,12 +142,30 @@ class ModelCard(Spec):
             raise ValueError(f"sources names no field of the card: {', '.join(unknown)}")
         return self
 
+    def _check_pyramid(self) -> None:
+        counts = self.experts_by_layer
+        if counts is None:
+            return
+        if len(counts) != len(self.moe_layers):
+            raise ValueError(f"experts_by_layer has {len(counts)} numbers for {len(self.moe_layers)} MoE layers")
+        wrong = [count for count in counts if self.n_experts % count or count < self.choices]
+        if wrong or max(counts) != self.n_experts:
+            raise ValueError(
+                f"experts_by_layer: {wrong[0] if wrong else max(counts)} experts of a layer; each number must divide "
+                f"n_experts {self.n_experts}, the largest of them, and be at least the {self.choices} of a token"
+            )
+
     @property
     def moe_layers(self) -> tuple[int, ...]:
         """Numbers of the layers that hold routed experts."""
         if self.moe_layer_list is not None:
             return self.moe_layer_list
         return tuple(range(self.first_moe_layer, self.n_layers, self.moe_layer_every))
+
+    @property
+    def expert_counts(self) -> tuple[int, ...]:
+        """Routed experts of every MoE layer."""
+        return self.experts_by_layer or (self.n_experts,) * len(self.moe_layers)
 
     @property
     def choices(self) -> int:
@@ -192,14 +215,14 @@ class ModelCard(Spec):
     def total_parameters(self) -> int:
         """Weights of the whole model, without norms and biases."""
         n_moe = len(self.moe_layers)
-        experts = self.n_experts * self.expert_parameters + self.shared_parameters
-        per_moe = experts + self.bottleneck_parameters + self.n_experts * self.hidden_size
-        blocks = self.n_layers * self.attention.parameters(self.hidden_size) + n_moe * per_moe
+        experts = sum(self.expert_counts) * (self.expert_parameters + self.hidden_size)
+        moe = experts + n_moe * (self.shared_parameters + self.bottleneck_parameters)
+        blocks = self.n_layers * self.attention.parameters(self.hidden_size) + moe
         dense = (self.n_layers - n_moe) * self.dense_parameters
         return blocks + dense + self.vocab_size * self.hidden_size * (1 if self.tied_embeddings else 2)
 
     @property
     def active_parameters(self) -> int:
         """Weights that one token touches, without norms and biases."""
-        idle = self.n_experts - self.choices
-        return self.total_parameters - len(self.moe_layers) * idle * self.expert_parameters
+        idle = sum(count - self.choices for count in self.expert_counts)
+        return self.total_parameters - idle * self.expert_parameters

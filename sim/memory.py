@@ -42,7 +42,7 @@ class DeviceMemory:
 def device_memory(setting: Setting, placement: Placement, spec: MemorySpec) -> DeviceMemory:
     """Memory of every device under `placement`; attention, dense and shared weights are replicated over `dp`."""
     model, layout = setting.model, setting.layout
-    slots = placement.slots_per_rank().sum(axis=0)
+    slots = _filled_slots(placement, model)
     expert_bytes = np.repeat(slots * (model.expert_bytes / layout.tp), layout.tp)
     requests, context = _requests(setting, spec)
     capacity = setting.cluster.device.card.memory_bytes.value
@@ -55,6 +55,14 @@ def device_memory(setting: Setting, placement: Placement, spec: MemorySpec) -> D
         requests=requests,
         context_tokens=context,
     )
+
+
+def _filled_slots(placement: Placement, model: ModelCard) -> NDArray[np.int64]:
+    """Slots of every rank that hold an expert, int64[rank]: numbers that a smaller layer lacks take none."""
+    every = model.n_experts // np.array(model.expert_counts)
+    there = placement.expert_of_slot % every[:, None] == 0
+    slots: NDArray[np.int64] = np.bincount(placement.rank_of_slot[there], minlength=placement.n_ranks)
+    return slots
 
 
 def checked_memory(setting: Setting, placement: Placement, spec: MemorySpec) -> DeviceMemory:
@@ -145,6 +153,6 @@ def _other_weight_bytes(model: ModelCard, attention_tp: int) -> float:
         + (model.n_layers - n_moe) * model.dense_parameters
     )
     embeddings = model.vocab_size * model.hidden_size * (1 if model.tied_embeddings else 2) / attention_tp
-    router = n_moe * model.n_experts * model.hidden_size
+    router = sum(model.expert_counts) * model.hidden_size
     weights = (attention + ffn) * BYTES_PER_VALUE[model.weight_dtype]
     return weights + (embeddings + router) * BYTES_PER_VALUE[model.activation_dtype]

@@ -18,10 +18,10 @@ from scenarios.schedule_specs import ExchangeSpec
 from scenarios.workload_specs import WorkloadSpec
 from sim.program import EXCHANGE_LANES, INSIDE_LANES, Chunk, Layer, Step, Tiling, Work
 from sim.size import check_workload
-from sim.steps import as_chosen, chosen, composed, routed_model, spread_steps, with_room
+from sim.steps import as_chosen, chosen, composed, numbered, routed_model, spread_steps, with_room
 from traces.batches import Batches
 from traces.drops import RouteShares, route_shares
-from traces.routes import with_gate_weights
+from traces.routes import masked, with_gate_weights
 from traces.routing import RoutingTrace
 from traces.split import label_sequences, select_sequences, split_sequences
 from traces.stats import expert_loads
@@ -91,7 +91,7 @@ def make_setting(
     layout, attention_tp = _layout(machine, pool, parallel)
     check_workload(workload, model, machine.n_devices)
     check_trace(trace, model)
-    asked = chosen(trace, workload.routing)
+    asked = chosen(numbered(trace, model, workload.routing), workload.routing)
     trace = with_room(asked, workload.routing)
     parts = sequence_parts(trace, workload, seed)
     judged = parts.judged, workload, (workload.steps, machine.n_devices)
@@ -149,6 +149,9 @@ def open_trace(workload: WorkloadSpec, model: ModelCard, base: Path) -> RoutingT
         raise ScenarioError("workload names neither a trace nor a synthesis")
     fitted = fit_knobs(load_trace(find_trace(spec.fit, base))) if spec.fit is not None else None
     trace = synthesise(knobs_from_spec(spec, model, fitted), np.random.default_rng(spec.seed))
+    if model.experts_by_layer is not None:
+        there = [range(count) for count in model.experts_by_layer]
+        trace = masked(trace, there, np.random.default_rng([spec.seed, 2]))
     if spec.gate_spread is None:
         return trace
     return with_gate_weights(trace, spec.gate_spread, np.random.default_rng([spec.seed, 1]))

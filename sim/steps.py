@@ -7,15 +7,31 @@ from dataclasses import replace
 import numpy as np
 from numpy.typing import NDArray
 
+from scenarios.errors import ScenarioError
 from scenarios.models import ModelCard
 from scenarios.routing_specs import MaskSpec, RoutingSpec
 from scenarios.workload_specs import WorkloadSpec
 from traces.batches import Batches, compose_batches
 from traces.drops import Capacity, capped_sequences, capped_steps
-from traces.routes import best_choices, iterated, joined, masked, most_loaded, nucleus, without_null
+from traces.routes import best_choices, iterated, joined, masked, most_loaded, nucleus, spaced, without_null
 from traces.routing import RoutingTrace
 
 FIT_STEPS = 64  # `joint` anneals on half of them on eight devices, and `auto` compares plans on the others
+
+
+def numbered(trace: RoutingTrace, model: ModelCard, spec: RoutingSpec) -> RoutingTrace:
+    """The trace with experts numbered among those of the largest layer.
+
+    Raises ScenarioError where layers differ and share a capacity, which depends on their experts.
+    """
+    if model.experts_by_layer is None:
+        return trace
+    if spec.capacity_factor is not None:
+        raise ScenarioError(
+            f"workload.routing: capacity_factor is of {model.n_experts} experts a layer, and those of {model.name} "
+            "differ (experts_by_layer); leave it out"
+        )
+    return spaced(trace, model.experts_by_layer)
 
 
 def chosen(trace: RoutingTrace, spec: RoutingSpec) -> RoutingTrace:

@@ -144,6 +144,22 @@ def masked(trace: RoutingTrace, experts: Sequence[Sequence[int]], rng: np.random
     return replace(trace, ids=cast(Ids, ids.astype(trace.ids.dtype)), check_ids=False)
 
 
+def spaced(trace: RoutingTrace, counts: Sequence[int]) -> RoutingTrace:
+    """The trace with expert e of a layer of `counts` experts as number e x (n_experts / count), for layers that differ.
+
+    So experts in order spread over all ranks in every layer. Raises TraceError for an expert that its layer lacks.
+    """
+    ids = trace.ids.copy()
+    for layer, count in enumerate(counts):
+        used = ids[layer] < trace.n_experts
+        if (ids[layer][used] >= count).any():
+            raise TraceError(
+                f"MoE layer {layer} has {count} experts, and the trace names number {int(ids[layer][used].max())}"
+            )
+        ids[layer] = np.where(used, ids[layer] * (trace.n_experts // count), ids[layer])
+    return replace(trace, ids=ids, check_ids=False)
+
+
 def most_loaded(trace: RoutingTrace, share: float) -> list[list[int]]:
     """The most loaded `share` of the experts of every layer, rounded up [layer][i]."""
     n_kept = int(np.ceil(share * trace.n_experts - 1e-9))

@@ -112,7 +112,7 @@ def _pass(kinds: Sequence[object], chunks: Sequence[int], part: int, *, collecti
 
 
 def make_layer(number: int, chunks: Sequence[int], dense_shared: object, part: int = -1, *, collectives: bool) -> Layer:
-    """One layer in `chunks`; kind: dense, shared experts, experts (1) shadowed or (2) pulled, packed tokens, run again."""
+    """One layer in `chunks`; kind: dense, shared experts, experts (1) shadowed or (2) pulled, packed tokens, again."""
     dense, shared, move, packed, again = (*np.asarray(dense_shared, int), 0, 0, 0)[:5]
     moved = move > 0 and not dense
     parts = tuple(

@@ -58,6 +58,7 @@ PUBLISHED = {
     "flame-moe-290m": Published(total=1.3, active=0.290, source="arXiv 2505.20225"),
     "megascale-352b": Published(total=352, source="arXiv 2505.11432"),
     "deepspeed-moe-52b": Published(total=52, active=1.3, embeddings=1, source=DEEPSPEED),
+    "deepspeed-pr-moe-31b": Published(total=31, source="arXiv 2201.05596, section 4.1"),
     "deepspeed-moe-107b": Published(total=107.7, active=2.4, embeddings=0, source=DEEPSPEED),
     "deepspeed-moe-349b": Published(total=349.0, active=8, embeddings=0, source=DEEPSPEED),
     "deepspeed-moe-1t": Published(total=1064.9, active=24, embeddings=0, source=DEEPSPEED),

@@ -166,7 +166,7 @@ def test_dense_and_shared_layers_are_whole_on_every_device() -> None:
     dense_s = norm_s(4, H, "bf16", device) + mlp_s(4, H, 48, False, "bf16", device)
     np.testing.assert_array_equal(seconds(prices.of(Work("shared", 1))), np.full((3, 4), shared_s))
     np.testing.assert_array_equal(seconds(prices.of(Work("mlp", 0))), np.full((3, 4), dense_s))
-    assert prices.moe_row == {1: 0, 2: 1}
+    assert prices.moe_row == {-1: 2, 0: 0, 1: 0, 2: 1}
 
 
 @pytest.mark.parametrize("expert_tp", [1, 2])
