@@ -24,7 +24,15 @@ def table_title(workload: WorkloadSpec, spec: ScenarioSpec) -> str:
     others = spec.compare.workload if spec.compare is not None else ()
     if len({(other.trace, other.synthetic) for other in others}) > 1:
         title += f", {workload.trace or 'synthetic'}"
+    if len({str(other.routing) for other in others}) > 1:
+        title += f", routes: {changed_routes(workload) or 'as they are'}"
     return title
+
+
+def changed_routes(workload: WorkloadSpec) -> str:
+    """How the workload changes the routes of its trace, in words; empty where it does not."""
+    changes = workload.routing.model_dump(exclude_defaults=True)
+    return ", ".join(f"{name} {value}" for name, value in changes.items())
 
 
 def notes(setting: Setting) -> tuple[str, ...]:
@@ -39,9 +47,8 @@ def notes(setting: Setting) -> tuple[str, ...]:
         else "Plans were fitted on the very sequences that judge them: the split leaves nothing to fit on.",
         f"Batches: {batches.discipline}.",
     ]
-    changes = setting.workload.routing.model_dump(exclude_defaults=True)
-    if changes:
-        sentences.append(f"Routes were changed: {', '.join(f'{name} {value}' for name, value in changes.items())}.")
+    if setting.workload.routing.changes:
+        sentences.append(f"Routes were changed: {changed_routes(setting.workload)}.")
     if setting.trace.phase not in (setting.workload.phase, "mixed"):
         sentences.append(
             f"The trace was recorded in {setting.trace.phase}; {setting.workload.phase} replays the same routes."

@@ -12,6 +12,8 @@ from scenarios.errors import PlacementError, TraceError
 from scenarios.routing_specs import RoutingSpec
 from scenarios.schedule_specs import ScheduleSpec
 from scenarios.workload_specs import SynthesisSpec, WorkloadSpec
+from sim.bound.resources import resources
+from sim.run import execute_schedule
 from sim.session import placement_problem, reduced
 from sim.setting import Setting, make_setting, open_trace
 from sim.steps import chosen
@@ -232,3 +234,30 @@ def test_solvers_know_the_transformed_routes() -> None:
     assert (problem.loads[:, 4:] == 0).all()
     with pytest.raises(PlacementError):
         placement_problem(setting, PlacementSpec(file="plan.json"), 0, ExchangeSpec())
+
+
+@pytest.mark.parametrize(
+    ("routing", "schedule"),
+    [
+        ({"capacity_factor": 1.0}, {}),
+        ({"capacity_factor": 1.5, "pad": True}, {"exchange": {"dedup": "none"}}),
+        ({"capacity_factor": 1.0, "pad": True, "group": "step"}, {"exchange": {"dedup": "none"}, "overlap": "chunked"}),
+        ({"null_experts": 4}, {"overlap": "two-batch"}),
+        ({"mask": {"keep": 0.5}}, {"overlap": "persistent"}),
+        ({"top_k": 1}, {"exchange": {"algorithm": "coherent"}}),
+    ],
+    ids=str,
+)
+def test_changed_routes_under_schedules_stay_below_their_bound(
+    routing: dict[str, Any], schedule: dict[str, Any]
+) -> None:
+    setting, spec = setting_of(**routing), ScheduleSpec.model_validate(schedule)
+    placement = even_placement(setting.model, 8)
+    reduction = reduced(setting, placement, spec)
+    times = [
+        execute_schedule(setting, placement, reduction, spec.model_copy(update={"executor": name})).step_times_s
+        for name in ("vector", "event")
+    ]
+    assert times[0] == pytest.approx(times[1], rel=1e-9)
+    rows = resources(setting, placement, reduction, spec.exchange)
+    assert 16 * 8 / times[0].mean() <= min(row.tokens_per_s for row in rows) * (1 + 1e-9)
