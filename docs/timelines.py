@@ -55,6 +55,8 @@ POOLS = (
     "schedule.overlap=ping-pong",
 )
 
+TOP_1 = ("model=switch-base-128", "workload.synthetic={tokens: 65536, skew: 0.1, sequence_skew: 0.1}")
+
 # One entry a mechanism, by name.
 PICTURES = (
     Picture(
@@ -91,6 +93,12 @@ PICTURES = (
         titles=("attention and experts on devices of their own", "three microbatches to and fro (MegaScale-Infer)"),
         without=(*POOLS, "schedule.chunks=1"),
         use=(*POOLS, "schedule.chunks=3"),
+    ),
+    Picture(
+        name="coherent",
+        titles=("tokens go home after each layer", "they stay with their expert (ExFlow)"),
+        without=TOP_1,
+        use=(*TOP_1, "schedule.exchange.algorithm=coherent"),
     ),
     Picture(
         name="prefetch",

@@ -30,7 +30,7 @@ SCHEDULES: list[dict[str, Any]] = [
     {"exchange": {"law": "fifo"}},
     {"exchange": {"dedup": "none"}, "payload": {"rate": 0.5}},
     {"overlap": "tiles", "sms": 2},
-    {"overlap": "persistent"},
+    {"overlap": "two-batch-prefill"},
 ]
 
 

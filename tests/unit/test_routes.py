@@ -243,7 +243,7 @@ def test_solvers_know_the_transformed_routes() -> None:
         ({"capacity_factor": 1.5, "pad": True}, {"exchange": {"dedup": "none"}}),
         ({"capacity_factor": 1.0, "pad": True, "group": "step"}, {"exchange": {"dedup": "none"}, "overlap": "chunked"}),
         ({"null_experts": 4}, {"overlap": "two-batch"}),
-        ({"mask": {"keep": 0.5}}, {"overlap": "persistent"}),
+        ({"mask": {"keep": 0.5}}, {"overlap": "two-batch-prefill"}),
         ({"top_k": 1}, {"exchange": {"algorithm": "coherent"}}),
     ],
     ids=str,
