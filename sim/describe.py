@@ -12,7 +12,7 @@ import simpy
 from placement.plan import Placement
 from scenarios.cluster_specs import ParallelSpec
 from scenarios.schedule_specs import ScheduleSpec
-from scenarios.specs import CompareSpec, ScenarioSpec
+from scenarios.specs import CompareSpec, MemorySpec, ScenarioSpec
 from scenarios.workload_specs import WorkloadSpec
 from sim.session import Plan, Session
 from sim.setting import Setting
@@ -56,13 +56,15 @@ def plan_name(spec: ScenarioSpec, plan: Plan, placement: Placement) -> str:
         parts.append(schedule_name(plan.schedule))
     if len(axes.parallel) > 1:
         parts.append(_parallel_name(plan.parallel))
+    if len(axes.memory) > 1:
+        parts.append(memory_name(plan.memory))
     if len(axes.cluster) > 1:
         parts.append(f"{plan.cluster.nodes} x {plan.cluster.node}")
     return ", ".join(parts)
 
 
 def _varies(axes: CompareSpec) -> bool:
-    return max(len(axes.schedule), len(axes.parallel), len(axes.cluster)) > 1
+    return max(len(axes.schedule), len(axes.parallel), len(axes.memory), len(axes.cluster)) > 1
 
 
 def schedule_name(schedule: ScheduleSpec) -> str:
@@ -83,6 +85,21 @@ def schedule_name(schedule: ScheduleSpec) -> str:
     return f"{name} ({', '.join(special)})" if special else name
 
 
+def memory_name(memory: MemorySpec) -> str:
+    """The name that the scenario gives a memory section, or one made of how its experts are offloaded."""
+    spec = memory.offload
+    if memory.name is not None or spec is None:
+        return memory.name or "all on the device"
+    held = f"{spec.slots}" if spec.slots is not None else f"{spec.share:.0%}"
+    parts = [f"{held} {spec.evict}"] + ([spec.miss] if spec.miss != "load" else [])
+    parts += [f"defer {spec.defer:.0%}"] if spec.defer else []
+    if spec.prefetch is not None:
+        width = "" if spec.prefetch.width is None else f" {spec.prefetch.width}"
+        recall = "" if spec.prefetch.recall is None else f" {spec.prefetch.recall:.0%}"
+        parts.append(f"prefetch {spec.prefetch.by}{width}{recall}")
+    return ", ".join(parts)
+
+
 def _parallel_name(parallel: ParallelSpec) -> str:
     attention = "" if parallel.attention is None else f"DP{parallel.attention.dp} TP{parallel.attention.tp} "
     experts = "" if parallel.experts is None else f"EP{parallel.experts.ep} ETP{parallel.experts.tp}"
@@ -93,7 +110,7 @@ def described(plan: Plan, placement: Placement) -> dict[str, Any]:
     """What a plan consists of, for the result file."""
     sections = {
         name: getattr(plan, name).model_dump(exclude_none=True, exclude={"search"})
-        for name in ("cluster", "parallel", "placement", "schedule")
+        for name in ("cluster", "parallel", "placement", "schedule", "memory")
     }
     return sections | {"slots_per_layer": placement.n_slots, "wasted_slots": int(placement.duplicate_slots().sum())}
 

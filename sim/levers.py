@@ -56,7 +56,13 @@ def levers(
 
 
 def _pulled(session: Session, setting: Setting, plan: Plan, base: RunResult, change: _Change) -> Lever:
-    changed = Plan(cluster=change.cluster, parallel=change.parallel, placement=change.placement, schedule=plan.schedule)
+    changed = Plan(
+        cluster=change.cluster,
+        parallel=change.parallel,
+        placement=change.placement,
+        schedule=plan.schedule,
+        memory=plan.memory,
+    )
     try:
         result = simulate(session, session.setting(change.cluster, change.parallel, setting.workload), changed)
     except MoesimError as error:

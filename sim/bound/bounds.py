@@ -86,7 +86,13 @@ def bounds_of(session: Session, progress: Callable[[str, float], None] | None = 
     """Bounds of the session's scenario. Raises what the stages of a simulation raise."""
     say = progress or (lambda _what, _share: None)
     spec = session.spec
-    plan = Plan(cluster=spec.cluster, parallel=spec.parallel, placement=spec.placement, schedule=spec.schedule)
+    plan = Plan(
+        cluster=spec.cluster,
+        parallel=spec.parallel,
+        placement=spec.placement,
+        schedule=spec.schedule,
+        memory=spec.memory,
+    )
     setting = session.setting(plan.cluster, plan.parallel, spec.workload)
     placement = session.plan_of(setting, plan).placement
     memory = device_memory(setting, placement, spec.memory)

@@ -171,7 +171,9 @@ def _plan(spec: ScenarioSpec, session: Session, offer: OfferSpec, nodes: int) ->
         attention=AttentionParallelSpec(dp=n_devices // attention_tp, tp=attention_tp),
         experts=ExpertParallelSpec(ep=n_devices // expert_tp, tp=expert_tp),
     )
-    return Plan(cluster=cluster, parallel=parallel, placement=spec.placement, schedule=spec.schedule)
+    return Plan(
+        cluster=cluster, parallel=parallel, placement=spec.placement, schedule=spec.schedule, memory=spec.memory
+    )
 
 
 def _best(groups: Sequence[Group], budget: BudgetSpec, money_usd: float) -> Purchase:
