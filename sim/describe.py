@@ -11,6 +11,7 @@ import simpy
 
 from placement.plan import Placement
 from scenarios.cluster_specs import ParallelSpec
+from scenarios.offload_specs import OffloadSpec
 from scenarios.schedule_specs import ScheduleSpec
 from scenarios.specs import CompareSpec, MemorySpec, ScenarioSpec
 from scenarios.workload_specs import WorkloadSpec
@@ -91,12 +92,16 @@ def memory_name(memory: MemorySpec) -> str:
     if memory.name is not None or spec is None:
         return memory.name or "all on the device"
     held = f"{spec.slots}" if spec.slots is not None else f"{spec.share:.0%}"
-    parts = [f"{held} {spec.evict}"] + ([spec.miss] if spec.miss != "load" else [])
+    return f"{held} {way_name(spec)}"
+
+
+def way_name(spec: OffloadSpec) -> str:
+    """How misses are served and who keeps a slot, without the number of slots."""
+    parts = [spec.evict if spec.miss == "load" else f"{spec.evict}, {spec.miss}"]
     parts += [f"defer {spec.defer:.0%}"] if spec.defer else []
     if spec.prefetch is not None:
-        width = "" if spec.prefetch.width is None else f" {spec.prefetch.width}"
-        recall = "" if spec.prefetch.recall is None else f" {spec.prefetch.recall:.0%}"
-        parts.append(f"prefetch {spec.prefetch.by}{width}{recall}")
+        options = (spec.prefetch.width, spec.prefetch.recall and f"{spec.prefetch.recall:.0%}")
+        parts.append(" ".join(["prefetch", spec.prefetch.by, *(str(option) for option in options if option)]))
     return ", ".join(parts)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -24,12 +25,13 @@ class MissCosts:
     call_s: float
 
 
-def split_of(miss: MissName, costs: MissCosts) -> Split | None:
-    """How a step's misses are divided; None where all are copied."""
+def split_of(miss: MissName, costs_of: Callable[[], MissCosts]) -> Split | None:
+    """How a step's misses are divided; None where all are copied. Costs are asked for where they decide."""
     if miss == "load":
         return None
     if miss == "host":
         return lambda _step, _hit, missed: np.zeros_like(missed)
+    costs = costs_of()
     if miss == "cheaper":
         sooner = costs.copy_s + costs.device_s < costs.host_s + costs.call_s
         return lambda step, _hit, missed: missed & sooner[step]

@@ -39,6 +39,7 @@ class Offloaded:
         hits = int(served.resident.sum() + served.coming.sum())
         n_steps, expert_copies = len(self.wanted.tokens), int(served.loaded.sum() + served.fetched_ahead.sum())
         found = {
+            "slots_frac": float(self.slots.sum() / self.wanted.placed.sum()),
             "cache_hit_frac": hits / used,
             "hosted_frac": int(served.hosted.sum()) / used,
             "experts_copied": expert_copies / n_steps,
@@ -67,8 +68,8 @@ def offloaded_of(
         placed=wanted.placed.reshape(rows[1:]),
         admits=rule.admits,
     )
-    costs = miss_costs(setting, wanted, tiers)
-    replayed = replay(requests, split_of(spec.miss, costs))
+    split = split_of(spec.miss, lambda: miss_costs(setting, wanted, tiers))
+    replayed = replay(requests, split)
     masks = {one.name: getattr(replayed, one.name).reshape(shape) for one in fields(replayed)}
     return Offloaded(spec=spec, wanted=wanted, served=Replayed(**masks), tiers=tiers, slots=slots)
 

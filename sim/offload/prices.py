@@ -105,14 +105,13 @@ def host_bands(setting: Setting) -> dict[str, tuple[float, float]]:
 def miss_costs(setting: Setting, wanted: Wanted, tiers: Tiers) -> MissCosts:
     """Times of every single expert, by its tokens."""
     shape = expert_shape(setting.model, setting.layout.tp)
-    counts = np.unique(wanted.tokens)
+    counts = np.arange(wanted.tokens.max() + 1)
     device_s = grouped_gemm_moe_s(counts[:, None], shape, setting.cluster.device)
     host_s = host_laws.expert_s(counts, shape, tiers.cores, tiers.dram_bytes_per_s)
-    index = np.searchsorted(counts, wanted.tokens)
-    rows = (len(wanted.tokens), -1, wanted.tokens.shape[-1])
+    by_row = wanted.tokens.reshape(len(wanted.tokens), -1, wanted.tokens.shape[-1])
     return MissCosts(
-        host_s=host_s[index].reshape(rows),
-        device_s=np.where(counts > 0, device_s, 0.0)[index].reshape(rows),
+        host_s=host_s[by_row],
+        device_s=np.where(counts > 0, device_s, 0.0)[by_row],
         copy_s=tiers.copy_s,
         call_s=tiers.cores.constants.call_s + 2 * tiers.link_latency_s,
     )
@@ -197,6 +196,8 @@ class OffloadPricing:
         Sums of partial results and tokens of the call count by the share of the active experts.
         """
         setting, wanted = self.setting, self.wanted
+        if not mask.any():
+            return np.zeros(mask.shape[:-1])
         machine = machine_of(setting, self.exchange)
         share = mask.sum(axis=-1) / np.maximum(wanted.used.sum(axis=-1), 1)
         summed = np.moveaxis(self.reduction.summed_tokens, 1, 0)
@@ -214,11 +215,12 @@ class OffloadPricing:
     def _on_host(self) -> Seconds:
         """Time of the experts left to the host, with the way of their tokens there and back: [step, layer, rank]."""
         setting, tiers = self.setting, self.tiers
+        if not self.served.hosted.any():
+            return np.zeros(self.wanted.tokens.shape[:-1])
         tokens = np.where(self.served.hosted, self.wanted.tokens, 0)
         shape = expert_shape(setting.model, setting.layout.tp)
-        counts = np.unique(tokens)
-        each_s = host_laws.expert_s(counts, shape, tiers.cores, tiers.dram_bytes_per_s)
-        work_s = each_s[np.searchsorted(counts, tokens)].sum(axis=-1)
+        each_s = host_laws.expert_s(np.arange(tokens.max() + 1), shape, tiers.cores, tiers.dram_bytes_per_s)
+        work_s = each_s[tokens].sum(axis=-1)
         machine = machine_of(setting, self.exchange)
         choices, summed = tokens.sum(axis=-1), np.moveaxis(self.reduction.summed_tokens, 1, 0)
         rows = np.where(summed > 0, np.minimum(choices, summed), choices)

@@ -166,7 +166,7 @@ def test_a_balanced_split_is_near_the_best_of_all() -> None:
 def test_each_expert_goes_where_it_is_sooner() -> None:
     """Fiddler's rule: tokens * t_host against copy + t_device; here 0.2 n + 0.8 > 1.9 + 0.001 n from 6 tokens on."""
     costs, hit, missed = costs_with(0)
-    split = split_of("cheaper", costs)
+    split = split_of("cheaper", lambda: costs)
     assert split is not None
     tokens = (costs.host_s[0] - 0.3) / 0.2
     np.testing.assert_array_equal(split(0, hit, missed), missed & (tokens > 5.5))
