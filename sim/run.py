@@ -30,7 +30,7 @@ from sim.log import step_log
 from sim.memory import check_host, check_memory, device_memory, with_copies
 from sim.metrics import Execution
 from sim.moving import move_prices, moved_bytes, moving
-from sim.offload.measures import offload_times
+from sim.offload.measures import offload_metrics
 from sim.offload.offloaded import Offloaded, offloaded_of, serving
 from sim.offload.prices import COPIES
 from sim.payload import compressing, payload_prices
@@ -193,8 +193,7 @@ def _offload_metrics(
     if offloaded is None:
         return {}
     free = _executed(execution.op_list, prices.times(dict.fromkeys(COPIES, 0.0)), setting, schedule)
-    exposed_s = float((execution.step_times_s - free.step_times_s).mean())
-    return offloaded.metrics() | offload_times(offloaded, execution) | {"exposed_copy_s": exposed_s}
+    return offload_metrics(offloaded, execution, free.step_times_s)
 
 
 def _priced(

@@ -33,20 +33,6 @@ class Offloaded:
     tiers: Tiers
     slots: NDArray[np.int64]
 
-    def metrics(self) -> dict[str, float]:
-        """Shares of uses and of copies, over all steps, layers and ranks."""
-        served, used = self.served, int(self.wanted.used.sum())
-        hits = int(served.resident.sum() + served.coming.sum())
-        n_steps, expert_copies = len(self.wanted.tokens), int(served.loaded.sum() + served.fetched_ahead.sum())
-        found = {
-            "slots_frac": float(self.slots.sum() / self.wanted.placed.sum()),
-            "cache_hit_frac": hits / used,
-            "hosted_frac": int(served.hosted.sum()) / used,
-            "experts_copied": expert_copies / n_steps,
-        }
-        ahead = int(served.fetched_ahead.sum())
-        return found | ({"prefetch_used_frac": int(served.coming.sum()) / ahead} if ahead else {})
-
 
 def offloaded_of(
     setting: Setting, placement: Placement, reduction: Reduction, schedule: ScheduleSpec, spec: OffloadSpec
