@@ -13,9 +13,9 @@ from typing import Literal
 
 from scenarios.errors import DeadlockError
 
-Lane = Literal["compute", "send", "receive", "send-inside", "receive-inside", "to-device", "host"]
-"""Kernels of a device; its ports, and those inside its node where a stage of an exchange has them to itself; the engine
-that copies from the host's memory; the host's cores."""
+Lane = Literal["compute", "send", "receive", "send-inside", "receive-inside", "to-device", "to-host", "host"]
+"""Kernels of a device; its ports, and those inside its node where a stage of an exchange has them to itself; the engines
+that copy from the host's memory and to it; the host's cores."""
 Lanes = tuple[Lane, ...]
 COMPUTE_LANE: Lanes = ("compute",)
 EXCHANGE_LANES: Lanes = ("send", "receive")
@@ -81,6 +81,29 @@ class Stored:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Streamed:
+    """Works of a layer for one microbatch, where weights stream from the host's memory; those that never occur are None.
+
+    page           copy of the layer's weights, or of the page of them that comes with this microbatch.
+    cache          copy to the device of what it needs before it begins: cache of its requests, hidden states.
+    before, after  computed by the device before and after what the host does in between.
+    queries, attended, results  decode attention on the host: what it needs on its way there, its work, the way back.
+    store          copy to the host of what the device leaves there: new cache, hidden states.
+    slots          layers of weights that the device has room for.
+    """
+
+    page: Work | None = None
+    cache: Work | None = None
+    before: tuple[Work, ...] = ()
+    queries: Work | None = None
+    attended: Work | None = None
+    results: Work | None = None
+    after: tuple[Work, ...] = ()
+    store: Work | None = None
+    slots: int = 2
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Layer:
     """The works of one transformer block; those that the model, layout or schedule does not have are None.
 
@@ -89,6 +112,7 @@ class Layer:
                   without chunks no token travels.
     before_dispatch, after_combine  what a device does to its tokens before they leave and after they are back.
     stored        how its experts are served from the host's memory, in place of the chunk's `experts`.
+    streamed      its works where weights stream: of a whole pass in microbatches in place of all others, or the page alone.
 
     Raises DeadlockError for a gate whose tokens have no chunk to travel in, or chunks without a gate.
     """
@@ -106,6 +130,7 @@ class Layer:
     before_dispatch: tuple[Work, ...] = ()
     after_combine: tuple[Work, ...] = ()
     stored: Stored | None = None
+    streamed: Streamed | None = None
 
     def __post_init__(self) -> None:
         if (self.gate is None) != (not self.chunks and self.local is None):
