@@ -122,8 +122,10 @@ class ScheduleSpec(Spec):
 
     overlap: OverlapName = "none"
     chunks: int = Field(
-        default=2, ge=1, description="chunked: parts of the experts' tokens; two-batch and generating schedules: microbatches of the "
-        "whole step"
+        default=2,
+        ge=1,
+        description="chunked: parts of the experts' tokens; two-batch and generating schedules: microbatches of the "
+        "whole step",
     )
     microbatch: int | None = Field(
         default=None,

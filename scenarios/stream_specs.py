@@ -32,5 +32,8 @@ class StreamSpec(Spec):
     held: float = Field(default=0.0, ge=0, lt=1, description="share of these weights that the device keeps")
     slots: int = Field(default=2, gt=0, description="layers of streamed weights that the device has room for")
     link_frac: float = Field(
-        default=1.0, gt=0, le=1, description="share of the link's bandwidth that weights reach; less from pageable memory"
+        default=1.0,
+        gt=0,
+        le=1,
+        description="share of the link's bandwidth that weights reach; less from pageable memory",
     )

@@ -51,8 +51,9 @@ class Prices:
         """Duration of `work`."""
         if work.kind in self.per_chunk:
             return self.per_chunk[work.kind][self.moe_row[work.layer]][work.chunk]
-        windowed = work.kind in ("attention", "core") and work.layer in self.windowed_layers
-        return self.per_layer[f"windowed {work.kind}" if windowed else work.kind][max(work.chunk, 0)]
+        windowed = f"windowed {work.kind}"
+        has_window = work.layer in self.windowed_layers and windowed in self.per_layer
+        return self.per_layer[windowed if has_window else work.kind][max(work.chunk, 0)]
 
     def durations(self, op_list: OpList) -> list[Duration]:
         """Durations of all operations of a program."""

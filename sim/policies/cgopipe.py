@@ -20,7 +20,8 @@ def cgopipe(program: Program, step: Step) -> None:
     order, n_parts = slots_of(step), len(step.microbatches)
     ahead = min(AHEAD, n_parts)
     attended = {
-        slot: attend(program, works_of(step, slot), begin(program, works_of(step, slot), None)) for slot in order[:ahead]
+        slot: attend(program, works_of(step, slot), begin(program, works_of(step, slot), None))
+        for slot in order[:ahead]
     }
     done: dict[Slot, list[int]] = {}
     pages: dict[int, list[int]] = {}
