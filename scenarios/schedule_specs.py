@@ -124,8 +124,7 @@ class ScheduleSpec(Spec):
     chunks: int = Field(
         default=2,
         ge=1,
-        description="chunked: parts of the experts' tokens; two-batch and generating schedules: microbatches of the "
-        "whole step",
+        description="chunked: parts of the experts' tokens; two-batch, generating: microbatches of the whole step",
     )
     microbatch: int | None = Field(
         default=None,

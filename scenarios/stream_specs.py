@@ -35,5 +35,5 @@ class StreamSpec(Spec):
         default=1.0,
         gt=0,
         le=1,
-        description="share of the link's bandwidth that weights reach; less from pageable memory",
+        description="share of the link's rate that weights reach; less from pageable memory",
     )

@@ -58,8 +58,8 @@ class WorkloadSpec(Spec):
     steps: int = Field(default=64, gt=0)
     generate: GenerateSpec | None = Field(
         default=None,
-        description="with memory.stream: prefill and decode of tokens_per_device requests; `steps` decode passes, evenly "
-        "spread, are simulated",
+        description="with memory.stream: prefill and decode of tokens_per_device requests; `steps` decode passes, "
+        "evenly spread, are simulated",
     )
     split: SplitSpec = SplitSpec()
 

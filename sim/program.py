@@ -14,8 +14,8 @@ from typing import Literal
 from scenarios.errors import DeadlockError
 
 Lane = Literal["compute", "send", "receive", "send-inside", "receive-inside", "to-device", "to-host", "host"]
-"""Kernels of a device; its ports, and those inside its node where a stage of an exchange has them to itself; the engines
-that copy from the host's memory and to it; the host's cores."""
+"""Kernels of a device; its ports, and those inside its node where a stage of an exchange has them to itself; the
+engines that copy from the host's memory and to it; the host's cores."""
 Lanes = tuple[Lane, ...]
 COMPUTE_LANE: Lanes = ("compute",)
 EXCHANGE_LANES: Lanes = ("send", "receive")
@@ -82,9 +82,10 @@ class Stored:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Streamed:
-    """Works of a layer for one microbatch, where weights stream from the host's memory; those that never occur are None.
+    """Works of a layer for one microbatch, where weights stream from the host's memory; None: never occurs.
 
-    page           copy of the layer's weights, or of the page of them that comes with this microbatch.
+    early, page    copies of weights: those of attention, where they stream, too, and the others, or that page
+                   of them which comes with this microbatch.
     cache          copy to the device of what it needs before it begins: cache of its requests, hidden states.
     before, after  computed by the device before and after what the host does in between.
     queries, attended, results  decode attention on the host: what it needs on its way there, its work, the way back.
@@ -92,6 +93,7 @@ class Streamed:
     slots          layers of weights that the device has room for.
     """
 
+    early: Work | None = None
     page: Work | None = None
     cache: Work | None = None
     before: tuple[Work, ...] = ()
@@ -112,7 +114,7 @@ class Layer:
                   without chunks no token travels.
     before_dispatch, after_combine  what a device does to its tokens before they leave and after they are back.
     stored        how its experts are served from the host's memory, in place of the chunk's `experts`.
-    streamed      its works where weights stream: of a whole pass in microbatches in place of all others, or the page alone.
+    streamed      its works where weights stream: in place of all others, or the page alone (ring).
 
     Raises DeadlockError for a gate whose tokens have no chunk to travel in, or chunks without a gate.
     """

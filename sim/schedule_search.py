@@ -21,7 +21,7 @@ class Speed:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Found:
-    """What a search tried, in the order of the scenario, and how fast each was; those that do not fit in memory apart."""
+    """What a search tried, in the order of the scenario, and how fast each was; what does not fit in memory apart."""
 
     tried: tuple[ScheduleSpec, ...]
     speeds: tuple[Speed, ...]

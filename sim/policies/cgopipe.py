@@ -3,7 +3,7 @@ VSLPipe of MoE-Lens (arXiv 2504.09345)."""
 
 from __future__ import annotations
 
-from sim.policies.streams import Slot, attend, begin, bring, finish, slots_of, works_of
+from sim.policies.streams import Slot, Weights, attend, begin, bring, finish, slots_of, works_of
 from sim.program import Program, Step
 
 AHEAD = 2
@@ -14,7 +14,7 @@ def cgopipe(program: Program, step: Step) -> None:
     """PostAttn(i, j), PreAttn(i, j + 2) and its attention on the host; a page of layer i + 1 comes with each.
 
     The device has room for two layers: pages of layer i + 1 come when layer i - 1 is done. The first layer is there at
-    the start, the last one brings that of the next pass. Where the step has one page a layer it all comes with the first
+    the start, the last one brings that of the next pass. With one page a layer, all of it comes with the first
     microbatch, ahead of other results in the queue (FastDecode's order, S2 of the paper's figure 6).
     """
     order, n_parts = slots_of(step), len(step.microbatches)
@@ -24,17 +24,14 @@ def cgopipe(program: Program, step: Step) -> None:
         for slot in order[:ahead]
     }
     done: dict[Slot, list[int]] = {}
-    pages: dict[int, list[int]] = {}
+    weights = Weights(program, step)
     for place, (layer, part) in enumerate(order):
         results = bring(program, works_of(step, (layer, part)).results, attended[layer, part])
-        page = works_of(step, (layer + 1, part)).page
-        if page is not None:
-            free = done.get((layer - 1, n_parts - 1))
-            pages.setdefault(layer + 1, []).append(program.beside(page, "to-device", after=free))
-        done[layer, part] = finish(program, step, (layer, part), [*results, *pages.get(layer, [])])
+        weights.ask((layer + 1, part), after=done.get((layer - 1, n_parts - 1)))
+        done[layer, part] = finish(program, step, (layer, part), [*results, *weights.of(layer)])
         for later in order[place + ahead : place + ahead + 1]:
             works, previous = works_of(step, later), done.get((later[0] - 1, later[1]), [])
-            projected = begin(program, works, [*previous, *pages.get(later[0], [])[:1]])
+            projected = begin(program, works, [*previous, *weights.before(later[0])])
             attended[later] = attend(program, works, projected)
 
 
@@ -43,7 +40,7 @@ def vslpipe(program: Program, step: Step) -> None:
 
     All wait for each other at the end of a stage; half of a layer's weights comes in each.
     """
-    order, pages, stage = slots_of(step), dict[int, list[int]](), list[int]()
+    order, weights, stage = slots_of(step), Weights(program, step), list[int]()
     begun = [begin(program, works_of(step, slot), None) for slot in order[:2]]
     attended = attend(program, works_of(step, order[0]), begun[0])
     for place, (layer, part) in enumerate(order):
@@ -51,10 +48,8 @@ def vslpipe(program: Program, step: Step) -> None:
         results = bring(program, works_of(step, (layer, part)).results, [*attended, *stage])
         for later in order[place + 1 : place + 2]:
             attended = attend(program, works_of(step, later), [*begun[place + 1], *stage])
-        page = works_of(step, (layer + 1, part)).page
-        if page is not None:
-            pages.setdefault(layer + 1, []).append(program.beside(page, "to-device", after=stage))
-        done = finish(program, step, (layer, part), [*results, *pages.get(layer, [])])
+        weights.ask((layer + 1, part), after=stage)
+        done = finish(program, step, (layer, part), [*results, *weights.of(layer)])
         for later in order[place + 2 : place + 3]:
-            begun.append(begin(program, works_of(step, later), [*done, *pages.get(later[0], [])[:1]]))
+            begun.append(begin(program, works_of(step, later), [*done, *weights.before(later[0])]))
         stage = [*attended, *range(first, len(program.ops))]

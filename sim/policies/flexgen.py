@@ -2,22 +2,22 @@
 
 from __future__ import annotations
 
-from sim.policies.streams import attend, begin, bring, finish, slots_of, works_of
+from sim.policies.streams import Weights, attend, begin, bring, finish, slots_of, works_of
 from sim.program import Program, Step
 
 
 def flexgen(program: Program, step: Step) -> None:
     """While one microbatch is in a layer, the next one's cache comes and the last one's goes; then all is synchronised.
 
-    With the first microbatch of a layer the whole next layer comes, ahead of any cache in the same queue. Where the host
-    computes attention the device waits for it. As `generation_loop_overlap_multi_batch` of FlexLLMGen's flex_opt.py.
+    With the first microbatch of a layer the whole next layer comes, ahead of any cache in the same queue. Where the
+    host computes attention the device waits for it: `generation_loop_overlap_multi_batch` of FlexLLMGen's flex_opt.py.
     """
     order = slots_of(step)
     ready = bring(program, works_of(step, order[0]).cache, None)
-    leaving = None
+    weights, leaving = Weights(program, step), None
     for place, (layer, part) in enumerate(order):
         works, first = works_of(step, (layer, part)), len(program.ops)
-        bring(program, works_of(step, (layer + 1, part)).page, ready)
+        weights.ask((layer + 1, part), after=ready)
         for later in order[place + 1 : place + 2]:
             bring(program, works_of(step, later).cache, ready)
         if leaving is not None:
@@ -30,19 +30,15 @@ def flexgen(program: Program, step: Step) -> None:
 
 
 def prompts(program: Program, step: Step) -> None:
-    """Prompts layer by layer, in microbatches: weights of the next layer come, hidden states and cache go to the host."""
+    """Prompts by layers and microbatches: the next layer's weights come, hidden states and cache go to the host."""
     stored: list[list[int]] = [[] for _ in step.microbatches]
-    weights: list[int] = []
-    before: list[int] = []
+    weights, before, last = Weights(program, step), list[int](), list[int]()
     for layer in range(len(step.layers)):
-        coming, before_next = list[int](), list[int]()
         for part in range(len(step.microbatches)):
             works = works_of(step, (layer, part))
             here = bring(program, works.cache, stored[part])
-            page = works_of(step, (layer + 1, part)).page
-            if page is not None:
-                coming.append(program.beside(page, "to-device", after=before))
-            before_next = finish(program, step, (layer, part), begin(program, works, [*here, *weights]))
-            store = works.store
-            stored[part] = before_next if store is None else [program.beside(store, "to-host", after=before_next)]
-        weights, before = coming, before_next
+            weights.ask((layer + 1, part), after=before)
+            begun = begin(program, works, [*here, *weights.before(layer)])
+            last = finish(program, step, (layer, part), [*begun, *weights.of(layer)])
+            stored[part] = last if works.store is None else [program.beside(works.store, "to-host", after=last)]
+        before = last

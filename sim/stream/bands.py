@@ -18,7 +18,7 @@ from sim.setting import Setting
 from sim.stream.generation import Generation
 
 DENSE = ("projections", "output", "gate", "shared", "mlp", "head")
-CARRIED = ("page", "dense page", "queries", "results", "cache", "store")
+CARRIED = ("page", "dense page", "attention page", "queries", "results", "cache", "store")
 Ends = tuple[float, float]
 
 

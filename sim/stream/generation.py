@@ -1,4 +1,4 @@
-"""Offline generation of all requests: prefill and decode passes whose weights stream, priced, executed, put together."""
+"""Offline generation of all requests: passes whose weights stream, priced, executed and put together."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ class PricedPass:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Generation:
-    """The passes of all requests: `steps` are decode passes, or those that hold both; `prefill` is a pass of its own."""
+    """The passes of all requests: `steps` decode, or hold prompts as well; `prefill` is a pass of its own."""
 
     generate: GenerateSpec
     steps: PricedPass
@@ -120,9 +120,7 @@ def check_streams(setting: Setting, plan: Plan) -> None:
 def _check_slots(setting: Setting, overlap: str, stream: StreamSpec) -> None:
     n_moe = len(setting.model.moe_layers)
     if overlap in GENERATING and stream.slots != 2:
-        raise ScenarioError(
-            f"memory.stream.slots: {overlap} has room for 2 layers, not {stream.slots}; leave slots out"
-        )
+        raise ScenarioError(f"memory.stream.slots: {overlap} has 2, not {stream.slots}; leave slots out")
     if overlap == "ring" and (stream.slots >= n_moe or stream.weights != "experts"):
         raise ScenarioError(
             f"memory.stream: a ring holds the experts of fewer than all {n_moe} MoE layers, not weights: "

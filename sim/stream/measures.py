@@ -6,6 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from scenarios.workload_specs import GenerateSpec
+from sim.durations import Seconds
 from sim.metrics import Execution, lane_busy_s
 from sim.program import Lane
 
@@ -15,7 +16,7 @@ BESIDE: tuple[Lane, ...] = ("to-device", "to-host", "host")
 def generation_metrics(
     requests: int, generate: GenerateSpec, prefill_s: float, passes_s: NDArray[np.float64]
 ) -> dict[str, float]:
-    """Times and rates of `requests` requests; passes_s float64[pass] are all decode passes, the host's time included."""
+    """Times and rates of so many requests; passes_s float64[pass] are all decode passes, the host's time included."""
     decode_s = float(passes_s.sum())
     return {
         "step_time_s": float(passes_s.mean()),
@@ -40,9 +41,7 @@ def stream_metrics(execution: Execution) -> dict[str, float]:
     }
 
 
-def all_passes_s(
-    sampled: NDArray[np.int64], times_s: NDArray[np.float64], generate: GenerateSpec
-) -> NDArray[np.float64]:
+def all_passes_s(sampled: NDArray[np.int64], times_s: Seconds, generate: GenerateSpec) -> Seconds:
     """Time of every decode pass, float64[pass]: straight lines between the sampled ones.
 
     Exact while times are linear in the context; they are convex where another lane comes to bind, so that the sum is

@@ -18,7 +18,7 @@ from sim.stream.generation import check_streams
 
 
 def checked_memory(setting: Setting, placement: Placement, plan: Plan) -> DeviceMemory:
-    """Memory of every device under a plan, streamed or not. Raises MemoryInfeasible where it, or the host's, is short."""
+    """Memory of every device under a plan. Raises MemoryInfeasible where it, or the host's, is short."""
     check_streams(setting, plan)
     stream = plan.memory.stream
     if stream is None:
@@ -34,7 +34,7 @@ def checked_memory(setting: Setting, placement: Placement, plan: Plan) -> Device
 def streamed_memory(
     setting: Setting, placement: Placement, spec: MemorySpec, stream: StreamSpec, schedule: ScheduleSpec
 ) -> DeviceMemory:
-    """Memory of every device: what it keeps of all layers, its slots, and in generation activations instead of cache."""
+    """Memory of every device: what it keeps, its slots, and in generation activations instead of cache."""
     model, generate = setting.model, setting.workload.generate
     whole = device_memory(setting, placement, spec)
     n_moe = len(model.moe_layers)
@@ -77,7 +77,7 @@ def _largest_part(setting: Setting, generate: GenerateSpec, schedule: ScheduleSp
 
 
 def _activation_bytes(model: ModelCard, tokens: int) -> float:
-    """Bytes around the experts of so many tokens: 2 k (h + 3 I) for each (MoE-Lightning's cost model, without its 1.2)."""
+    """Bytes around the experts: 2 k (h + 3 I) a token (MoE-Lightning's cost model, without its factor 1.2)."""
     width = BYTES_PER_VALUE[model.activation_dtype]
     return tokens * model.top_k * (model.exchange_size + 3 * model.expert_intermediate_size) * width
 

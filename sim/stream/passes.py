@@ -29,7 +29,7 @@ class Pass:
 
 
 def sampled_passes(generate: GenerateSpec, n_samples: int) -> NDArray[np.int64]:
-    """Decode passes that are simulated, int64[sample], each once, of 1 to new_tokens - 1; evenly spread, ends included."""
+    """Decode passes that are simulated, int64[sample]: of 1 to new_tokens - 1, evenly spread, ends included."""
     last = generate.new_tokens - 1
     return np.unique(np.linspace(1, last, min(n_samples, last)).round().astype(np.int64))
 
@@ -95,7 +95,8 @@ def _steps_of(reduction: Reduction, n_steps: int) -> Reduction:
 def _scaled(reduction: Reduction, factor: float) -> Reduction:
     """So many times the tokens of every expert, rounded."""
 
-    def scaled(counts: NDArray[np.integer]) -> NDArray[np.int64]:
-        return np.rint(counts * factor).astype(np.int64)
+    def scaled(counts: NDArray[np.int32]) -> NDArray[np.int32]:
+        rounded: NDArray[np.int32] = np.rint(counts * factor).astype(np.int32)
+        return rounded
 
     return replace(reduction, slot_tokens=scaled(reduction.slot_tokens), summed_tokens=scaled(reduction.summed_tokens))

@@ -89,10 +89,10 @@ def pass_prices(
     if isinstance(model.attention, GroupedQueryAttention) and model.attention.window_tokens is not None:
         windowed = frozenset(range(0, model.n_layers, model.attention.windowed_every))
     own = layer_prices(setting, n_parts, exchange)
-    parts = [_part_prices(one, part, ways, dense=bool(model.dense_intermediate_size)) for part in range(n_parts)]
+    parts = [_part_prices(one, part, ways) for part in range(n_parts)]
     pages = {
-        kind: (ways.copy_s(np.full((setting.batches.n_steps, 1), size / n_pages), ways.to_device * spec.link_frac),)
-        for kind, size in page_bytes(model, spec).items()
+        kind: (ways.copy_s(np.full((setting.batches.n_steps, 1), size), ways.to_device * spec.link_frac),)
+        for kind, size in page_bytes(model, spec, n_pages).items()
     }
     experts = by_chunk(expert_times_s(machine_of(setting, exchange), placement, one.reduction), n_parts)
     return Prices(
@@ -113,19 +113,19 @@ def ring_prices(setting: Setting, spec: StreamSpec) -> dict[str, tuple[Duration,
     return {"page": (ways.copy_s(copied, ways.to_device * spec.link_frac),)}
 
 
-def page_bytes(model: ModelCard, spec: StreamSpec) -> dict[str, float]:
-    """Bytes that stream in a pass of an MoE layer ("page") and of one without experts ("dense page")."""
+def page_bytes(model: ModelCard, spec: StreamSpec, n_pages: int = 1) -> dict[str, float]:
+    """Bytes of a page of an MoE layer ("page"), of one without experts, and of attention's weights, which come whole."""
     experts = model.n_experts * model.expert_bytes
     if spec.weights == "experts":
-        return {"page": experts * (1 - spec.held)}
+        return {"page": experts * (1 - spec.held) / n_pages}
     width = BYTES_PER_VALUE[model.weight_dtype]
     attention = model.attention.parameters(model.hidden_size) * width
     beside = (model.shared_parameters + model.bottleneck_parameters) * width
-    sizes = {"page": experts + attention + beside, "dense page": model.dense_parameters * width + attention}
-    return {kind: size * (1 - spec.held) for kind, size in sizes.items()}
+    sizes = {"page": (experts + beside) / n_pages, "dense page": model.dense_parameters * width / n_pages}
+    return {kind: size * (1 - spec.held) for kind, size in (sizes | {"attention page": attention}).items()}
 
 
-def _part_prices(one: Pass, part: int, ways: Ways, *, dense: bool) -> dict[str, Duration]:
+def _part_prices(one: Pass, part: int, ways: Ways) -> dict[str, Duration]:
     """Works of one microbatch that are the same in every layer, float64[step, device] each."""
     setting, model, device = one.setting, one.setting.model, one.setting.cluster.device
     own = chunk_of_tokens(len(one.decoding), one.reduction.n_chunks) == part
@@ -155,8 +155,8 @@ def _part_prices(one: Pass, part: int, ways: Ways, *, dense: bool) -> dict[str, 
 def moved_bytes(one: Pass, own: NDArray[np.bool_], contexts: Tokens) -> Mapping[str, NDArray[np.float64]]:
     """Bytes of the copies of a microbatch in a layer, by kind, float64[step, device].
 
-    queries: queries of decoding tokens, keys and values of all; results: their attention's; cache: what decoding requests have
-    cached, and hidden states in; store: keys and values of all tokens, and hidden states out.
+    queries: queries of decoding tokens, keys and values of all; results: their attention's; cache: what decoding
+    requests have cached, and hidden states in; store: keys and values of all tokens, and hidden states out.
     """
     model, decoding = one.setting.model, own & one.decoding
     attention, width = model.attention, BYTES_PER_VALUE[model.activation_dtype]
@@ -178,7 +178,7 @@ def moved_bytes(one: Pass, own: NDArray[np.bool_], contexts: Tokens) -> Mapping[
 
 
 def _core_s(one: Pass, decoding: NDArray[np.bool_], window: int | None, ways: Ways) -> Seconds:
-    """Decode attention of a microbatch in a layer: by the host where it has a share of its memory, else by the device."""
+    """Decode attention of a microbatch in a layer, by the host where it has a share of the memory, or the device."""
     setting, attention = one.setting, one.setting.model.attention
     contexts = windowed_context(setting.batches.contexts[..., decoding], window).sum(axis=-1)
     n_requests = int(decoding.sum())

@@ -58,6 +58,7 @@ def _layer(model: ModelCard, shape: PassShape, layer: int, part: int) -> Layer:
     return Layer(
         attention=core,
         streamed=Streamed(
+            early=work("attention page") if shape.spec.weights == "layers" and part == 0 else None,
             page=_page(shape, layer, part, is_moe=is_moe),
             cache=work("cache") if on_device or (shape.prompts and not shape.decodes) else None,
             before=before,
