@@ -12,7 +12,6 @@ from scenarios.models import GroupedQueryAttention
 from scenarios.stream_specs import HOST_ATTENTION
 from sim.bands import StepBand
 from sim.offload.prices import host_bands
-from sim.pricing import Prices
 from sim.session import Plan
 from sim.setting import Setting
 from sim.stream.generation import Generation
@@ -24,12 +23,12 @@ Ends = tuple[float, float]
 
 def generation_band(generation: Generation, setting: Setting, plan: Plan) -> StepBand:
     """The band of the time of all passes."""
-    prefill_s, passes_s, _ = generation.times_s()
-    predicted_s = prefill_s + passes_s.sum()
-    ends: dict[str, Ends] = {}
-    for family, (kinds, band) in families_of(setting, plan).items():
-        low, high = (_total_s(generation, kinds, factor) / predicted_s for factor in band)
-        ends[family] = (min(low, 1.0), max(high, 1.0))
+    families = families_of(setting, plan)
+    variants = [dict.fromkeys(kinds, factor) for kinds, band in families.values() for factor in band]
+    prefill_s, passes_s = generation.times_s([{}, *variants])
+    total_s = prefill_s + passes_s.sum(axis=-1)
+    ratios = (total_s[1:] / total_s[0]).reshape(-1, 2).tolist()
+    ends = {name: (min(low, 1.0), max(high, 1.0)) for name, (low, high) in zip(families, ratios, strict=True)}
     below = np.sqrt(sum((1 - low) ** 2 for low, _ in ends.values()))
     above = np.sqrt(sum((high - 1) ** 2 for _, high in ends.values()))
     return StepBand(low=float(1 - min(below, 1.0)), high=float(1 + above), families=ends)
@@ -51,11 +50,3 @@ def families_of(setting: Setting, plan: Plan) -> dict[str, tuple[tuple[str, ...]
         "decode attention": (core, beside["hosted"] if on_host else decode),
         "copies": (CARRIED, beside["load"]),
     }
-
-
-def _total_s(generation: Generation, kinds: tuple[str, ...], factor: float) -> float:
-    def stretched(prices: Prices) -> Prices:
-        return prices.times(dict.fromkeys(kinds, factor))
-
-    prefill_s, passes_s, _ = generation.times_s(stretched)
-    return float(prefill_s + passes_s.sum())

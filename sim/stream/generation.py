@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
 from placement.plan import Placement
 from placement.reduction import Reduction
@@ -14,6 +13,7 @@ from scenarios.errors import ScenarioError
 from scenarios.schedule_specs import ScheduleSpec
 from scenarios.stream_specs import GENERATING, MIXED, STREAMING, StreamSpec
 from scenarios.workload_specs import GenerateSpec
+from sim.durations import Duration, Seconds, scaled
 from sim.execution import executed
 from sim.metrics import Execution
 from sim.policies import PROMPTS, STREAMS
@@ -25,8 +25,10 @@ from sim.stream.measures import all_passes_s
 from sim.stream.passes import Pass, decode_passes, mixed_pass, prompt_pass, sampled_passes
 from sim.stream.prices import pass_prices, ways_of
 from sim.stream.works import PassShape, generating_step
+from sim.vector import execute
 
-Change = Callable[[Prices], Prices]
+Variants = Sequence[Mapping[str, float]]
+"""Factors of kinds of work; kinds that are not named stay as they are."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -38,9 +40,19 @@ class PricedPass:
     op_list: OpList
     prices: Prices
 
-    def executed(self, change: Change = lambda prices: prices) -> Execution:
-        """The pass, executed with its prices changed."""
-        return executed(self.op_list, change(self.prices), self.setting, self.schedule)
+    def executed(self) -> Execution:
+        """The pass, executed."""
+        return executed(self.op_list, self.prices, self.setting, self.schedule)
+
+    def times_s(self, variants: Variants) -> Seconds:
+        """Times with some kinds of work longer or shorter, float64[variant, step]: all variants in one execution."""
+
+        def stacked(kind: str, duration: Duration) -> Duration:
+            return np.concatenate([scaled(duration, factors.get(kind, 1.0)) for factors in variants])
+
+        durations = self.prices.changed(stacked).durations(self.op_list)
+        ends_s: Seconds = execute(self.op_list, durations).end_s.max(axis=(0, -1))
+        return ends_s.reshape(len(variants), -1)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,18 +64,17 @@ class Generation:
     prefill: PricedPass | None
     overhead_s: float
 
-    def times_s(self, change: Change = lambda prices: prices) -> tuple[float, NDArray[np.float64], Execution]:
-        """Time of the prefill, of every other pass float64[pass], the host's included, and their execution.
+    def times_s(self, variants: Variants = ({},)) -> tuple[Seconds, Seconds]:
+        """Time of the prefill, float64[variant], and of every other pass, float64[variant, pass], the host's included.
 
         Passes that hold prompts and decoding requests are alike: as many as an answer has tokens renew all requests.
         """
-        execution = self.steps.executed(change)
-        sampled_s = execution.step_times_s + self.overhead_s
+        sampled_s = self.steps.times_s(variants) + self.overhead_s
         if self.prefill is None:
-            return 0.0, np.repeat(sampled_s, self.generate.new_tokens), execution
-        prefill_s = float(self.prefill.executed(change).step_times_s[0]) + self.overhead_s
+            return np.zeros(len(variants)), np.repeat(sampled_s, self.generate.new_tokens, axis=-1)
+        prefill_s = self.prefill.times_s(variants)[:, 0] + self.overhead_s
         sampled = sampled_passes(self.generate, self.steps.setting.batches.n_steps)
-        return prefill_s, all_passes_s(sampled, sampled_s, self.generate), execution
+        return prefill_s, np.stack([all_passes_s(sampled, one, self.generate) for one in sampled_s])
 
 
 def generation_of(setting: Setting, placement: Placement, reduction: Reduction, plan: Plan) -> Generation:

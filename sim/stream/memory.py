@@ -34,7 +34,10 @@ def checked_memory(setting: Setting, placement: Placement, plan: Plan) -> Device
 def streamed_memory(
     setting: Setting, placement: Placement, spec: MemorySpec, stream: StreamSpec, schedule: ScheduleSpec
 ) -> DeviceMemory:
-    """Memory of every device: what it keeps, its slots, and in generation activations instead of cache."""
+    """Memory of every device: what it keeps, its slots, and in generation activations instead of cache.
+
+    FlexGen computes one expert after the other, so that activations are those of one.
+    """
     model, generate = setting.model, setting.workload.generate
     whole = device_memory(setting, placement, spec)
     n_moe = len(model.moe_layers)
@@ -44,7 +47,8 @@ def streamed_memory(
     memory = replace(whole, expert_bytes=whole.expert_bytes * kept, other_weight_bytes=other)
     if generate is None:
         return memory
-    working = _activation_bytes(model, _largest_part(setting, generate, schedule))
+    in_turn = model.n_experts if schedule.overlap.startswith("flexgen") else 1
+    working = _activation_bytes(model, _largest_part(setting, generate, schedule)) / in_turn
     return replace(memory, kv_bytes=0.0, working_bytes=working)
 
 

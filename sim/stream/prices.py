@@ -114,7 +114,7 @@ def ring_prices(setting: Setting, spec: StreamSpec) -> dict[str, tuple[Duration,
 
 
 def page_bytes(model: ModelCard, spec: StreamSpec, n_pages: int = 1) -> dict[str, float]:
-    """Bytes of a page of an MoE layer ("page"), of one without experts, and of attention's weights, which come whole."""
+    """Bytes of a page of an MoE layer ("page"), of one without experts, and of attention's weights, not in pages."""
     experts = model.n_experts * model.expert_bytes
     if spec.weights == "experts":
         return {"page": experts * (1 - spec.held) / n_pages}

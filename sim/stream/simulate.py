@@ -35,8 +35,7 @@ def simulate_generation(session: Session, setting: Setting, plan: Plan) -> RunRe
     """The result of a plan that generates."""
     made = _made(session, setting, plan)
     memory = checked_memory(made.setting, made.placement, plan)
-    prefill_s, passes_s, execution = made.generation.times_s()
-    times = generation_metrics(made.setting.workload.tokens_per_device, made.generation.generate, prefill_s, passes_s)
+    times, execution = _times(made), made.generation.steps.executed()
     band = generation_band(made.generation, made.setting, plan)
     outcome = Outcome(
         setting=made.generation.steps.setting,
@@ -58,9 +57,7 @@ def simulate_generation(session: Session, setting: Setting, plan: Plan) -> RunRe
 def generation_speed(session: Session, setting: Setting, plan: Plan) -> tuple[float, float]:
     """Mean time of a pass [s] and generated tokens/s of a plan. Raises MemoryInfeasible where it does not fit."""
     made = _made(session, setting, plan)
-    prefill_s, passes_s, _ = made.generation.times_s()
-    requests = made.setting.workload.tokens_per_device
-    metrics = generation_metrics(requests, made.generation.generate, prefill_s, passes_s)
+    metrics = _times(made)
     return metrics["step_time_s"], metrics["tokens_per_s"]
 
 
@@ -74,6 +71,12 @@ def _made(session: Session, setting: Setting, plan: Plan) -> Generated:
     reduction = session.reduction(setting, placement, schedule)
     generation = generation_of(setting, placement, reduction, plan)
     return Generated(setting=setting, placement=placement, reduction=reduction, generation=generation)
+
+
+def _times(made: Generated) -> dict[str, float]:
+    prefill_s, passes_s = made.generation.times_s()
+    requests = made.setting.workload.tokens_per_device
+    return generation_metrics(requests, made.generation.generate, float(prefill_s[0]), passes_s[0])
 
 
 def _error_metrics(times: dict[str, float], band: StepBand) -> dict[str, float]:
