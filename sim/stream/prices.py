@@ -89,7 +89,7 @@ def pass_prices(
     if isinstance(model.attention, GroupedQueryAttention) and model.attention.window_tokens is not None:
         windowed = frozenset(range(0, model.n_layers, model.attention.windowed_every))
     own = layer_prices(setting, n_parts, exchange)
-    parts = [_part_prices(one, part, ways) for part in range(n_parts)]
+    parts = [_part_prices(one, part, ways, spec.host_frac) for part in range(n_parts)]
     pages = {
         kind: (ways.copy_s(np.full((setting.batches.n_steps, 1), size), ways.to_device * spec.link_frac),)
         for kind, size in page_bytes(model, spec, n_pages).items()
@@ -125,7 +125,7 @@ def page_bytes(model: ModelCard, spec: StreamSpec, n_pages: int = 1) -> dict[str
     return {kind: size * (1 - spec.held) for kind, size in (sizes | {"attention page": attention}).items()}
 
 
-def _part_prices(one: Pass, part: int, ways: Ways) -> dict[str, Duration]:
+def _part_prices(one: Pass, part: int, ways: Ways, host_frac: float) -> dict[str, Duration]:
     """Works of one microbatch that are the same in every layer, float64[step, device] each."""
     setting, model, device = one.setting, one.setting.model, one.setting.cluster.device
     own = chunk_of_tokens(len(one.decoding), one.reduction.n_chunks) == part
@@ -147,7 +147,7 @@ def _part_prices(one: Pass, part: int, ways: Ways) -> dict[str, Duration]:
     }
     window = model.attention.window_tokens if isinstance(model.attention, GroupedQueryAttention) else None
     for prefix, limit in (("", None), *([("windowed ", window)] if window is not None else [])):
-        prices[f"{prefix}core"] = _core_s(one, decoding, limit, ways)
+        prices[f"{prefix}core"] = _core_s(one, decoding, limit, ways, host_frac)
         prices[f"{prefix}prompt"] = _prompt_s(one, prompts, limit)
     return prices
 
@@ -177,7 +177,7 @@ def moved_bytes(one: Pass, own: NDArray[np.bool_], contexts: Tokens) -> Mapping[
     }
 
 
-def _core_s(one: Pass, decoding: NDArray[np.bool_], window: int | None, ways: Ways) -> Seconds:
+def _core_s(one: Pass, decoding: NDArray[np.bool_], window: int | None, ways: Ways, host_frac: float) -> Seconds:
     """Decode attention of a microbatch in a layer, by the host where it has a share of the memory, or the device."""
     setting, attention = one.setting, one.setting.model.attention
     contexts = windowed_context(setting.batches.contexts[..., decoding], window).sum(axis=-1)
@@ -191,7 +191,7 @@ def _core_s(one: Pass, decoding: NDArray[np.bool_], window: int | None, ways: Wa
         return attention_decode_s(np.full_like(contexts, n_requests), contexts, attention, 1, kv_dtype, device)
     values = attention.kv_values_per_token()
     cached = contexts * values * BYTES_PER_VALUE[kv_dtype]
-    return host_laws.attention_s(cached, contexts * _flop_per_pair(setting), ways.cores, ways.attention)
+    return host_laws.attention_s(cached, contexts * _flop_per_pair(setting), ways.cores, ways.attention) / host_frac
 
 
 def _prompt_s(one: Pass, prompts: NDArray[np.bool_], window: int | None) -> Seconds:
