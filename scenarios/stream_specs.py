@@ -37,3 +37,6 @@ class StreamSpec(Spec):
         le=1,
         description="share of the link's rate that weights reach; less from pageable memory",
     )
+    host_frac: float = Field(
+        default=1.0, gt=0, le=1, description="speed of attention on the host over that of the law of its cores"
+    )
