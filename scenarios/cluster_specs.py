@@ -15,12 +15,6 @@ class ClusterSpec(Spec):
     nodes: int = Field(default=1, gt=0)
     device: str | None = Field(default=None, description="device card instead of the node's own")
     devices_per_node: int | None = Field(default=None, gt=0)
-    sustained_frac: float | None = Field(
-        default=None,
-        gt=0,
-        le=1,
-        description="share of the device's peak FLOP/s that it sustains, as under a power limit",
-    )
     cards: str | None = Field(default=None, description="file of hardware cards that come before the shipped ones")
     kernels: str | None = Field(default=None, description="kernel card or its file, instead of the device's own")
     intra_bandwidth: BytesPerS | None = Field(default=None, description="per device and direction, inside a node")
@@ -30,6 +24,12 @@ class ClusterSpec(Spec):
     host: str | None = Field(default=None, description="host card instead of the node's own")
     host_bandwidth: BytesPerS | None = Field(default=None, description="per device and direction, to and from its host")
     host_message: Seconds | None = Field(default=None, description="time of a copy beside its bytes, the same")
+    sustained_frac: float | None = Field(
+        default=None,
+        gt=0,
+        le=1,
+        description="share of the device's peak FLOP/s that it sustains, as under a power limit",
+    )
 
 
 class AttentionParallelSpec(Spec):

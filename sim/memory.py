@@ -95,6 +95,7 @@ def check_memory(memory: DeviceMemory, setting: Setting, placement: Placement) -
         return
     replicas = placement.redundant_slots * placement.n_layers
     levers = ["more devices", "a smaller weight dtype"]
+    working = f", activations {memory.working_bytes / GIB:.1f}" if memory.working_bytes else ""
     if setting.cluster.host is not None:
         levers.append("experts in the host's memory (memory.offload, memory.stream)")
     if replicas:
@@ -109,7 +110,7 @@ def check_memory(memory: DeviceMemory, setting: Setting, placement: Placement) -
         f"{placement.name} on {setting.cluster.name}: device {worst} needs {memory.used_bytes[worst] / GIB:.1f} GiB of "
         f"{memory.usable_bytes / GIB:.1f} GiB usable ({memory.capacity_bytes / GIB:.1f} less the reserve): experts "
         f"{memory.expert_bytes[worst] / GIB:.1f}, other weights {memory.other_weight_bytes / GIB:.1f}, KV cache "
-        f"{memory.kv_bytes / GIB:.1f}, activations {memory.working_bytes / GIB:.1f}; short by {short / GIB:.1f} GiB. "
+        f"{memory.kv_bytes / GIB:.1f}{working}; short by {short / GIB:.1f} GiB. "
         f"Levers: {', '.join(levers)}"
     )
 

@@ -121,7 +121,7 @@ def _speed(session: Session, setting: Setting, plan: Plan) -> Speed:
     reduction = session.reduction(setting, placement, plan.schedule)
     offloaded = _offloaded(setting, placement, reduction, plan)
     priced = _priced(setting, placement, reduction, plan.schedule, offloaded, plan.memory.stream)
-    execution = executed(*priced, setting, plan.schedule)
+    execution = executed(*priced, plan.schedule)
     step_s = float(execution.step_times_s.mean()) + plan.schedule.step_overhead
     n_tokens = setting.layout.n_devices * setting.workload.tokens_per_device
     return Speed(step_time_s=step_s, tokens_per_s=n_tokens / step_s)
@@ -141,7 +141,7 @@ def _simulated(session: Session, setting: Setting, plan: Plan) -> RunResult:
         check_memory(memory, setting, placement)
     offloaded = _offloaded(setting, placement, reduction, plan)
     op_list, prices = _priced(setting, placement, reduction, schedule, offloaded, plan.memory.stream)
-    execution = executed(op_list, prices, setting, schedule)
+    execution = executed(op_list, prices, schedule)
     band = step_band(setting, prices, op_list, schedule)
     begins_s = replay(execution.step_times_s, schedule.step_overhead)
     times = measure.time_metrics(execution, begins_s, setting, schedule.step_overhead)
@@ -152,7 +152,7 @@ def _simulated(session: Session, setting: Setting, plan: Plan) -> RunResult:
         **measure.load_metrics(setting, placement, reduction),
         **measure.traffic_metrics(setting, reduction, schedule, moved_bytes(setting, placement, reduction, schedule)),
         **measure.memory_metrics(memory),
-        **_offload_metrics(setting, offloaded, execution, prices, schedule),
+        **_offload_metrics(offloaded, execution, prices, schedule),
         **({} if plan.memory.stream is None else stream_metrics(execution)),
     }
     return result_of(outcome, plan_name(session.spec, plan, placement), described(plan, placement), metrics)
@@ -166,7 +166,7 @@ def execute_schedule(
     offloaded: Offloaded | None = None,
 ) -> Execution:
     """All steps of the setting, priced and executed."""
-    return executed(*_priced(setting, placement, reduction, schedule, offloaded), setting, schedule)
+    return executed(*_priced(setting, placement, reduction, schedule, offloaded), schedule)
 
 
 def _offloaded(setting: Setting, placement: Placement, reduction: Reduction, plan: Plan) -> Offloaded | None:
@@ -175,12 +175,12 @@ def _offloaded(setting: Setting, placement: Placement, reduction: Reduction, pla
 
 
 def _offload_metrics(
-    setting: Setting, offloaded: Offloaded | None, execution: Execution, prices: Prices, schedule: ScheduleSpec
+    offloaded: Offloaded | None, execution: Execution, prices: Prices, schedule: ScheduleSpec
 ) -> dict[str, float]:
     """What the slots did, and how much of the step their copies cost: the step again with copies that take no time."""
     if offloaded is None:
         return {}
-    free = executed(execution.op_list, prices.times(dict.fromkeys(COPIES, 0.0)), setting, schedule)
+    free = executed(execution.op_list, prices.times(dict.fromkeys(COPIES, 0.0)), schedule)
     return offload_metrics(offloaded, execution, free.step_times_s)
 
 

@@ -25,7 +25,6 @@ from sim.stream.measures import all_passes_s
 from sim.stream.passes import Pass, decode_passes, mixed_pass, prompt_pass, sampled_passes
 from sim.stream.prices import pass_prices, ways_of
 from sim.stream.works import PassShape, generating_step
-from sim.vector import execute
 
 Variants = Sequence[Mapping[str, float]]
 """Factors of kinds of work; kinds that are not named stay as they are."""
@@ -42,7 +41,7 @@ class PricedPass:
 
     def executed(self) -> Execution:
         """The pass, executed."""
-        return executed(self.op_list, self.prices, self.setting, self.schedule)
+        return executed(self.op_list, self.prices, self.schedule)
 
     def times_s(self, variants: Variants) -> Seconds:
         """Times with some kinds of work longer or shorter, float64[variant, step]: all variants in one execution."""
@@ -50,9 +49,8 @@ class PricedPass:
         def stacked(kind: str, duration: Duration) -> Duration:
             return np.concatenate([scaled(duration, factors.get(kind, 1.0)) for factors in variants])
 
-        durations = self.prices.changed(stacked).durations(self.op_list)
-        ends_s: Seconds = execute(self.op_list, durations).end_s.max(axis=(0, -1))
-        return ends_s.reshape(len(variants), -1)
+        times_s = executed(self.op_list, self.prices.changed(stacked), self.schedule).step_times_s
+        return times_s.reshape(len(variants), -1)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
