@@ -18,7 +18,7 @@ from sim.execution import executed
 from sim.metrics import Execution
 from sim.policies import PROMPTS, STREAMS
 from sim.pricing import Prices
-from sim.program import OpList, compile_program
+from sim.program import OpList, Policy, compile_program
 from sim.session import Plan
 from sim.setting import Setting
 from sim.stream.measures import all_passes_s
@@ -82,21 +82,19 @@ def generation_of(setting: Setting, placement: Placement, reduction: Reduction, 
         raise ScenarioError("generation needs memory.stream and workload.generate")
     overlap = plan.schedule.overlap
 
-    def priced(one: Pass, policy: str, *, decodes: bool, prompts: bool) -> PricedPass:
+    def priced(one: Pass, policies: Mapping[str, Policy], *, decodes: bool, prompts: bool) -> PricedPass:
         shape = PassShape(overlap=overlap, n_parts=plan.schedule.chunks, spec=stream, decodes=decodes, prompts=prompts)
         ways = ways_of(one.setting, host_attention=shape.on_host)
         prices = pass_prices(one, placement, plan.schedule.exchange, stream, ways, shape.n_pages)
-        policies = PROMPTS if policy == "prompts" else STREAMS
-        step = generating_step(one.setting.model, shape)
-        op_list = compile_program(policies[overlap], step)
+        op_list = compile_program(policies[overlap], generating_step(one.setting.model, shape))
         return PricedPass(setting=one.setting, schedule=plan.schedule, op_list=op_list, prices=prices)
 
     if overlap in MIXED:
-        steps = priced(mixed_pass(setting, reduction, generate), "steps", decodes=True, prompts=True)
+        steps = priced(mixed_pass(setting, reduction, generate), STREAMS, decodes=True, prompts=True)
         prefill = None
     else:
-        steps = priced(decode_passes(setting, reduction, generate), "steps", decodes=True, prompts=False)
-        prefill = priced(prompt_pass(setting, reduction, generate), "prompts", decodes=False, prompts=True)
+        steps = priced(decode_passes(setting, reduction, generate), STREAMS, decodes=True, prompts=False)
+        prefill = priced(prompt_pass(setting, reduction, generate), PROMPTS, decodes=False, prompts=True)
     return Generation(generate=generate, steps=steps, prefill=prefill, overhead_s=plan.schedule.step_overhead)
 
 

@@ -21,6 +21,9 @@ def test_tokens_that_saturate_an_a40_are_those_of_moe_lens_table_2() -> None:
     """Mixtral-8x7B, 150 TFLOP/s, 32 GB/s: 19.2 k tokens."""
     tokens = tokens_to_saturate(150e12, 32e9, 8, 2)
     assert tokens == pytest.approx(19.2e3, rel=0.025)  # the table prints three digits of a rounded peak
+    mib = 19.2e3 * 256 * 128 / 1024  # 128 KiB of cache a token, 256 tokens a request
+    assert mib / 1000 == pytest.approx(614, rel=0.02)  # printed as 614 GB: thousands of MiB
+    assert 2 * mib / 1000 == pytest.approx(1228, rel=0.02)
 
 
 def test_parallelism_memory_efficiency_of_two_request_shapes() -> None:
