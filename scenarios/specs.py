@@ -11,6 +11,7 @@ from scenarios.cluster_specs import ClusterSpec, ParallelSpec
 from scenarios.placement_specs import PlacementSpec
 from scenarios.schedule_specs import ScheduleSpec
 from scenarios.sources import Spec
+from scenarios.training_specs import TrainingSpec
 from scenarios.units import Dollars, Watts
 from scenarios.workload_specs import WorkloadSpec
 
@@ -90,6 +91,7 @@ class ScenarioSpec(Spec):
     placement: PlacementSpec = PlacementSpec()
     schedule: ScheduleSpec = ScheduleSpec()
     memory: MemorySpec = MemorySpec()
+    training: TrainingSpec = Field(default=TrainingSpec(), description="of workload.phase train")
     compare: CompareSpec | None = None
     budget: BudgetSpec | None = Field(default=None, description="bound: what may be bought")
     seed: int = Field(default=0, ge=0)

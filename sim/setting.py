@@ -15,6 +15,7 @@ from scenarios.cluster_specs import ClusterSpec, ParallelSpec
 from scenarios.errors import ScenarioError, TraceError
 from scenarios.models import ModelCard
 from scenarios.schedule_specs import ExchangeSpec
+from scenarios.training_specs import TrainingSpec
 from scenarios.workload_specs import WorkloadSpec
 from sim.program import EXCHANGE_LANES, INSIDE_LANES, Chunk, Layer, Step, Tiling, Work
 from sim.size import check_workload
@@ -48,6 +49,12 @@ class Setting:
     batches: Batches
     judged_sequences: int
     fit_batches: Batches | None = None
+    training: TrainingSpec = TrainingSpec()
+
+    @property
+    def trains(self) -> bool:
+        """Whether steps have a backward pass."""
+        return self.workload.phase == "train"
 
 
 def make_setting(
@@ -59,6 +66,7 @@ def make_setting(
     trace: RoutingTrace,
     seed: int,
     base: Path = Path(),
+    training: TrainingSpec = TrainingSpec(),
 ) -> Setting:
     """The setting of these specs; a file of kernel constants is relative to `base`.
 
@@ -89,6 +97,7 @@ def make_setting(
         fit_batches=_spread_batches(trace, parts.fit, layout.n_devices, workload, np.random.default_rng([seed, 2])),
         batches=batches,
         judged_sequences=len(parts.judged),
+        training=training,
     )
 
 
