@@ -11,7 +11,7 @@ import simpy
 
 from placement.plan import Placement
 from scenarios.cluster_specs import ParallelSpec
-from scenarios.schedule_specs import ScheduleSpec
+from scenarios.schedule_specs import GradientsSpec, ScheduleSpec
 from scenarios.specs import CompareSpec, ScenarioSpec
 from scenarios.workload_specs import WorkloadSpec
 from sim.session import Plan, Session
@@ -80,7 +80,13 @@ def schedule_name(schedule: ScheduleSpec) -> str:
     special += [f"compressed to {schedule.payload.rate:g}"] if schedule.payload is not None else []
     special += [schedule.move.kind] if schedule.move is not None else []
     special += ["peers"] if schedule.chunks_by == "peers" else []
+    special += [_gradients_name(schedule.gradients)] if schedule.gradients != GradientsSpec() else []
     return f"{name} ({', '.join(special)})" if special else name
+
+
+def _gradients_name(gradients: GradientsSpec) -> str:
+    cut = "" if gradients.partition is None else f" in {gradients.partition / 1e6:g} MB"
+    return f"gradients {gradients.order}{cut}"
 
 
 def _parallel_name(parallel: ParallelSpec) -> str:

@@ -40,6 +40,7 @@ from sim.schedule_search import search
 from sim.session import Plan, Session
 from sim.setting import Setting, build_step
 from sim.tile_pricing import tile_prices
+from sim.train import check_training, train_program
 from sim.vector import Finished, execute
 
 Progress = Callable[[str, float], None]
@@ -168,6 +169,8 @@ def execute_schedule(setting: Setting, placement: Placement, reduction: Reductio
 def _priced(
     setting: Setting, placement: Placement, reduction: Reduction, schedule: ScheduleSpec
 ) -> tuple[OpList, Prices]:
+    if setting.trains:
+        check_training(schedule, setting.model)
     microbatched, tiling = schedule.overlap in MICROBATCHED, TILED.get(schedule.overlap)
     step = build_step(
         setting.model,
@@ -188,7 +191,10 @@ def _priced(
         step = moving(step, reduction.moves)
         machine = machine_of(setting, schedule.exchange)
         prices = prices.plus_chunks(move_prices(setting, placement, reduction.moves, machine))
-    op_list = compile_program(POLICIES[schedule.overlap], step)
+    if setting.trains:
+        op_list, prices = train_program(setting, placement, schedule, step, prices)
+    else:
+        op_list = compile_program(POLICIES[schedule.overlap], step)
     return op_list, launched_eagerly(prices, setting, schedule) if schedule.launch == "eager" else prices
 
 

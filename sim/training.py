@@ -6,8 +6,6 @@ from collections.abc import Callable, Mapping
 from dataclasses import fields, replace
 from typing import TypeVar
 
-from scenarios.errors import ScenarioError
-from scenarios.schedule_specs import TRAINED, ScheduleSpec
 from scenarios.training_specs import TrainingSpec
 from sim.program import BackwardLayer, Chunk, Layer, Step, Training, Work
 
@@ -29,7 +27,11 @@ def training_step(step: Step, pieces: Pieces, spec: TrainingSpec) -> Step:
 
     layers = step.layers
     if spec.zero == 3:
-        layers = tuple(replace(layer, weights=Work("weights", layer.attention.layer)) for layer in layers)
+        shared = {layer for _, layer in pieces}
+        layers = tuple(
+            replace(layer, weights=Work("weights", number)) if number in shared else layer
+            for number, layer in enumerate(layers)
+        )
     back = tuple(
         BackwardLayer(
             works=renamed(layer, BACKWARD),
@@ -58,17 +60,6 @@ def renamed(layer: Layer, end: str) -> Layer:
 def plain_kind(kind: str) -> str:
     """The kind of the forward pass that a work takes as long as, where it has no price of its own."""
     return kind.removesuffix(AGAIN).removesuffix(BACKWARD)
-
-
-def check_training(schedule: ScheduleSpec) -> None:
-    """Raise ScenarioError where a schedule has no backward pass."""
-    if schedule.overlap not in TRAINED:
-        raise ScenarioError(
-            f"schedule.overlap: {schedule.overlap} has no backward pass; workload.phase train knows {', '.join(TRAINED)}"
-        )
-    for name in ("move", "payload"):
-        if getattr(schedule, name) is not None:
-            raise ScenarioError(f"schedule.{name}: has no backward pass here; leave it out with workload.phase train")
 
 
 def _changed(record: Record, change: Callable[[Work], Work]) -> Record:
