@@ -26,6 +26,7 @@ from sim.pricing import Prices, layer_prices
 from sim.program import OpList
 from sim.setting import Setting
 from sim.stage_pricing import INSIDE_KINDS
+from sim.training import BACKWARD, SUMS
 from sim.vector import execute
 
 End = Literal["low", "high"]
@@ -39,6 +40,8 @@ KERNEL_FAMILIES: dict[str, tuple[str, ...]] = {
     "small": ("launch",),
 }
 """Family of laws -> blocks of a kernel card; the family `links` comes on top."""
+
+COLLECTIVES_OF_TRAINING = (*SUMS, "weights", "weights" + BACKWARD, "refresh")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -86,7 +89,7 @@ def _moved_work(setting: Setting, prices: Prices, schedule: ScheduleSpec, family
         return _moved_links(setting, prices, schedule, end)
     device = setting.cluster.device
     if family == "experts":
-        return prices.times(dict.fromkeys(("experts", "local"), _experts_ends(setting)[ENDS.index(end)]))
+        return prices.times(dict.fromkeys(("experts", "local", "experts" + BACKWARD), _experts_ends(setting)[ENDS.index(end)]))
     moved = device_at_end(device, KERNEL_FAMILIES[family], end)
     changed = replace(setting, cluster=replace(setting.cluster, device=moved))
     own = layer_prices(changed, max(len(parts) for parts in prices.per_layer.values()), schedule.exchange)
@@ -118,6 +121,8 @@ def _moved_links(setting: Setting, prices: Prices, schedule: ScheduleSpec, end: 
     factors = dict.fromkeys(INSIDE_KINDS, (inside.low, inside.high)[place])
     factors |= {kind: exchange_band(setting, schedule.exchange, kind)[place] for kind in SIDES}
     factors["fetch"] = factors["dispatch"]
+    slowest = inside if setting.cluster.inter is None or setting.cluster.n_nodes == 1 else setting.cluster.inter.band
+    factors |= dict.fromkeys(COLLECTIVES_OF_TRAINING, (slowest.low, slowest.high)[place])
     if setting.attention_tp > 1:
         factors["gather"] = _collective_ends(setting, "all-gather")[place]
         factors["scatter"] = _collective_ends(setting, "reduce-scatter")[place]

@@ -141,6 +141,7 @@ def _simulated(session: Session, setting: Setting, plan: Plan) -> RunResult:
         plan=described(plan, placement),
         metrics={
             **times,
+            **measure.training_metrics(execution, setting, reduction, schedule.step_overhead),
             **measure.error_metrics(times, band, schedule.step_overhead),
             **measure.load_metrics(setting, placement, reduction),
             **measure.traffic_metrics(

@@ -7,12 +7,14 @@ from dataclasses import fields, replace
 from typing import TypeVar
 
 from scenarios.training_specs import TrainingSpec
+from sim.policies.gradients import FILL
 from sim.program import BackwardLayer, Chunk, Layer, Step, Training, Work
 
 BACKWARD, AGAIN = " backward", " again"
 """Ends of the kinds of works of a backward pass, and of works of the forward pass that are issued again."""
 DENSE_SUM, EXPERT_SUM, HEAD_SUM = "reduce", "reduce experts", "reduce head"
 """Kinds of sums of gradients over devices; `DENSE_SUM` of layer -1 is that of the embedding."""
+SUMS = frozenset({DENSE_SUM, EXPERT_SUM, HEAD_SUM, FILL})
 
 Record = TypeVar("Record", Layer, Chunk)
 Pieces = Mapping[tuple[str, int], int]
@@ -60,6 +62,13 @@ def renamed(layer: Layer, end: str) -> Layer:
 def plain_kind(kind: str) -> str:
     """The kind of the forward pass that a work takes as long as, where it has no price of its own."""
     return kind.removesuffix(AGAIN).removesuffix(BACKWARD)
+
+
+def part_of_step(kind: str) -> int:
+    """Part of a training step that a kind of work belongs to: 0 forward, 1 backward, 2 sums of gradients, 3 update."""
+    if kind.endswith((BACKWARD, AGAIN)):
+        return 1
+    return 3 if kind in ("update", "refresh") else 2 if kind in SUMS else 0
 
 
 def _changed(record: Record, change: Callable[[Work], Work]) -> Record:
