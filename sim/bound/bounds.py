@@ -88,6 +88,8 @@ def bounds_of(session: Session, progress: Callable[[str, float], None] | None = 
     spec = session.spec
     plan = Plan(cluster=spec.cluster, parallel=spec.parallel, placement=spec.placement, schedule=spec.schedule)
     setting = session.setting(plan.cluster, plan.parallel, spec.workload)
+    if setting.trains:
+        raise ScenarioError("workload.phase: bounds are known for decode and prefill; `run` and `compare` simulate train")
     placement = session.plan_of(setting, plan).placement
     memory = device_memory(setting, placement, spec.memory)
     check_memory(memory, setting, placement)
