@@ -33,7 +33,9 @@ def product_gradients_s(tokens: ArrayLike, n: int, k: int, dtype: str, device: D
     return gemm_s(tokens, k, n, dtype, device, batch) + of_weights[place].reshape(np.shape(tokens))
 
 
-def mlp_gradients_s(tokens: ArrayLike, hidden: int, intermediate: int, gated: bool, dtype: str, device: Device) -> Times:
+def mlp_gradients_s(
+    tokens: ArrayLike, hidden: int, intermediate: int, gated: bool, dtype: str, device: Device
+) -> Times:
     """Time of the backward pass of a dense or shared-expert MLP: float64[...] [s]; as of `hwmodels.gemm.mlp_s`."""
     products_s = sum(
         product_gradients_s(tokens, n, k, dtype, device) for n, k in mlp_products(hidden, intermediate, gated)
@@ -50,9 +52,7 @@ def activation_gradient_s(tokens: ArrayLike, intermediate: int, gated: bool, dev
     return stream_s(forward * (5 / 3 if gated else 3 / 2), device)
 
 
-def expert_weight_gradients_s(
-    slot_tokens: ArrayLike, shape: ExpertShape, device: Device, gradient_dtype: str
-) -> Times:
+def expert_weight_gradients_s(slot_tokens: ArrayLike, shape: ExpertShape, device: Device, gradient_dtype: str) -> Times:
     """Time of the gradients of the weights of a device's experts: float64[...] [s], of int[..., slot] tokens.
 
     Two grouped products [K, tokens] x [tokens, N] of the sizes (N, K) of `shape`: T = 2 kernel_s + |C, B|_2,
@@ -81,7 +81,9 @@ def expert_weight_gradients_s(
     step_s = 2.0 * weights * deep / (constants.compute_frac * peak)
     if constants.load_bytes_per_flop is not None:
         tile_rows, tile_columns = max(TILE_RULES[constants.tiles].tiles)
-        loads_per_flop = (tile_rows + tile_columns) * computed_bytes(shape.weight_dtype) / (2.0 * tile_rows * tile_columns)
+        loads_per_flop = (
+            (tile_rows + tile_columns) * computed_bytes(shape.weight_dtype) / (2.0 * tile_rows * tile_columns)
+        )
         loaded_per_s = constants.load_bytes_per_flop * device.sm_bf16_flop_per_s * device.n_sms
         step_s = norm4(step_s, 2.0 * weights * deep * loads_per_flop / loaded_per_s)
     bytes_s = written / (constants.weight_frac * bandwidth) + read / (constants.activation_frac * bandwidth)

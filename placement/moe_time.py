@@ -101,7 +101,7 @@ def together(dispatch: tuple[Seconds, Seconds], experts_s: Seconds, combine: tup
 def expert_times_s(
     machine: Machine, placement: Placement, reduction: Reduction, shape: ExpertShape | None = None
 ) -> Seconds:
-    """Time of the experts of every rank, float64[layer, part, rank] [s]; of another shape than the model's, if given."""
+    """Time of the experts of every rank, float64[layer, part, rank] [s]; of the model's shape by default."""
     summed = reduction.summed_tokens
     # Without deduplication every choice travels and is called as a token.
     arrived = None if machine.exchange.dedup == "none" else summed

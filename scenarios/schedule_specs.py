@@ -124,7 +124,7 @@ class GradientsSpec(Spec):
 
     order: GradientOrder = Field(
         default="overlapped",
-        description="after the backward pass; overlapped: as soon as a layer's gradients are there; priority: tokens go "
+        description="after the backward pass; overlapped: as soon as gradients are there; priority: tokens go "
         "first, one piece beside each computation (Lina); fill: pieces as long as the ports idle (FSMoE)",
     )
     partition: Bytes | None = Field(

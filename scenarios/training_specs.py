@@ -18,7 +18,7 @@ class OptimizerSpec(Spec):
     bytes_per_parameter: float = Field(
         default=12.0,
         ge=0,
-        description="default: Adam in mixed precision, fp32 weights and two moments (ZeRO, arXiv 1910.02054, section 3.1)",
+        description="default: Adam in mixed precision, fp32 weights and two moments (ZeRO, arXiv 1910.02054)",
     )
     offload: Literal["none", "experts", "all"] = Field(
         default="none", description="states that the host keeps, and updates there"
@@ -26,7 +26,7 @@ class OptimizerSpec(Spec):
 
 
 class TrainingSpec(Spec):
-    """How a step of `workload: {phase: train}` trains: one microbatch forward and backward, sums of gradients, update."""
+    """How a step of `workload: {phase: train}` trains: a microbatch forward and backward, sums of gradients, update."""
 
     recompute: RecomputeName = Field(
         default="none",

@@ -89,7 +89,9 @@ def _moved_work(setting: Setting, prices: Prices, schedule: ScheduleSpec, family
         return _moved_links(setting, prices, schedule, end)
     device = setting.cluster.device
     if family == "experts":
-        return prices.times(dict.fromkeys(("experts", "local", "experts" + BACKWARD), _experts_ends(setting)[ENDS.index(end)]))
+        return prices.times(
+            dict.fromkeys(("experts", "local", "experts" + BACKWARD), _experts_ends(setting)[ENDS.index(end)])
+        )
     moved = device_at_end(device, KERNEL_FAMILIES[family], end)
     changed = replace(setting, cluster=replace(setting.cluster, device=moved))
     own = layer_prices(changed, max(len(parts) for parts in prices.per_layer.values()), schedule.exchange)

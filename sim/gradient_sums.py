@@ -112,17 +112,15 @@ def pieces_of(setting: Setting, buckets: Buckets, partition_bytes: float | None)
     size = BYTES_PER_VALUE[gradient_dtype(setting)]
     if partition_bytes is None:
         return dict.fromkeys(buckets, 1)
-    return {
-        key: max(1, math.ceil(size * sum(share.parameters for share in bucket).max() / partition_bytes))
-        for key, bucket in buckets.items()
-    }
+    largest = {key: float(np.sum([share.parameters for share in one], axis=0).max()) for key, one in buckets.items()}
+    return {key: max(1, math.ceil(size * count / partition_bytes)) for key, count in largest.items()}
 
 
 def sum_s(setting: Setting, bucket: Bucket, frac: float = 1.0) -> Floats:
     """Time of a share of a bucket, float64[device] [s]: an all-reduce, a reduce-scatter where states are divided."""
     op: CollectiveOp = "reduce-scatter" if setting.training.zero else "all-reduce"
     size = frac * BYTES_PER_VALUE[gradient_dtype(setting)]
-    return np.sum([ring_s(setting, op, share.parameters * size, share.group) for share in bucket], axis=0)
+    return np.asarray(np.sum([ring_s(setting, op, share.parameters * size, share.group) for share in bucket], axis=0))
 
 
 def gathered_s(setting: Setting, buckets: list[Bucket]) -> Floats:
@@ -150,15 +148,15 @@ def ring_s(setting: Setting, op: CollectiveOp, total_bytes: Floats, group: Group
     steps_s = (group.per_node - 1) * cluster.intra.ring_step_latency_s
     if group.nodes > 1:
         if cluster.inter is None:
-            raise ScenarioError(f"training.replicas: {cluster.name} has no network between nodes; use another node card")
+            raise ScenarioError(
+                f"training.replicas: {cluster.name} has no network between nodes; use another node card"
+            )
         times_s = np.maximum(times_s, port_s(sent / group.per_node, cluster.inter))
         steps_s += (group.nodes - 1) * cluster.inter.ring_step_latency_s
     return passes * (times_s + steps_s) * (total_bytes > 0)
 
 
-def sum_prices(
-    setting: Setting, buckets: Buckets, pieces: Mapping[tuple[str, int], int]
-) -> dict[Work, Duration]:
+def sum_prices(setting: Setting, buckets: Buckets, pieces: Mapping[tuple[str, int], int]) -> dict[Work, Duration]:
     """Durations of all pieces over [step, device]; pieces of a bucket are alike."""
     return {
         Work(kind, layer, piece): on_ports(setting, sum_s(setting, bucket, 1 / pieces[kind, layer]))

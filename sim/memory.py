@@ -69,6 +69,7 @@ def with_copies(memory: DeviceMemory, moves: Moves, model: ModelCard, *, buffers
 
 def check_memory(memory: DeviceMemory, setting: Setting, placement: Placement) -> None:
     """Raise MemoryInfeasible where a device must hold more than it can, with the shortfall and the levers."""
+    _check_host(memory, setting)
     worst = int(np.argmax(memory.used_bytes))
     short = memory.used_bytes[worst] - memory.usable_bytes
     if short <= 0:
@@ -88,6 +89,20 @@ def check_memory(memory: DeviceMemory, setting: Setting, placement: Placement) -
         f"{memory.expert_bytes[worst] / GIB:.1f}, other weights {memory.other_weight_bytes / GIB:.1f}, "
         f"{_beside_weights(memory, worst)}; short by {short / GIB:.1f} GiB. Levers: {', '.join(levers)}"
     )
+
+
+def _check_host(memory: DeviceMemory, setting: Setting) -> None:
+    host = setting.cluster.host
+    if memory.training is None or host is None or host.dram_bytes is None:
+        return
+    by_node = memory.training.host_bytes.reshape(setting.cluster.n_nodes, -1).sum(axis=1)
+    if by_node.max() > host.dram_bytes.value:
+        short = by_node.max() - host.dram_bytes.value
+        raise MemoryInfeasible(
+            f"{setting.cluster.name}: a node's host needs {by_node.max() / GIB:.1f} GiB for states of the optimizer "
+            f"of {host.dram_bytes.value / GIB:.1f} GiB; short by {short / GIB:.1f} GiB. Levers: more nodes, "
+            "training.zero 1, training.optimizer: {offload: none}"
+        )
 
 
 def _beside_weights(memory: DeviceMemory, device: int) -> str:

@@ -64,7 +64,9 @@ def time_metrics(execution: Execution, times_s: Seconds, setting: Setting, overh
     return metrics
 
 
-def training_metrics(execution: Execution, setting: Setting, reduction: Reduction, overhead_s: float) -> dict[str, float]:
+def training_metrics(
+    execution: Execution, setting: Setting, reduction: Reduction, overhead_s: float
+) -> dict[str, float]:
     """Parts of a training step, one after the other, and the use of the devices' peak; none where nothing trains."""
     if not setting.trains:
         return {}
@@ -83,7 +85,7 @@ def training_metrics(execution: Execution, setting: Setting, reduction: Reductio
 
 
 def _ends_of_parts(execution: Execution) -> list[Seconds]:
-    """When the last device has done forward and backward pass, sums of gradients, and the update, float64[step] each."""
+    """When the last device has done forward and backward pass, sums of gradients, and the update: float64[step]."""
     ends_s = execution.finished.end_s.max(axis=-1)
     parts = np.array([part_of_step(op.work.kind) for op in execution.op_list.ops])
     return [ends_s[parts <= part].max(axis=0) for part in range(4)]
@@ -157,7 +159,7 @@ def traffic_metrics(
     n_steps, cluster = setting.batches.n_steps, setting.cluster
     at_home = nodes[np.arange(cluster.n_devices), cluster.node_of_device()].sum()
     n_tokens = n_steps * cluster.n_devices * setting.workload.tokens_per_device * len(reduction.pairs_total)
-    both_ways = _exchange_bytes(setting, schedule) / n_steps
+    both_ways = setting.exchange_passes * _exchange_bytes(setting, schedule) / n_steps
     metrics = {
         "cross_device_frac": float(1 - np.trace(pairs) / pairs.sum()),
         "cross_node_frac": float(1 - at_home / nodes.sum()),
@@ -201,7 +203,7 @@ def step_imbalance(placement: Placement, reduction: Reduction) -> NDArray[np.flo
 
 def traffic_bytes(setting: Setting, reduction: Reduction, schedule: ScheduleSpec) -> NDArray[np.float64]:
     """Bytes per step from source to destination, float64[source, destination]: dispatch and, transposed, combine."""
-    pairs = reduction.pairs_total.sum(axis=0) / setting.batches.n_steps
+    pairs = reduction.pairs_total.sum(axis=0) * (setting.exchange_passes / setting.batches.n_steps)
     np.fill_diagonal(pairs, 0)
     exchange = schedule.exchange
     there, back = token_bytes(setting, exchange.dispatch_dtype), token_bytes(setting, exchange.combine_dtype)

@@ -51,6 +51,12 @@ def divided_parameters(held: Parameters, buckets: Buckets) -> Parameters:
     return Parameters(experts=held.experts - elsewhere["experts"], others=held.others - elsewhere["others"])
 
 
+def parameters_on_host(setting: Setting, kept: Parameters) -> Floats:
+    """Parameters whose states the host keeps and updates, float64[device]."""
+    by_offload = {"none": 0.0 * kept.experts, "experts": kept.experts, "all": kept.experts + kept.others}
+    return by_offload[setting.training.optimizer.offload]
+
+
 def optimizer_prices(setting: Setting, placement: Placement, buckets: Buckets) -> dict[Work, Duration]:
     """Durations of the update, of the all-gather after it, and of weights that are gathered for a layer."""
     held = held_parameters(setting, placement)
@@ -75,14 +81,16 @@ def _update_s(setting: Setting, kept: Parameters) -> Floats:
     spec, offload = setting.training.optimizer, setting.training.optimizer.offload
     states = 2 * spec.bytes_per_parameter
     gradient, weight = BYTES_PER_VALUE[gradient_dtype(setting)], BYTES_PER_VALUE[setting.model.weight_dtype]
-    on_host = {"none": 0.0 * kept.experts, "experts": kept.experts, "all": kept.experts + kept.others}[offload]
+    on_host = parameters_on_host(setting, kept)
     on_device = kept.experts + kept.others - on_host
     device_s = stream_s(on_device * (states + gradient + weight), setting.cluster.device)
     if offload == "none":
         return device_s
     cluster = setting.cluster
     if cluster.host is None or cluster.host_link is None:
-        raise ScenarioError(f"training.optimizer: offload needs a host, and {cluster.name} has none; use another node card")
+        raise ScenarioError(
+            f"training.optimizer: offload needs a host, and {cluster.name} has none; use another node card"
+        )
     share = cluster.host.dram_bytes_per_s.value / cluster.devices_per_node
     ways_s = port_s(on_host * gradient, cluster.host_link) + port_s(on_host * weight, cluster.host_link)
     return np.asarray(device_s + ways_s + on_host * (states + gradient + weight) / share)

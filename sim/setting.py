@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -49,12 +49,17 @@ class Setting:
     batches: Batches
     judged_sequences: int
     fit_batches: Batches | None = None
-    training: TrainingSpec = TrainingSpec()
+    training: TrainingSpec = field(default_factory=TrainingSpec)
 
     @property
     def trains(self) -> bool:
         """Whether steps have a backward pass."""
         return self.workload.phase == "train"
+
+    @property
+    def exchange_passes(self) -> int:
+        """How often tokens, or their gradients, travel to experts and back in a step."""
+        return 1 if not self.trains else 3 if self.training.recompute == "full" else 2
 
 
 def make_setting(
@@ -66,7 +71,7 @@ def make_setting(
     trace: RoutingTrace,
     seed: int,
     base: Path = Path(),
-    training: TrainingSpec = TrainingSpec(),
+    training: TrainingSpec | None = None,
 ) -> Setting:
     """The setting of these specs; a file of kernel constants is relative to `base`.
 
@@ -97,7 +102,7 @@ def make_setting(
         fit_batches=_spread_batches(trace, parts.fit, layout.n_devices, workload, np.random.default_rng([seed, 2])),
         batches=batches,
         judged_sequences=len(parts.judged),
-        training=training,
+        training=training or TrainingSpec(),
     )
 
 

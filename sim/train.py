@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from placement.plan import Placement
-from scenarios.models import ModelCard
 from scenarios.errors import ScenarioError
+from scenarios.models import ModelCard
 from scenarios.schedule_specs import TRAINED, ScheduleSpec
 from sim.filling import filled
 from sim.gradient_sums import buckets_of, pieces_of, sum_prices
@@ -41,7 +41,7 @@ def check_training(schedule: ScheduleSpec, model: ModelCard) -> None:
     """Raise ScenarioError where a schedule has no backward pass, or weights are kept in a type that is not trained."""
     if schedule.overlap not in TRAINED:
         raise ScenarioError(
-            f"schedule.overlap: {schedule.overlap} has no backward pass; workload.phase train knows {', '.join(TRAINED)}"
+            f"schedule.overlap: {schedule.overlap} has no backward pass; workload.phase train has {', '.join(TRAINED)}"
         )
     for name in ("move", "payload"):
         if getattr(schedule, name) is not None:
@@ -49,6 +49,6 @@ def check_training(schedule: ScheduleSpec, model: ModelCard) -> None:
     for dtype in (model.weight_dtype, model.expert_dtype):
         if dtype not in (None, *TRAINABLE):
             raise ScenarioError(
-                f"model {model.name}: weights in {dtype} are not trained; choose one of {', '.join(TRAINABLE)}, such as "
+                f"model {model.name}: weights in {dtype} are not trained; choose of {', '.join(TRAINABLE)}, such as "
                 f"model: {{card: {model.name}, weight_dtype: bf16, expert_dtype: bf16}}"
             )

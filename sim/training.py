@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import fields, replace
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from scenarios.training_specs import TrainingSpec
 from sim.policies.gradients import FILL
@@ -72,13 +72,12 @@ def part_of_step(kind: str) -> int:
 
 
 def _changed(record: Record, change: Callable[[Work], Work]) -> Record:
-    changes = {}
-    for field in fields(record):
-        value = getattr(record, field.name)
+    def of(value: object) -> object:
         if isinstance(value, Work):
-            changes[field.name] = change(value)
-        elif isinstance(value, tuple) and value and isinstance(value[0], Work):
-            changes[field.name] = tuple(map(change, value))
-        elif isinstance(value, tuple) and value and isinstance(value[0], Chunk):
-            changes[field.name] = tuple(_changed(chunk, change) for chunk in value)
+            return change(value)
+        if isinstance(value, Chunk):
+            return _changed(value, change)
+        return tuple(map(of, value)) if isinstance(value, tuple) else value
+
+    changes: dict[str, Any] = {field.name: of(getattr(record, field.name)) for field in fields(record)}
     return replace(record, **changes)

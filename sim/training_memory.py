@@ -11,7 +11,7 @@ from placement.plan import Placement, rank_loads
 from scenarios.models import BYTES_PER_ACTIVATION, BYTES_PER_VALUE, Attention, GroupedQueryAttention, ModelCard
 from scenarios.training_specs import RecomputeName
 from sim.gradient_sums import buckets_of
-from sim.optimizer import Parameters, divided_parameters, held_parameters
+from sim.optimizer import Parameters, divided_parameters, held_parameters, parameters_on_host
 from sim.setting import Setting
 from sim.training_pricing import LOGIT_BYTES, gradient_dtype
 
@@ -20,15 +20,16 @@ Floats = NDArray[np.float64]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrainingMemory:
-    """Bytes on each device, float64[device]; what the host keeps of the optimizer is left out."""
+    """Bytes on each device, float64[device]; `host_bytes` are what its host keeps for it, of the optimizer."""
 
     gradient_bytes: Floats
     optimizer_bytes: Floats
     activation_bytes: Floats
+    host_bytes: Floats
 
     @property
     def total_bytes(self) -> Floats:
-        """All of them."""
+        """All that is on the device."""
         return self.gradient_bytes + self.optimizer_bytes + self.activation_bytes
 
 
@@ -41,12 +42,12 @@ def training_memory(setting: Setting, placement: Placement) -> TrainingMemory:
     held = held_parameters(setting, placement)
     divided = divided_parameters(held, buckets_of(setting, placement))
     states, summed = (divided if spec.zero >= stage else held for stage in (1, 2))
-    on_device = {"none": 1.0, "experts": 0.0, "all": 0.0}[spec.optimizer.offload] * states.experts
-    on_device = on_device + {"none": 1.0, "experts": 1.0, "all": 0.0}[spec.optimizer.offload] * states.others
+    host_bytes = spec.optimizer.bytes_per_parameter * parameters_on_host(setting, states)
     return TrainingMemory(
         gradient_bytes=BYTES_PER_VALUE[gradient_dtype(setting)] * (summed.experts + summed.others),
-        optimizer_bytes=spec.optimizer.bytes_per_parameter * on_device,
+        optimizer_bytes=spec.optimizer.bytes_per_parameter * (states.experts + states.others) - host_bytes,
         activation_bytes=activation_bytes(setting, placement),
+        host_bytes=host_bytes,
     )
 
 
@@ -75,7 +76,8 @@ def activation_bytes(setting: Setting, placement: Placement) -> Floats:
         own = tokens * token_values(model, layer in moe_row, kept) * width + tokens * _fp32_bytes(model)
         if layer not in moe_row:
             return np.full(setting.layout.n_devices, own)
-        return own + rows[moe_row[layer]] * row_values(model, kept, setting.layout.tp) * width
+        routed_bytes: Floats = rows[moe_row[layer]] * row_values(model, kept, setting.layout.tp) * width
+        return own + routed_bytes
 
     logits = tokens * (LOGIT_BYTES * model.vocab_size + width * model.hidden_size)
     if recompute == "full":
@@ -91,8 +93,8 @@ def token_values(model: ModelCard, is_moe: bool, kept: RecomputeName) -> float:
     Inputs of both norms and their results, inputs and results of attention, inputs of the activation functions of
     shared experts or the dense FFN and their results. Of a dense layer with n_heads x head_dim = h, I = 4 h and two
     matrices these are 16 h: 34 bytes of Korthikanti et al. (arXiv 2205.05198, equation 2) without the 5 a s / h that
-    flash attention computes again, and without two masks of dropout. Selective recomputation leaves results of norms and
-    of activation functions out.
+    flash attention computes again, and without two masks of dropout. Selective recomputation leaves results of norms
+    and of activation functions out.
     """
     hidden = model.hidden_size
     inner = model.shared_intermediate_size if is_moe else model.dense_intermediate_size

@@ -12,7 +12,6 @@ from hwmodels.devices import kept_bytes
 from hwmodels.gemm import norm_s, stream_s
 from hwmodels.gradients import (
     CORE_BACKWARD,
-    activation_gradient_s,
     expert_weight_gradients_s,
     mlp_gradients_s,
     product_gradients_s,
@@ -22,7 +21,6 @@ from hwmodels.moe import expert_shape
 from placement.moe_time import expert_times_s, tokens_by_rank
 from placement.plan import Placement
 from placement.reduction import Reduction
-from scenarios.models import BYTES_PER_VALUE
 from scenarios.schedule_specs import ExchangeSpec
 from sim.durations import Seconds
 from sim.kernel_pricing import machine_of
@@ -82,9 +80,7 @@ def _activation_again_s(setting: Setting, tokens: Tokens, width: int, gated: boo
     return stream_s(moved, setting.cluster.device)
 
 
-def expert_gradients_s(
-    setting: Setting, placement: Placement, reduction: Reduction, exchange: ExchangeSpec
-) -> Seconds:
+def expert_gradients_s(setting: Setting, placement: Placement, reduction: Reduction, exchange: ExchangeSpec) -> Seconds:
     """Time of the backward pass of the experts of every rank, float64[layer, part, rank] [s].
 
     Gradients of inputs by the forward law with the weights transposed, then those of the weights.
@@ -94,7 +90,9 @@ def expert_gradients_s(
     inputs_s = expert_times_s(machine, placement, reduction, replace(shape, transposed=True))
     counts = tokens_by_rank(placement, reduction.slot_tokens)
     weights_s = expert_weight_gradients_s(counts, shape, device, gradient_dtype(setting))
-    again_s = _activation_again_s(setting, counts.sum(axis=-1), model.expert_intermediate_size // setting.layout.tp, model.gated)
+    again_s = _activation_again_s(
+        setting, counts.sum(axis=-1), model.expert_intermediate_size // setting.layout.tp, model.gated
+    )
     return np.asarray(inputs_s + weights_s + again_s)
 
 

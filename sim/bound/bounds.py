@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from hwmodels.cards import LinkCard
 from hwmodels.cluster import Cluster
 from placement.plan import Placement
+from scenarios.errors import ScenarioError
 from scenarios.workload_specs import WorkloadSpec
 from sim.bound.resources import Resource, resources
 from sim.memory import DeviceMemory, check_memory, device_memory
@@ -89,7 +90,9 @@ def bounds_of(session: Session, progress: Callable[[str, float], None] | None = 
     plan = Plan(cluster=spec.cluster, parallel=spec.parallel, placement=spec.placement, schedule=spec.schedule)
     setting = session.setting(plan.cluster, plan.parallel, spec.workload)
     if setting.trains:
-        raise ScenarioError("workload.phase: bounds are known for decode and prefill; `run` and `compare` simulate train")
+        raise ScenarioError(
+            "workload.phase: bounds are known for decode and prefill; `run` and `compare` simulate train"
+        )
     placement = session.plan_of(setting, plan).placement
     memory = device_memory(setting, placement, spec.memory)
     check_memory(memory, setting, placement)

@@ -1,9 +1,9 @@
 """Where sums of gradients stand in the order of the ports that they share with the tokens of a backward pass.
 
 Ports are first in, first out, so that the order is chosen before anything runs, and blind to durations. A gap is where
-the next exchange of tokens waits for a computation: beside experts, after the results of a chunk have left, and beside a
-layer without experts. What stands in a gap was ready before that computation, so that tokens wait only for what it does
-not hide.
+the next exchange of tokens waits for a computation: beside experts, after the results of a chunk have left, and beside
+a layer without experts. What stands in a gap was ready before that computation, so that tokens wait only for what it
+does not hide.
 
 after       no gap: all sums when the backward pass is over.
 overlapped  all that is ready stands before the next exchange: data-parallel buckets on the stream of the tokens.

@@ -37,4 +37,3 @@ def _ask(program: Program, queue: list[Layer], place: int, arrived: dict[int, in
     """Fetch the experts of the MoE layer in that place, where it pulls them."""
     if place < len(queue) and queue[place].is_pulled and (fetch := queue[place].fetch) is not None:
         arrived[place] = program.exchange(fetch, after=after)
-
