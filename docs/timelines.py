@@ -96,7 +96,10 @@ PICTURES = (
     ),
     Picture(
         name="fill",
-        titles=("four chunks, sums of gradients as soon as they are there", "in pieces as long as the ports idle (FSMoE)"),
+        titles=(
+            "four chunks, sums of gradients as soon as they are there",
+            "in pieces as long as the ports idle (FSMoE)",
+        ),
         without=(*TRAIN_CHUNKED, "schedule.gradients={order: overlapped}"),
         use=(*TRAIN_CHUNKED, "schedule.gradients={order: fill}"),
     ),
