@@ -40,7 +40,7 @@ from sim.schedule_search import search
 from sim.session import Plan, Session
 from sim.setting import Setting, build_step
 from sim.tile_pricing import tile_prices
-from sim.train import check_training, train_program
+from sim.training_program import check_training, train_program
 from sim.vector import Finished, execute
 
 Progress = Callable[[str, float], None]
