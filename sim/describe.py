@@ -13,6 +13,7 @@ from placement.plan import Placement
 from scenarios.cluster_specs import ParallelSpec
 from scenarios.offload_specs import OffloadSpec
 from scenarios.schedule_specs import ScheduleSpec
+from scenarios.serving_specs import ServingSpec
 from scenarios.specs import CompareSpec, MemorySpec, ScenarioSpec
 from scenarios.workload_specs import WorkloadSpec
 from sim.session import Plan, Session
@@ -22,6 +23,8 @@ from sim.setting import Setting
 def table_title(workload: WorkloadSpec, spec: ScenarioSpec) -> str:
     """Title of a workload's table; says which routing where the scenario has several."""
     title = f"{workload.phase}, {workload.tokens_per_device} tokens per device"
+    if spec.serving is not None or (spec.compare is not None and spec.compare.serving):
+        title = "requests under load"
     others = spec.compare.workload if spec.compare is not None else ()
     if len({(other.trace, other.synthetic) for other in others}) > 1:
         title += f", {workload.trace or 'synthetic'}"
@@ -59,13 +62,15 @@ def plan_name(spec: ScenarioSpec, plan: Plan, placement: Placement) -> str:
         parts.append(_parallel_name(plan.parallel))
     if len(axes.memory) > 1:
         parts.append(memory_name(plan.memory))
+    if len(axes.serving) > 1 and plan.serving is not None:
+        parts.append(serving_name(plan.serving))
     if len(axes.cluster) > 1:
         parts.append(f"{plan.cluster.nodes} x {plan.cluster.node}")
     return ", ".join(parts)
 
 
 def _varies(axes: CompareSpec) -> bool:
-    return max(len(axes.schedule), len(axes.parallel), len(axes.memory), len(axes.cluster)) > 1
+    return max(map(len, (axes.schedule, axes.parallel, axes.memory, axes.serving, axes.cluster))) > 1
 
 
 def schedule_name(schedule: ScheduleSpec) -> str:
@@ -103,6 +108,21 @@ def way_name(spec: OffloadSpec) -> str:
         options = (spec.prefetch.width, spec.prefetch.recall and f"{spec.prefetch.recall:.0%}")
         parts.append(" ".join(["prefetch", spec.prefetch.by, *(str(option) for option in options if option)]))
     return ", ".join(parts)
+
+
+def serving_name(serving: ServingSpec) -> str:
+    """The name that the scenario gives a load, or one made of its requests and batches."""
+    requests = serving.requests
+    rate = requests.file or f"{requests.requests_per_s:g}/s"
+    if requests.file is not None and requests.speed != 1:
+        rate += f" x{requests.speed:g}"
+    usual = ServingSpec.model_fields
+    options = [
+        f"{name} {value}"
+        for name in ("token_budget", "max_requests", "router", "cached_frac", "kv_tokens")
+        if (value := getattr(serving, name)) != usual[name].default
+    ]
+    return serving.name or ", ".join([rate, *options])
 
 
 def _parallel_name(parallel: ParallelSpec) -> str:
