@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Generator, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import simpy
@@ -21,6 +21,12 @@ class IterationPrices(Protocol):
 
     def iteration_s(self, loads: Sequence[RankLoad]) -> float:
         """Time of an iteration in which every rank does this [s]."""
+
+    def stretch_s(self, loads: Sequence[RankLoad], n: int) -> NDArray[np.float64]:
+        """Times of `n` iterations from this one on in which all ranks but decode, float64[n] [s].
+
+        Contexts grow by a token a request. Equal to `iteration_s` of each to rounding.
+        """
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -67,7 +73,13 @@ def serve(requests: RequestTrace, spec: ServingSpec, n_ranks: int, n_blocks: int
     return engine.served()
 
 
+LEAST_STRETCH, MOST = 12, 4096
+"""Quiet iterations that are worth a vector, and the most that are priced at once."""
+
+
 class _Engine:
+    """Requests and ranks in time; `log` holds a row an iteration, or arrays of a stretch of them, as in `Served`."""
+
     def __init__(self, requests: RequestTrace, spec: ServingSpec, n_ranks: int, n_blocks: int) -> None:
         lengths = requests.input_tokens.tolist(), requests.output_tokens.tolist()
         self.requests, self.spec = requests, spec
@@ -76,11 +88,12 @@ class _Engine:
         self.arrived = 0
         self.first_token_s = [np.nan] * len(requests)
         self.done_s = [np.nan] * len(requests)
-        self.log: list[tuple[float, float, int, int, int, int, int]] = []
+        self.log: list[tuple[float | NDArray[Any], ...]] = []
+        self.n_iterations = 0
 
     def run(self, env: simpy.Environment, prices: IterationPrices) -> Generator[simpy.Event, None, None]:
         """Iterations one after another; where nothing is to be done, until the next arrival."""
-        iteration, n_requests = 0, len(self.arrival_s)
+        n_requests, time_s = len(self.arrival_s), 0.0
         while True:
             self._take_in(env.now)
             if not any(rank.busy for rank in self.ranks):
@@ -88,12 +101,50 @@ class _Engine:
                     return
                 yield env.timeout(self.arrival_s[self.arrived] - env.now)
                 continue
-            loads = [rank.plan(iteration) for rank in self.ranks]
+            quiet = self._quiet(env.now, time_s)
+            if quiet >= LEAST_STRETCH:
+                begin_s, loads = env.now, [rank.load() for rank in self.ranks]
+                times_s = self._until_arrival(begin_s, prices.stretch_s(loads, quiet))
+                time_s = float(times_s[-1])
+                yield env.timeout(times_s.sum())
+                self._pass_by(begin_s, times_s)
+                continue
+            loads = [rank.plan(self.n_iterations) for rank in self.ranks]
             time_s = prices.iteration_s(loads)
             yield env.timeout(time_s)
-            self._finish(iteration, env.now)
+            self._finish(self.n_iterations, env.now)
             self._note(env.now, time_s, loads)
-            iteration += 1
+            self.n_iterations += 1
+
+    def _quiet(self, now: float, time_s: float) -> int:
+        """Iterations to come in which all ranks but decode, as far as worth pricing at once; each takes about so long.
+
+        Contexts only grow, so that the next request arrives within no more iterations than of that time.
+        """
+        quiet = MOST
+        if self.arrived < len(self.arrival_s) and time_s > 0:
+            quiet = min(quiet, int((self.arrival_s[self.arrived] - now) / time_s) + 1)
+        for rank in self.ranks:
+            if quiet < LEAST_STRETCH:
+                return 0
+            quiet = min(quiet, rank.quiet(self.n_iterations))
+        return quiet
+
+    def _until_arrival(self, now: float, times_s: NDArray[np.float64]) -> NDArray[np.float64]:
+        """The iterations up to the one during which the next request arrives."""
+        if self.arrived == len(self.arrival_s):
+            return times_s
+        ends_s = now + np.cumsum(times_s)
+        return times_s[: int(np.searchsorted(ends_s, self.arrival_s[self.arrived])) + 1]
+
+    def _pass_by(self, begin_s: float, times_s: NDArray[np.float64]) -> None:
+        """Carry out iterations in which all ranks but decode."""
+        n = len(times_s)
+        decoding = [rank.n_decoding for rank in self.ranks]
+        blocks = sum(rank.pass_by(self.n_iterations, n) for rank in self.ranks)
+        same = (np.full(n, number) for number in (sum(decoding), 0, 0))
+        self.log.append((begin_s + np.cumsum(times_s), times_s, *same, blocks, np.full(n, max(decoding))))
+        self.n_iterations += n
 
     def _take_in(self, now: float) -> None:
         """Requests that have arrived go to a rank: in turn, or to the one with fewest tokens."""
@@ -126,7 +177,7 @@ class _Engine:
 
     def served(self) -> Served:
         """The log as arrays."""
-        end_s, busy_s, *counts = (np.array(column) for column in zip(*self.log, strict=True))
+        end_s, busy_s, *counts = (np.hstack(column) for column in zip(*self.log, strict=True))
         decoding, prompts, waiting, blocks, most = (column.astype(np.int64) for column in counts)
         return Served(
             requests=self.requests,

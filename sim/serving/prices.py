@@ -57,6 +57,13 @@ class Surface:
     sizes: list[float]
     lines: list[Line]
 
+    def along(self, size: float, others: Seconds) -> Seconds:
+        """The values at one first size and several ascending second ones."""
+        sizes = self.lines[0].sizes
+        knots = [at for at in sizes if others[0] < at < others[-1]]
+        ends = [float(others[0]), *knots, float(others[-1])]
+        return np.interp(others, ends, [self.at(size, end) for end in ends])
+
     def at(self, size: float, other: float) -> float:
         """The value at two sizes; nothing below the first of the first sizes."""
         sizes = self.sizes
@@ -95,6 +102,21 @@ class TablePrices:
         if share < 1:
             step_s += (1 - share) * self.steps["prefill"].at(per_device)
         return self.host_s + step_s + max(map(self._own_s, loads)) - self.local.at(mean)
+
+    def stretch_s(self, loads: Sequence[RankLoad], n: int) -> Seconds:
+        """Times of `n` iterations in which all ranks but decode, from this one on: float64[n] [s]."""
+        mean = sum(load.decoding for load in loads) / len(loads)
+        rest_s = self.host_s + self.steps["decode"].at(mean / self.attention_tp) - self.local.at(mean)
+        own_s = [
+            self.local.at(load.decoding)
+            + self.head.at(load.decoding)
+            + self.decode.along(load.decoding, load.context_tokens / load.decoding + np.arange(n, dtype=np.float64))
+            for load in dict.fromkeys(loads)
+            if load.decoding
+        ]
+        idle_s = self.local.at(0)
+        times_s: Seconds = rest_s + np.maximum(np.max(own_s, axis=0), idle_s)
+        return times_s
 
     def _own_s(self, load: RankLoad) -> float:
         """What a rank does by itself: tokens, attention of decoding requests and of prompts, logits."""

@@ -11,7 +11,12 @@ from dataclasses import dataclass, field
 from heapq import heappop, heappush
 from typing import NamedTuple
 
+import numpy as np
+from numpy.typing import NDArray
+
 from scenarios.serving_specs import ServingSpec
+
+UNBOUNDED = 1 << 30
 
 
 class RankLoad(NamedTuple):
@@ -158,6 +163,28 @@ class Rank:
         self.context_tokens -= context
         self._due[(one.since - one.context) % self.spec.block_tokens] -= 1
         self.free_blocks += self._blocks(context)
+
+    def quiet(self, iteration: int) -> int:
+        """Iterations from this one on in which it does nothing but decode: nobody comes or leaves, blocks suffice."""
+        if self.prompts or self.waiting:
+            return 0
+        if not self.n_decoding:
+            return UNBOUNDED
+        while self._ends[0][2].gone:
+            heappop(self._ends)
+        return min(self._ends[0][0] - iteration, self.free_blocks // self.n_decoding * self.spec.block_tokens)
+
+    def load(self) -> RankLoad:
+        """What it does in an iteration in which it but decodes."""
+        return RankLoad(self.n_decoding, self.context_tokens + self.n_decoding)
+
+    def pass_by(self, iteration: int, n: int) -> NDArray[np.int64]:
+        """Carry out `n` quiet iterations; blocks in use after each, int64[iteration]."""
+        due = np.array(self._due)[(iteration + np.arange(n)) % self.spec.block_tokens]
+        used: NDArray[np.int64] = self.n_blocks - self.free_blocks + np.cumsum(due)
+        self.free_blocks = self.n_blocks - int(used[-1])
+        self.context_tokens += n * self.n_decoding
+        return used
 
     def _admit(self) -> None:
         """Prompts that may begin: within batch and budget, and with blocks for all of their tokens."""
