@@ -111,18 +111,11 @@ def way_name(spec: OffloadSpec) -> str:
 
 
 def serving_name(serving: ServingSpec) -> str:
-    """The name that the scenario gives a load, or one made of its requests and batches."""
+    """The name that the scenario gives a load, or that of its requests."""
     requests = serving.requests
-    rate = requests.file or f"{requests.requests_per_s:g}/s"
-    if requests.file is not None and requests.speed != 1:
-        rate += f" x{requests.speed:g}"
-    usual = ServingSpec.model_fields
-    options = [
-        f"{name} {value}"
-        for name in ("token_budget", "max_requests", "router", "cached_frac", "kv_tokens")
-        if (value := getattr(serving, name)) != usual[name].default
-    ]
-    return serving.name or ", ".join([rate, *options])
+    if requests.file is None:
+        return serving.name or f"{requests.requests_per_s:g}/s"
+    return serving.name or (requests.file if requests.speed == 1 else f"{requests.file} x{requests.speed:g}")
 
 
 def _parallel_name(parallel: ParallelSpec) -> str:

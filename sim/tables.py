@@ -52,18 +52,18 @@ class Column:
 
 def comparison_columns(table: Table) -> tuple[Column, ...]:
     """Columns of the ranked table; those that say nothing here (no second node, nothing hidden) are left out."""
-    results = table.results
+    results, served = table.results, table.results[0].served is not None
     named = [shown_name(result.name) for result in results]
     ranks = [str(rank) for rank in range(1, len(results) + 1)]
     gains = tuple(shown_gain(table, result) for result in results)
     return (
         Column(header="#", cells=tuple(ranks), meaning="rank by tokens/s"),
         Column(header="plan", cells=tuple(named), meaning="what varies between the rows", numeric=False),
-        *(_latencies(results) if table.results[0].served is not None else _step_times(results)),
+        *(_latencies(results) if served else _step_times(results)),
         Column(header="tokens/s", cells=_cells(results, "tokens_per_s", shown_rate), meaning="of all devices together"),
         Column(header="gain", cells=gains, meaning=f"{GAINS[table.ranked_by]} over {shown_name(table.first)}"),
-        *_load_columns(results),
-        *_traffic_columns(results),
+        *([] if served else _load_columns(results)),
+        *([] if served else _traffic_columns(results)),
         *_offload_columns(results),
         *_memory_columns(results),
     )

@@ -9,7 +9,6 @@ from scenarios.serving_specs import SloSpec
 from sim.serving.loop import Served
 
 Times = NDArray[np.float64]
-SHARES = {"p50": 0.5, "p90": 0.9, "p99": 0.99}
 
 
 def ttft_s(served: Served) -> Times:
@@ -64,8 +63,25 @@ def serving_metrics(served: Served, slo: SloSpec | None, table_error: float) -> 
         ok = met(served, slo)
         metrics["slo_frac"] = float(ok.mean())
         metrics["goodput_tokens_per_s"] = float(outputs[ok].sum() / total_s)
-    for name, times_s in (("ttft_s", ttft_s(served)), ("tpot_s", tpot_s(served)), ("e2e_s", e2e_s(served))):
-        if len(times_s):
-            metrics |= {f"{name}.mean": float(times_s.mean())}
-            metrics |= {f"{name}.{key}": float(np.quantile(times_s, share)) for key, share in SHARES.items()}
-    return metrics
+    return metrics | latency_metrics(served)
+
+
+def latency_metrics(served: Served) -> dict[str, float]:
+    """Means and percentiles of what requests waited."""
+    ttft, tpot, e2e = ttft_s(served), tpot_s(served), e2e_s(served)
+    if not len(tpot):
+        tpot = np.zeros(1)
+    return {
+        "ttft_s.mean": float(ttft.mean()),
+        "ttft_s.p50": float(np.quantile(ttft, 0.5)),
+        "ttft_s.p90": float(np.quantile(ttft, 0.9)),
+        "ttft_s.p99": float(np.quantile(ttft, 0.99)),
+        "tpot_s.mean": float(tpot.mean()),
+        "tpot_s.p50": float(np.quantile(tpot, 0.5)),
+        "tpot_s.p90": float(np.quantile(tpot, 0.9)),
+        "tpot_s.p99": float(np.quantile(tpot, 0.99)),
+        "e2e_s.mean": float(e2e.mean()),
+        "e2e_s.p50": float(np.quantile(e2e, 0.5)),
+        "e2e_s.p90": float(np.quantile(e2e, 0.9)),
+        "e2e_s.p99": float(np.quantile(e2e, 0.99)),
+    }
