@@ -218,6 +218,8 @@ def test_schedules_without_a_backward_pass_are_refused(schedule: dict[str, objec
 
 
 def test_weights_that_are_not_trained_are_refused() -> None:
+    with pytest.raises(ScenarioError, match=r"memory\.offload"):
+        check_training(ScheduleSpec(), tiny_model(), offloads=True)
     with pytest.raises(ScenarioError, match="mxfp4 are not trained"):
         check_training(ScheduleSpec(), tiny_model(expert_dtype="mxfp4"))
 
