@@ -13,7 +13,7 @@ from placement.eplb import eplb
 from placement.joint import joint, sampled_steps
 from placement.moe_time import moe_times
 from placement.plan import FloatArray, Placement
-from placement.problem import PlacementProblem, plan_name
+from placement.problem import PlacementProblem, SharedSlots, plan_name
 from placement.saa import saa
 from scenarios.errors import PlacementError, PlacementInfeasible
 from scenarios.placement_specs import PlacementSpec, SplitName
@@ -68,10 +68,31 @@ def candidates(problem: PlacementProblem, spec: PlacementSpec) -> Iterator[Place
 
 def redundancies(problem: PlacementProblem, spec: PlacementSpec) -> list[int]:
     """Redundant slots of a layer for each number of spare slots a rank that fits."""
-    least, most = least_redundant(problem.n_experts, problem.n_ranks), problem.n_experts * (problem.n_ranks - 1)
     room = problem.memory.most_slots if problem.memory is not None else problem.n_experts
-    sizes = [least + spare * problem.n_ranks for spare in sorted(set(spec.spare))]
-    return [size for size in sizes if size <= most and (problem.n_experts + size) // problem.n_ranks <= room]
+    sizes = sizes_of(problem.n_experts, problem.n_ranks, spec.spare)
+    return [size for size in sizes if (problem.n_experts + size) // problem.n_ranks <= room]
+
+
+def shared_slots(n_experts: int, n_ranks: int, spec: PlacementSpec) -> SharedSlots | None:
+    """The replica slots that `spec` lets layers share, in sizes of `spec.spare` slots a rank; None where it does not.
+
+    Raises PlacementInfeasible where no size fits.
+    """
+    if spec.total_redundant is None:
+        return None
+    sizes = sizes_of(n_experts, n_ranks, spec.spare)
+    if not sizes:
+        raise PlacementInfeasible(
+            f"none of spare {list(spec.spare)} slots a rank fits: beyond {n_experts * (n_ranks - 1)} redundant slots "
+            "an expert would lie twice on a rank; give a smaller `spare`"
+        )
+    return SharedSlots(total=spec.total_redundant, sizes=tuple(sizes))
+
+
+def sizes_of(n_experts: int, n_ranks: int, spare: Sequence[int]) -> list[int]:
+    """Redundant slots of a layer for each number of spare slots a rank that holds no expert twice, ascending."""
+    least, most = least_redundant(n_experts, n_ranks), n_experts * (n_ranks - 1)
+    return [size for size in (least + n * n_ranks for n in sorted(set(spare))) if size <= most]
 
 
 def least_redundant(n_experts: int, n_ranks: int) -> int:

@@ -129,7 +129,7 @@ def worked_tokens(placement: Placement, reduction: Reduction) -> Tokens:
 
 def tokens_by_rank(placement: Placement, slot_tokens: Tokens) -> Tokens:
     """int64[layer, part, rank, place] from int64[layer, part, slot]; places beyond a rank's slots hold no token."""
-    counts = placement.slots_per_rank()
+    counts = placement.places_per_rank()
     width, n_ranks = int(counts.max()), placement.n_ranks
     if (counts == width).all():
         return slot_tokens.reshape(*slot_tokens.shape[:-1], n_ranks, width)

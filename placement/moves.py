@@ -129,7 +129,7 @@ def shadowed(machine: Machine, placement: Placement, sources: Sources, tokens_pe
 def copies_elsewhere(placement: Placement, chosen: NDArray[np.bool_], n_devices: int) -> Fetched:
     """Copies bool[layer, step, device, slot] of chosen slots bool[layer, step, slot], on all devices but their own."""
     away = placement.rank_of_slot[:, None, None, :] != np.arange(n_devices)[:, None]
-    fetched: Fetched = chosen[:, :, None, :] & away
+    fetched: Fetched = chosen[:, :, None, :] & away & placement.filled[:, None, None, :]
     return fetched
 
 

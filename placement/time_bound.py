@@ -12,8 +12,8 @@ from placement.problem import PlacementProblem
 from scenarios.errors import PlacementError
 
 
-def moe_time_bound_s(problem: PlacementProblem) -> float:
-    """No plan of the problem takes less, sum over layers of the mean over the fitted steps [s].
+def moe_time_bound_s(problem: PlacementProblem) -> FloatArray:
+    """No plan of the problem takes less in a layer, mean over the fitted steps: float64[layer] [s].
 
     A layer takes at least an exchange without any copy, the experts of the slowest rank, and another such exchange.
     That rank takes at least the time of a rank with the mean tokens and the mean number of experts that have any
@@ -25,8 +25,9 @@ def moe_time_bound_s(problem: PlacementProblem) -> float:
         raise PlacementError("the time of a plan needs problem.machine, problem.sample and problem.batch_loads")
     fixed_s = _empty_exchange_s(machine, problem.sample.tokens.shape[2])
     if machine.cluster.device.measured.blocks:
-        return problem.n_layers * fixed_s  # tables correct the law by factors that have no bound
-    return problem.n_layers * fixed_s + float(_experts_s(problem, machine, loads).mean(axis=0).sum())
+        return np.full(problem.n_layers, fixed_s)  # tables correct the law by factors that have no bound
+    least: FloatArray = fixed_s + _experts_s(problem, machine, loads).mean(axis=0)
+    return least
 
 
 def _empty_exchange_s(machine: Machine, n_tokens: int) -> float:

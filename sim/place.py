@@ -15,6 +15,7 @@ from placement.judgement import Judgement
 from placement.migration import moved_copies
 from placement.objectives import OBJECTIVES
 from placement.plan import Placement
+from placement.problem import SharedSlots
 from placement.reduction import reduce_trace
 from placement.sample import TokenSample, batch_loads
 from placement.solve import Solved
@@ -104,6 +105,7 @@ class Placed:
             "execution": self.execution,
             "solve_time_s": self.solve_time_s,
             "moved_copies": self.moved_copies,
+            "replica_slots": self.file.placement.replica_slots.tolist(),
             "objectives": measures,
             "judgement": asdict(self.judgement) | {"reference": self.reference},
         }
@@ -175,9 +177,15 @@ def _references(setting: Setting, own: PlacementSpec) -> list[PlacementSpec]:
 def _measures(
     session: Session, setting: Setting, plan: Plan, found: Solved | ReadPlan, names: Sequence[ObjectiveName]
 ) -> tuple[Measure, ...]:
-    placement = found.placement
+    placement, spec = found.placement, plan.placement
     counted = PlacementSpec(redundant=placement.redundant_slots)
+    if spec.total_redundant is not None:
+        counted = PlacementSpec(total_redundant=spec.total_redundant, spare=spec.spare)
     problem = placement_problem(setting, counted, session.spec.seed, plan.schedule.exchange)
+    if isinstance(found, ReadPlan) and np.ptp(placement.replica_slots) > 0:
+        sizes = sorted({int(size) for size in placement.replica_slots})
+        shared = SharedSlots(total=int(placement.replica_slots.sum()), sizes=tuple(sizes))
+        problem = replace(problem, shared=shared, redundant=max(sizes))
     if setting.fit_batches is not None:
         sample = TokenSample(trace=setting.trace, tokens=setting.fit_batches.tokens)
         problem = replace(problem, sample=sample, batch_loads=batch_loads(sample))

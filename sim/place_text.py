@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 
 import rich.box
@@ -21,8 +22,10 @@ SHOWN_RANKS = 4
 def measures_table(placed: Placed) -> rich.table.Table:
     """Objectives of the plan on the fitted part, with bound and gap."""
     took = f", {shown_time(placed.solve_time_s)}" if placed.solve_time_s else ""
+    shares = placed.file.placement.replica_slots
+    shared = f"; replica slots by layer: {shown_counts(shares.tolist())}" if shares.max() > shares.min() else ""
     moved = "" if placed.moved_copies is None else f"; {placed.moved_copies:,} copies move"
-    facts = f"{placed.solver}, {placed.status}{took}; execution model: {placed.execution}{moved}"
+    facts = f"{placed.solver}, {placed.status}{took}; execution model: {placed.execution}{moved}{shared}"
     title = f"{shown_name(placed.plan)}: {facts}"
     rows = [
         (
@@ -34,6 +37,12 @@ def measures_table(placed: Placed) -> rich.table.Table:
         for measure in placed.measures
     ]
     return _table(title, ("on the fitted part", "plan", "lower bound", "gap"), rows)
+
+
+def shown_counts(values: Sequence[int]) -> str:
+    """How often each value occurs, such as "8 in 3 layers, 0 in 21"."""
+    counts = sorted(Counter(values).items(), reverse=True)
+    return ", ".join(f"{value} in {n}{' layers' if place == 0 else ''}" for place, (value, n) in enumerate(counts))
 
 
 def judgement_table(placed: Placed) -> rich.table.Table:

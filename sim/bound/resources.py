@@ -148,7 +148,7 @@ def _experts_floor_s(setting: Setting, placement: Placement, visits: Visits) -> 
     shape = expert_shape(setting.model, layout.tp)
     cells = layout.n_ranks * n_layers
     routed, active = visits.routed / cells, visits.active / cells
-    mean_s = fluid_moe_s(routed, active, placement.n_slots / layout.n_ranks, shape, setting.cluster.device)
+    mean_s = fluid_moe_s(routed, active, placement.slots_per_rank().mean(), shape, setting.cluster.device)
     return float(mean_s) * cells * layout.tp
 
 

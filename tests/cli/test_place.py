@@ -194,6 +194,21 @@ def test_the_folder_holds_report_pictures_and_the_plan(moesim: Command) -> None:
     assert row(placed(moesim, "--import", "out/plan.json"))["metrics"] == row(placed(moesim, *EPLB))["metrics"]
 
 
+def test_layers_share_a_budget_of_replicas(moesim: Command) -> None:
+    shared = ["--set", "placement={solver: eplb, total_redundant: 16, spare: [0, 1, 2]}"]
+    solved = placed(moesim, *shared, "--export", "moesim", "p.json")
+    slots = solved["placement"]["replica_slots"]
+    assert solved["placement"]["plan"] == "eplb+16 shared"
+    assert sum(slots) <= 16
+    assert set(slots) <= {0, 8, 16}
+    read = placed(moesim, "--import", "p.json")
+    assert row(read)["metrics"] == row(solved)["metrics"]
+    values = [{m["name"]: m["value"] for m in content["placement"]["objectives"]} for content in (solved, read)]
+    assert values[0] == values[1]
+    refused = moesim("place", "tiny.yaml", *shared, "--export", "sglang", "p2.json")
+    refused.refused(2, "export it as 'moesim', or solve with equal ranks and layers")
+
+
 def test_the_terminal_hears_who_takes_an_export(moesim: Command) -> None:
     done = moesim("place", "tiny.yaml", "--export", "tensorrt-llm", "p.yaml").succeeded()
     assert done.files == {"p.yaml"}
@@ -219,6 +234,10 @@ def test_quiet_prints_nothing(moesim: Command) -> None:
         (["--set", "placement.redundant=3"], 3, ["16 experts + 3 redundant = 19 slots do not divide over 8 ranks"]),
         (["--set", "placement.redundant=128"], 3, ["16 experts on 8 ranks can use at most 112"]),
         (["--set", "placement.solver=migrate"], 2, ["needs current", "name the file of the plan in force"]),
+        (["--set", "placement={solver: eplb, total_redundant: 8, redundant: 8}"], 2, ["leave redundant out"]),
+        (["--set", "placement={solver: alsa, total_redundant: 8}"], 2, ["cannot share total_redundant"]),
+        (["--set", "placement={solver: eplb, total_redundant: 8, spare: [1]}"], 3, ["16 short", "fewer `spare` slots"]),
+        (["--set", "placement={solver: eplb, total_redundant: 8, spare: [99]}"], 3, ["none of spare [99]"]),
         (["--set", "placement.current=p.json"], 2, ["current is the plan that", "solver contiguous has no use for it"]),
         (["--set", "placement={solver: alsa, redundant: 8}"], 3, ["set redundant 0"]),
         (["--set", "placement={solver: chain-exact}"], 3, ["experts"]),

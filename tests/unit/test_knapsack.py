@@ -5,8 +5,9 @@ from itertools import product
 import numpy as np
 import pytest
 
-from placement.budgets import bit_widths, spare_slot_loads, spare_slots, tier_residency
+from placement.budgets import allocated, bit_widths, tier_residency
 from placement.knapsack import AtLeast, cheapest_by_hull, choose
+from placement.problem import SharedSlots
 from scenarios.errors import PlacementError, PlacementInfeasible
 
 
@@ -69,19 +70,8 @@ def test_what_does_not_fit_says_by_how_much() -> None:
 
 def test_spare_slots_go_where_they_save_most() -> None:
     costs = np.array([[10.0, 6.0, 5.0], [10.0, 9.5, 9.4], [10.0, 11.0, 12.0]])
-    assert [spare_slots(costs, n).option.tolist() for n in (0, 1, 2, 9)] == [[0, 0, 0], [1, 0, 0], [2, 0, 0], [2, 2, 0]]
-    with pytest.raises(PlacementError, match="-1 spare slots"):
-        spare_slots(costs, -1)
-
-
-def test_spare_slot_loads_of_one_hot_expert() -> None:
-    # 12 tokens on one of four experts: with s spare slots on each of two ranks it has up to two useful copies.
-    loads = np.zeros((1, 1, 4))
-    loads[0, 0, 0] = 12
-    table = spare_slot_loads(loads, 2, 3)
-    assert table[0, 0] == 12
-    assert table[0, 1] <= 12
-    assert np.isinf(table[0, 3])
+    options = [allocated(costs, SharedSlots(total=n, sizes=(0, 1, 2))).option.tolist() for n in (0, 1, 2, 9)]
+    assert options == [[0, 0, 0], [1, 0, 0], [2, 0, 0], [2, 2, 0]]
 
 
 @pytest.mark.parametrize("mean_bits", [1.5, 2.0, 2.5])
