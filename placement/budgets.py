@@ -40,6 +40,11 @@ def bit_widths(
     n_blocks, n_experts, n_options = losses.shape
     if bits.shape != (n_options,):
         raise PlacementError(f"bits has shape {bits.shape}, expected ({n_options},), one for each option of losses")
+    if bits.min() > mean_bits:
+        raise PlacementInfeasible(
+            f"a mean of {mean_bits:g} bits is below the lightest width, {bits.min():g}: {bits.min() - mean_bits:g} "
+            "short; raise the mean, or offer fewer bits"
+        )
     flat = losses.reshape(-1, n_options)
     rules = [
         AtLeast(items=tuple(range(block * n_experts, (block + 1) * n_experts)), option=option, count=1)

@@ -44,10 +44,14 @@ class Plan:
 
 @dataclass(slots=True)
 class Session:
-    """Caches by content; `base` is the folder that paths of the scenario are relative to."""
+    """Caches by content; `base` is the folder that paths of the scenario are relative to.
+
+    spills  experts may exceed device memory: the rest waits in the host's, and is simulated as if it did not.
+    """
 
     spec: ScenarioSpec
     base: Path
+    spills: bool = False
     model: ModelCard = field(init=False)
     traces: dict[str, RoutingTrace] = field(default_factory=dict)
     settings: dict[str, Setting] = field(default_factory=dict)

@@ -39,6 +39,25 @@ def test_one_limit_is_solved_exactly(seed: int) -> None:
     assert costs[np.arange(5), greedy].sum() >= found.cost - 1e-12
 
 
+@pytest.mark.parametrize("seed", range(6))
+def test_limits_that_cannot_bind_change_nothing(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    costs, weights = rng.random((5, 3)), rng.integers(1, 6, (2, 5, 3)) * 4.0
+    limits = np.array([weights[0].min(axis=1).sum() + rng.integers(0, 20), weights[1].max(axis=1).sum() + seed])
+    found = choose(costs, weights, limits)
+    assert found.cost == pytest.approx(cheapest(costs, weights, limits))
+    assert found.gap == pytest.approx(0, abs=1e-9)
+    free = choose(costs, weights, weights.max(axis=2).sum(axis=1))
+    assert free.cost == pytest.approx(costs.min(axis=1).sum())
+
+
+def test_a_limit_between_two_multiples_is_the_lower_one() -> None:
+    # Items of 6 bytes each, 20 bytes: three fit, and the relaxation must not sell the third of a fourth.
+    costs, weights = np.array([[4.0, 0], [3, 0], [2, 0], [1, 0]]), np.full((1, 4, 2), 6.0) * [0, 1]
+    found = choose(costs, weights, np.array([20.0]))
+    assert (found.cost, found.relaxed, found.status) == (1.0, 1.0, "optimal")
+
+
 def test_the_hull_bound_is_the_relaxation() -> None:
     # Half of the step from (0, 10) to (4, 2) fits: 10 - 8 / 2. The option (2, 9) lies above the hull.
     greedy, relaxed = cheapest_by_hull(np.array([[10.0, 9.0, 2.0]]), np.array([[0.0, 2.0, 4.0]]), 2.0)
