@@ -5,7 +5,7 @@ import itertools
 import numpy as np
 import pytest
 
-from placement.balance import balance, swapped_until_even
+from placement.balance import balance, swapped, swapped_until_even
 from placement.bounds import busiest_rank_bound
 from placement.objectives import OBJECTIVES
 from placement.plan import Placement, rank_loads
@@ -47,6 +47,16 @@ def test_within_one_per_cent_of_the_bound_where_eplb_is_not() -> None:
     bound = busiest_rank_bound(loads, n_slots=256, n_ranks=32).sum()
     assert OBJECTIVES["load"].value(balance(task, PlacementSpec(solver="balance")), task) < 1.005 * bound
     assert solve(task, PlacementSpec(solver="eplb")).objective > 1.03 * bound
+
+
+def test_redivision_is_within_half_a_per_cent_of_the_bound_where_swaps_are_not() -> None:
+    loads = np.exp(np.random.default_rng(1).normal(0, 0.7, (12, 32)))
+    task = problem(loads, 8)
+    bound = busiest_rank_bound(loads, n_slots=32, n_ranks=8).sum()
+    spec = PlacementSpec(solver="balance")
+    even, swaps = (OBJECTIVES["load"].value(solver(task, spec), task) for solver in (balance, swapped))
+    assert even < 1.005 * bound < swaps
+    assert (balance(task, spec).expert_of_slot == balance(task, spec).expert_of_slot).all()
 
 
 def best_mean_peak(steps: np.ndarray, n_ranks: int) -> float:
