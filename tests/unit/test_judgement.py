@@ -132,7 +132,7 @@ def sample_problem(cluster: str | None, redundant: int, tokens: int = 24) -> Pla
     return with_sample(problem, sample)
 
 
-@pytest.mark.parametrize("cluster", [None, "h200-sxm-8"])
+@pytest.mark.parametrize("cluster", [None, pytest.param("h200-sxm-8", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("spare", [0, 1])
 @pytest.mark.parametrize("tokens", [1, 24])
 def test_no_plan_takes_less_than_the_bound(cluster: str | None, spare: int, tokens: int) -> None:
