@@ -39,7 +39,7 @@ def auto(problem: PlacementProblem, spec: PlacementSpec) -> Placement:
             f"none of spare {list(spec.spare)} slots a rank fits: {problem.slots_per_rank} slots a layer leave no room "
             "in memory, or would hold an expert twice; give a smaller `spare`, or take more ranks"
         )
-    step_s = np.array([moe_times(machine, plan, sample).step_s for plan in plans])
+    step_s = np.array([moe_times(machine, plan, sample, problem.speeds).step_s for plan in plans])
     best = plans[_chosen(step_s, [plan.name.startswith("eplb") for plan in plans], sampled_steps(sample))]
     return replace(best, name=f"{plan_name(spec)}: {best.name}" if spec.name is None else spec.name)
 

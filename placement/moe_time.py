@@ -39,21 +39,30 @@ class LayerTimes:
         return times
 
 
-def moe_times(machine: Machine, placement: Placement, sample: TokenSample) -> LayerTimes:
+def moe_times(machine: Machine, placement: Placement, sample: TokenSample, speeds: Seconds | None = None) -> LayerTimes:
     """Times of the sample's steps under a plan; nothing overlaps, and devices start a layer together.
+
+    speeds  float64[rank]: of each rank's experts over the machine's device; None: 1.
 
     Raises PlacementError where plan, sample and machine do not belong together.
     """
     reduction = reduce_trace(
         sample.trace, sample.tokens, placement, machine.layout, dedup=machine.exchange.dedup, keep_pairs=False
     )
-    return layer_times(machine, placement, reduction, sample.tokens.shape[2])
+    return layer_times(machine, placement, reduction, sample.tokens.shape[2], speeds)
 
 
-def layer_times(machine: Machine, placement: Placement, reduction: Reduction, tokens_per_device: int) -> LayerTimes:
-    """Times of the steps of a reduction in one chunk."""
+def layer_times(
+    machine: Machine,
+    placement: Placement,
+    reduction: Reduction,
+    tokens_per_device: int,
+    speeds: Seconds | None = None,
+) -> LayerTimes:
+    """Times of the steps of a reduction in one chunk; `speeds` as in `moe_times`."""
     held = np.full((1, 1), tokens_per_device)
-    experts_s = np.repeat(expert_times_s(machine, placement, reduction), machine.layout.tp, axis=-1)
+    rank_s = expert_times_s(machine, placement, reduction)
+    experts_s = np.repeat(rank_s if speeds is None else rank_s / speeds, machine.layout.tp, axis=-1)
     dispatch = both_ports_s(machine, "dispatch", held, reduction.ports)
     combine = both_ports_s(machine, "combine", held, reduction.ports.reversed())
     return together(dispatch, experts_s, combine)

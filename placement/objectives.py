@@ -109,10 +109,10 @@ def _mean_busiest_bound(problem: PlacementProblem) -> FloatArray:
 
 
 def _moe_layers_s(placement: Placement, problem: PlacementProblem) -> FloatArray:
-    """Time of every MoE layer, mean over the fitted steps [s]."""
+    """Time of every MoE layer, mean over the fitted steps, experts over the speed of their rank [s]."""
     if problem.machine is None or problem.sample is None:
         raise PlacementError("the time of a plan needs problem.machine and problem.sample")
-    times_s: FloatArray = moe_times(problem.machine, placement, problem.sample).total_s.mean(axis=1)
+    times_s: FloatArray = moe_times(problem.machine, placement, problem.sample, problem.speeds).total_s.mean(axis=1)
     return times_s
 
 

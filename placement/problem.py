@@ -60,7 +60,7 @@ class PlacementProblem:
     coactivation    float64[layer, expert, expert]: tokens with both experts in one layer; diagonal: loads.
     sample          the fitted steps token by token.
     machine         whose laws price a plan in seconds.
-    speeds          float64[rank]: speed over the slowest rank's; left out: all alike.
+    speeds          float64[rank]: speed of the rank's experts over the machine's device; left out: 1.
     memory          room for slots.
     current         the plan in force.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from itertools import combinations_with_replacement
 from typing import Any
 
@@ -11,10 +12,11 @@ import pytest
 from placement.destination_bounds import pairs_bound
 from placement.exchange_time import Machine
 from placement.layout import ExpertLayout
-from placement.moe_time import moe_times
+from placement.moe_time import expert_times_s, moe_times
 from placement.objectives import OBJECTIVES
 from placement.plan import Placement
 from placement.problem import PlacementProblem, with_sample
+from placement.reduction import reduce_trace
 from placement.sample import TokenSample
 from placement.time_bound import moe_time_bound_s
 from scenarios.schedule_specs import ExchangeSpec
@@ -74,6 +76,32 @@ def test_no_plan_is_below_the_bound(nodes: int, tp: int, redundant: int, dedup: 
             float(moe_times(problem.machine, plan, problem.sample).total_s.mean()) for plan in every_plan(problem)
         )
         assert moe_time_bound_s(problem)[0] <= least * (1 + 1e-9)
+
+
+@pytest.mark.parametrize("speeds", [[1.0, 1.0, 1.0, 3.0], [2.0, 2.0, 2.0, 2.0], [1.0, 1.5, 2.0, 4.0]])
+@pytest.mark.parametrize("fast", [True, False])
+def test_the_bound_holds_for_ranks_of_any_speed(speeds: list[float], fast: bool) -> None:
+    for redundant in (0, 4):
+        problem = replace(problem_of(1, redundant, "device", seed=1, fast=fast), speeds=np.array(speeds))
+        least = min(TIME.value(plan, problem) for plan in every_plan(problem))
+        assert 0 < TIME.bound(problem) <= least * (1 + 1e-9)
+
+
+def test_the_time_objective_knows_speeds() -> None:
+    """A hot expert on a rank of three times the speed: its layer takes what the simulated experts take over three."""
+    usual = problem_of(1, 0, "device", seed=1, fast=True)
+    assert usual.machine is not None
+    assert usual.sample is not None
+    hot = int(np.bincount(usual.sample.rows(0).ravel(), minlength=4)[:4].argmax())
+    order = [e for e in range(4) if e != hot]
+    plans = [Placement.from_slots([slots], 4, n_experts=4, name="p") for slots in ([*order, hot], [hot, *order])]
+    speeds = np.array([1.0, 1.0, 1.0, 3.0])
+    reduction = reduce_trace(usual.sample.trace, usual.sample.tokens, plans[0], usual.machine.layout)
+    alone_s = expert_times_s(usual.machine, plans[0], reduction)
+    times = moe_times(usual.machine, plans[0], usual.sample, speeds)
+    assert times.experts_s.tolist() == (alone_s / speeds).max(axis=-1).tolist()
+    on_fast, on_slow = (TIME.value(plan, replace(usual, speeds=speeds)) for plan in plans)
+    assert on_fast < on_slow
 
 
 def test_the_bound_knows_copies() -> None:
