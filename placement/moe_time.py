@@ -8,14 +8,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hwmodels.moe import expert_shape, grouped_gemm_moe_s
-from placement.exchange_time import Machine, Seconds, Side, port_times_s
+from placement.exchange_time import SIDES, Machine, Seconds, Side, port_times_s
 from placement.plan import Placement
 from placement.reduction import Reduction, reduce_trace
 from placement.sample import TokenSample
 from placement.traffic import PortTokens
 
 Tokens = NDArray[np.integer]
-SIDES: tuple[Side, Side] = ("dispatch", "combine")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -8,8 +8,7 @@ from hwmodels.fluid import fluid_moe_s
 from hwmodels.links import port_s
 from hwmodels.moe import expert_shape
 from placement.destination_bounds import least_visits, quick_bound
-from placement.exchange_time import Machine, Side, port_times_s
-from placement.moe_time import SIDES
+from placement.exchange_time import SIDES, Machine, Side, port_times_s
 from placement.plan import FloatArray
 from placement.problem import PlacementProblem
 from placement.sample import TokenSample
