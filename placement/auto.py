@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -10,16 +10,13 @@ from numpy.typing import NDArray
 
 from placement.balance import balance
 from placement.eplb import eplb
-from placement.joint import joint, sampled_steps
+from placement.joint import joint_from, sampled_steps
 from placement.moe_time import moe_times
 from placement.plan import FloatArray, Placement
 from placement.problem import PlacementProblem, SharedSlots, plan_name
 from placement.saa import saa
 from scenarios.errors import PlacementError, PlacementInfeasible
-from scenarios.placement_specs import PlacementSpec, SplitName
-
-Maker = Callable[[PlacementProblem, PlacementSpec], Placement]
-TRIED: dict[str, Maker] = {"eplb": eplb, "balance": balance, "saa": saa, "joint": joint}
+from scenarios.placement_specs import PlacementSpec, SolverName, SplitName
 
 
 def auto(problem: PlacementProblem, spec: PlacementSpec) -> Placement:
@@ -59,11 +56,16 @@ def candidates(problem: PlacementProblem, spec: PlacementSpec) -> Iterator[Place
     """Every plan that `auto` replays, the cheapest to make first."""
     for redundant in redundancies(problem, spec):
         sized = replace(problem, redundant=redundant)
-        for solver, make in TRIED.items():
-            for policy in (None, False) if solver == "eplb" else (None,):
-                own = PlacementSpec(solver=solver, redundant=redundant, seed=spec.seed, hierarchical=policy)
-                plan = make(sized, own)
-                yield from (renamed(plan, own, split) for split in splits(spec, redundant))
+
+        def own(solver: SolverName, policy: bool | None = None, redundant: int = redundant) -> PlacementSpec:
+            return PlacementSpec(solver=solver, redundant=redundant, seed=spec.seed, hierarchical=policy)
+
+        by_load = [(eplb(sized, each), each) for each in (own("eplb"), own("eplb", policy=False))]
+        by_load.append((balance(sized, own("balance")), own("balance")))
+        on_steps = saa(sized, own("saa"))
+        in_seconds = joint_from(on_steps, sized, own("joint"))
+        for plan, each in (*by_load, (on_steps, own("saa")), (in_seconds, own("joint"))):
+            yield from (renamed(plan, each, split) for split in splits(spec, redundant))
 
 
 def redundancies(problem: PlacementProblem, spec: PlacementSpec) -> list[int]:

@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hwmodels.moe import expert_shape, grouped_gemm_moe_s
+from hwmodels.short_axes import reduced
 from placement.annealing import Index
 from placement.exchange_time import Machine, Side, port_times_s
 from placement.moe_time import together
@@ -113,7 +114,7 @@ class JointState:
 
     def _expert_s(self, tokens: Counts, visits: Counts, ranks: Index | None = None) -> FloatArray:
         """Time of the experts of ranks, float64[..., rank, step], from tokens [..., rank, place, step]."""
-        arrived = visits.sum(axis=-1) * self.scale
+        arrived = reduced(np.add, visits) * self.scale
         by_place = np.moveaxis(tokens, -2, -1)
         own, called = (arrived, arrived) if self.dedup else (np.zeros_like(arrived), None)
         times_s = grouped_gemm_moe_s(by_place, self.shape, self.machine.cluster.device, own, called)
@@ -153,7 +154,7 @@ class JointState:
                 continue
             counted = home.T[ranks][:, :, :, None, :]
             arrived = np.repeat(received[:, None], ranks.shape[1], axis=1)
-            arrived[layer, candidate, :, ranks] = (visits * counted).sum(axis=-1)
+            arrived[layer, candidate, :, ranks] = reduced(np.add, visits * counted)
             ports |= {
                 f"send_{kind}": sent[:, None] + (moved * counted).sum(axis=2),
                 f"receive_{kind}": arrived,

@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hwmodels.moe import expert_shape, grouped_gemm_moe_s
+from hwmodels.short_axes import reduced
 from placement.exchange_time import SIDES, Machine, Seconds, Side, port_times_s
 from placement.plan import Placement
 from placement.reduction import Reduction, reduce_trace
@@ -94,15 +95,15 @@ def together(dispatch: tuple[Seconds, Seconds], experts_s: Seconds, combine: tup
     arrived = max(receive, max send); worked = arrived + experts; end = max(min worked + receive, max(worked + send)).
     """
     (send_s, receive_s), (back_send_s, back_receive_s) = dispatch, combine
-    arrived_s = np.maximum(receive_s, send_s.max(axis=-1, keepdims=True))
+    arrived_s = np.maximum(receive_s, reduced(np.maximum, send_s)[..., None])
     worked_s = arrived_s + experts_s
-    last_sent_s = (worked_s + back_send_s).max(axis=-1)
-    total_s = np.maximum(worked_s.min(axis=-1) + back_receive_s.max(axis=-1), last_sent_s)
+    last_sent_s = reduced(np.maximum, worked_s + back_send_s)
+    last_back_s = reduced(np.maximum, back_receive_s)
     return LayerTimes(
-        dispatch_s=arrived_s.max(axis=-1),
-        experts_s=experts_s.max(axis=-1),
-        combine_s=np.maximum(back_receive_s.max(axis=-1), back_send_s.max(axis=-1)),
-        total_s=total_s,
+        dispatch_s=reduced(np.maximum, arrived_s),
+        experts_s=reduced(np.maximum, experts_s),
+        combine_s=np.maximum(last_back_s, reduced(np.maximum, back_send_s)),
+        total_s=np.maximum(reduced(np.minimum, worked_s) + last_back_s, last_sent_s),
     )
 
 
