@@ -94,17 +94,22 @@ def together(dispatch: tuple[Seconds, Seconds], experts_s: Seconds, combine: tup
     An exchange ends on a device at max(first start + receive, last start + send), so that
     arrived = max(receive, max send); worked = arrived + experts; end = max(min worked + receive, max(worked + send)).
     """
-    (send_s, receive_s), (back_send_s, back_receive_s) = dispatch, combine
-    arrived_s = np.maximum(receive_s, reduced(np.maximum, send_s)[..., None])
-    worked_s = arrived_s + experts_s
-    last_sent_s = reduced(np.maximum, worked_s + back_send_s)
-    last_back_s = reduced(np.maximum, back_receive_s)
+    last_s = [reduced(np.maximum, times_s) for times_s in (*dispatch, experts_s, *combine)]
     return LayerTimes(
-        dispatch_s=reduced(np.maximum, arrived_s),
-        experts_s=reduced(np.maximum, experts_s),
-        combine_s=np.maximum(last_back_s, reduced(np.maximum, back_send_s)),
-        total_s=np.maximum(reduced(np.minimum, worked_s) + last_back_s, last_sent_s),
+        dispatch_s=np.maximum(last_s[0], last_s[1]),
+        experts_s=last_s[2],
+        combine_s=np.maximum(last_s[3], last_s[4]),
+        total_s=together_s(dispatch, experts_s, combine),
     )
+
+
+def together_s(dispatch: tuple[Seconds, Seconds], experts_s: Seconds, combine: tuple[Seconds, Seconds]) -> Seconds:
+    """`total_s` of `together` alone, float64[...] [s]."""
+    (send_s, receive_s), (back_send_s, back_receive_s) = dispatch, combine
+    worked_s = np.maximum(receive_s, reduced(np.maximum, send_s)[..., None]) + experts_s
+    last_sent_s = reduced(np.maximum, worked_s + back_send_s)
+    total_s: Seconds = np.maximum(reduced(np.minimum, worked_s) + reduced(np.maximum, back_receive_s), last_sent_s)
+    return total_s
 
 
 def expert_times_s(machine: Machine, placement: Placement, reduction: Reduction) -> Seconds:
