@@ -76,9 +76,11 @@ class PlacementSpec(Spec):
             raise ValueError(
                 f"auto chooses the replica slots itself: give spare: [...], not redundant: {self.redundant}"
             )
-        if self.total_redundant is not None and ("redundant" in self.model_fields_set or self.solver == "auto"):
+        if self.total_redundant is not None and (
+            "redundant" in self.model_fields_set or self.solver in ("auto", "file")
+        ):
             raise ValueError(
-                "total_redundant is shared by all layers: leave redundant out, and name another solver than auto"
+                "total_redundant is shared by all layers: leave redundant out, and name a solver other than auto"
             )
         if self.solver != "auto" and self.total_redundant is None and "spare" in self.model_fields_set:
             raise ValueError(f"spare is an option of auto and of total_redundant, not of {self.solver}; give redundant")

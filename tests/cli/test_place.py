@@ -267,6 +267,7 @@ def test_quiet_prints_nothing(moesim: Command) -> None:
         (["--set", "placement.redundant=128"], 3, ["16 experts on 8 ranks can use at most 112"]),
         (["--set", "placement.solver=migrate"], 2, ["needs current", "name the file of the plan in force"]),
         (["--set", "placement={solver: eplb, total_redundant: 8, redundant: 8}"], 2, ["leave redundant out"]),
+        (["--set", "placement={file: p.json, total_redundant: 8}"], 2, ["name a solver other than auto"]),
         (["--set", "placement={solver: alsa, total_redundant: 8}"], 2, ["cannot share total_redundant"]),
         (["--set", "placement={solver: eplb, total_redundant: 8, spare: [1]}"], 3, ["16 short", "fewer `spare` slots"]),
         (["--set", "placement={solver: eplb, total_redundant: 8, spare: [99]}"], 3, ["none of spare [99]"]),
