@@ -23,10 +23,12 @@ from scenarios.schedule_specs import ScheduleSpec
 from sim.kernel_pricing import exchange_band
 from sim.launches import launched_eagerly
 from sim.laws import LAWS
+from sim.offload.prices import COMPUTED, HOSTED, host_bands
 from sim.pricing import Prices, layer_prices
 from sim.program import OpList
 from sim.setting import Setting
 from sim.stage_pricing import INSIDE_KINDS
+from sim.training import BACKWARD, SUMS
 from sim.vector import execute
 
 End = Literal["low", "high"]
@@ -39,7 +41,9 @@ KERNEL_FAMILIES: dict[str, tuple[str, ...]] = {
     "attention": ("prefill", "decode", "mla_prefill", "mla_decode"),
     "small": ("launch",),
 }
-"""Family of laws -> blocks of a kernel card; the family `links` comes on top."""
+"""Family of laws -> blocks of a kernel card; the families `links` and `host` come on top."""
+
+COLLECTIVES_OF_TRAINING = (*SUMS, "weights", "weights" + BACKWARD, "refresh")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -64,7 +68,8 @@ def step_band(setting: Setting, prices: Prices, op_list: OpList, schedule: Sched
 
     predicted_s = mean_s(sampled)
     ends: dict[str, tuple[float, float]] = {}
-    for family in (*KERNEL_FAMILIES, "links"):
+    beside = ("links", "host") if HOSTED[0] in prices.per_chunk else ("links",)
+    for family in (*KERNEL_FAMILIES, *beside):
         low, high = (mean_s(_moved(sample, sampled, schedule, family, end)) / predicted_s for end in ENDS)
         ends[family] = (min(low, 1.0), max(high, 1.0))
     below = np.sqrt(sum((1 - low) ** 2 for low, _ in ends.values()))
@@ -85,9 +90,12 @@ def _moved(setting: Setting, prices: Prices, schedule: ScheduleSpec, family: str
 def _moved_work(setting: Setting, prices: Prices, schedule: ScheduleSpec, family: str, end: End) -> Prices:
     if family == "links":
         return _moved_links(setting, prices, schedule, end)
+    if family == "host":
+        return prices.times({kind: ends[ENDS.index(end)] for kind, ends in host_bands(setting).items()})
     device = setting.cluster.device
     if family == "experts":
-        return prices.times(dict.fromkeys(("experts", "local"), _experts_ends(setting)[ENDS.index(end)]))
+        kinds = ("experts", "local", "experts" + BACKWARD, *COMPUTED)
+        return prices.times(dict.fromkeys(kinds, _experts_ends(setting)[ENDS.index(end)]))
     moved = device_at_end(device, KERNEL_FAMILIES[family], end)
     changed = replace(setting, cluster=replace(setting.cluster, device=moved))
     own = layer_prices(changed, max(len(parts) for parts in prices.per_layer.values()), schedule.exchange)
@@ -119,6 +127,8 @@ def _moved_links(setting: Setting, prices: Prices, schedule: ScheduleSpec, end: 
     factors = dict.fromkeys(INSIDE_KINDS, (inside.low, inside.high)[place])
     factors |= {kind: exchange_band(setting, schedule.exchange, kind)[place] for kind in SIDES}
     factors["fetch"] = factors["dispatch"]
+    slowest = inside if setting.cluster.inter is None or setting.cluster.n_nodes == 1 else setting.cluster.inter.band
+    factors |= dict.fromkeys(COLLECTIVES_OF_TRAINING, (slowest.low, slowest.high)[place])
     if setting.attention_tp > 1:
         factors["gather"] = _collective_ends(setting, "all-gather")[place]
         factors["scatter"] = _collective_ends(setting, "reduce-scatter")[place]

@@ -15,6 +15,7 @@ from placement.plan import Placement
 from placement.reduction import Reduction
 from scenarios.errors import ScenarioError
 from scenarios.schedule_specs import ScheduleSpec
+from scenarios.serving_specs import ServingSpec
 from scenarios.specs import CompareSpec, ScenarioSpec
 from sim import metrics as measure
 from sim.bands import step_band
@@ -27,21 +28,31 @@ from sim.kernel_pricing import machine_of
 from sim.launches import launched_eagerly
 from sim.laws import LAWS
 from sim.log import step_log
-from sim.memory import check_memory, device_memory, with_copies
+from sim.memory import check_host, check_memory, device_memory, with_copies
 from sim.metrics import Execution
 from sim.moving import move_prices, moved_bytes, moving
+from sim.offload.measures import offload_metrics
+from sim.offload.offloaded import Offloaded, offloaded_of, serving
+from sim.offload.prices import COPIES
 from sim.payload import compressing, payload_prices
 from sim.policies import MICROBATCHED, POLICIES, SPLIT_ATTENTION, TILED
+from sim.policies.cached import cached
 from sim.port_loads import port_loads
 from sim.pricing import Prices, price
 from sim.program import OpList, compile_program
-from sim.result import Comparison, RunResult, Table
+from sim.result import LATENCIES, Comparison, RunResult, Table
 from sim.schedule_search import search
+from sim.serving.simulate import serve_plan
 from sim.session import Plan, Session
 from sim.setting import Setting, build_step
 from sim.tile_pricing import tile_prices
+from sim.training_program import check_training, train_program
 from sim.vector import Finished, execute
 
+RANKED_BY = ("goodput_tokens_per_s", "e2e_s.mean", "tokens_per_s")
+"""Metrics that plans are ranked by, the first that all of them have."""
+OF_STEPS = ("step_time_s", "tokens_per_s", "model_error", "exposed_copy_s")
+"""Beginnings of metrics that are not those of a served load where only a step of typical size is simulated."""
 Progress = Callable[[str, float], None]
 """Called with what is being done and the share that is done."""
 
@@ -70,8 +81,13 @@ def compare_in(session: Session, axes: CompareSpec, version: str, progress: Prog
         axes.parallel or [spec.parallel],
         axes.placement or [spec.placement],
         axes.schedule or [spec.schedule],
+        axes.memory or [spec.memory],
+        axes.serving or [spec.serving],
     )
-    plans = [Plan(cluster=c, parallel=p, placement=e, schedule=s) for c, p, e, s in combinations]
+    plans = [
+        Plan(cluster=c, parallel=p, placement=e, schedule=s, memory=m, serving=load)
+        for c, p, e, s, m, load in combinations
+    ]
     workloads = axes.workload or (spec.workload,)
     tables: list[Table] = []
     for workload in workloads:
@@ -85,20 +101,23 @@ def compare_in(session: Session, axes: CompareSpec, version: str, progress: Prog
         tables.append(_table(spec, setting, results))
     settings = session.settings.values()
     kernels = {one.exchange.kernel for plan in plans for one in plan.schedule.search or (plan.schedule,)}
+    hosts = any(plan.memory.offload is not None for plan in plans)
     return Comparison(
         scenario=spec.name,
         description=spec.description,
         model=session.model.name,
         cluster=", ".join(dict.fromkeys(setting.cluster.name for setting in settings)),
         tables=tuple(tables),
-        constants=tuple(dict.fromkeys(constant for setting in settings for constant in constants_of(setting, kernels))),
+        constants=tuple(dict.fromkeys(c for setting in settings for c in constants_of(setting, kernels, hosts=hosts))),
         provenance=provenance(spec, session, version),
         wall_s=time.perf_counter() - started,
     )
 
 
 def simulate(session: Session, setting: Setting, plan: Plan) -> RunResult:
-    """One plan, with the best schedule where its own is a search."""
+    """One plan, with the best schedule where its own is a search; under load where it serves requests."""
+    if plan.serving is not None:
+        return _served(session, plan, plan.serving)
     if not plan.schedule.search:
         return _simulated(session, setting, plan)
     found = search(plan.schedule.search, lambda one: _mean_step_s(session, setting, replace(plan, schedule=one)))
@@ -109,18 +128,44 @@ def simulate(session: Session, setting: Setting, plan: Plan) -> RunResult:
 
 def _mean_step_s(session: Session, setting: Setting, plan: Plan) -> float:
     """Mean step time of a plan, host time included [s]."""
+    return float(_execution(session, setting, plan).step_times_s.mean()) + plan.schedule.step_overhead
+
+
+def _execution(session: Session, setting: Setting, plan: Plan) -> Execution:
+    """All steps of a setting under a plan, executed."""
     placement = session.plan_of(setting, plan).placement
     reduction = session.reduction(setting, placement, plan.schedule)
-    execution = execute_schedule(setting, placement, reduction, plan.schedule)
-    return float(execution.step_times_s.mean()) + plan.schedule.step_overhead
+    offloaded = _offloaded(setting, placement, reduction, plan)
+    return execute_schedule(setting, placement, reduction, plan.schedule, offloaded)
+
+
+def _served(session: Session, plan: Plan, spec: ServingSpec) -> RunResult:
+    """Requests served by the plan; what its devices do is shown of a step of typical size.
+
+    Raises ScenarioError for a search: what is best depends on the iteration.
+    """
+    if plan.schedule.search:
+        raise ScenarioError("serving: a search over schedules has no iteration of its own; name one schedule")
+    alone = replace(plan, serving=None)
+    load = serve_plan(session, plan, spec, lambda setting: _execution(session, setting, alone).step_times_s.mean())
+    shown = _simulated(session, load.typical, plan)
+    kept = {name: value for name, value in shown.metrics.items() if not name.startswith(OF_STEPS)}
+    return replace(
+        shown,
+        plan=shown.plan | {"serving": spec.model_dump(exclude_none=True)},
+        metrics=load.metrics | kept,
+        notes=(load.note,),
+        served=load.served,
+    )
 
 
 def _simulated(session: Session, setting: Setting, plan: Plan) -> RunResult:
     """One plan: solve, check memory, reduce, price, execute, measure."""
     placement = session.plan_of(setting, plan).placement
-    memory = device_memory(setting, placement, session.spec.memory)
+    memory = device_memory(setting, placement, plan.memory)
     if not session.spills:
         check_memory(memory, setting, placement)
+    check_host(setting, placement, plan.memory)
     schedule = plan.schedule
     reduction = session.reduction(setting, placement, schedule)
     if reduction.moves is not None:
@@ -128,7 +173,8 @@ def _simulated(session: Session, setting: Setting, plan: Plan) -> RunResult:
         memory = with_copies(memory, reduction.moves, setting.model, buffers=buffers)
         if not session.spills:
             check_memory(memory, setting, placement)
-    op_list, prices = _priced(setting, placement, reduction, schedule)
+    offloaded = _offloaded(setting, placement, reduction, plan)
+    op_list, prices = _priced(setting, placement, reduction, schedule, offloaded)
     execution = _executed(op_list, prices, setting, schedule)
     band = step_band(setting, prices, op_list, schedule)
     begins_s = replay(execution.step_times_s, schedule.step_overhead)
@@ -142,12 +188,14 @@ def _simulated(session: Session, setting: Setting, plan: Plan) -> RunResult:
         plan=described(plan, placement),
         metrics={
             **times,
+            **measure.training_metrics(execution, setting, reduction, schedule.step_overhead),
             **measure.error_metrics(times, band, schedule.step_overhead),
             **measure.load_metrics(setting, placement, reduction),
             **measure.traffic_metrics(
                 setting, reduction, schedule, moved_bytes(setting, placement, reduction, schedule)
             ),
             **measure.memory_metrics(memory),
+            **_offload_metrics(setting, offloaded, execution, prices, schedule),
         },
         breakdown_s=measure.breakdown_s(execution, schedule.step_overhead),
         step_times_s=execution.step_times_s + schedule.step_overhead,
@@ -162,14 +210,41 @@ def _simulated(session: Session, setting: Setting, plan: Plan) -> RunResult:
     )
 
 
-def execute_schedule(setting: Setting, placement: Placement, reduction: Reduction, schedule: ScheduleSpec) -> Execution:
+def execute_schedule(
+    setting: Setting,
+    placement: Placement,
+    reduction: Reduction,
+    schedule: ScheduleSpec,
+    offloaded: Offloaded | None = None,
+) -> Execution:
     """All steps of the setting, priced and executed."""
-    return _executed(*_priced(setting, placement, reduction, schedule), setting, schedule)
+    return _executed(*_priced(setting, placement, reduction, schedule, offloaded), setting, schedule)
+
+
+def _offloaded(setting: Setting, placement: Placement, reduction: Reduction, plan: Plan) -> Offloaded | None:
+    spec = plan.memory.offload
+    return None if spec is None else offloaded_of(setting, placement, reduction, plan.schedule, spec)
+
+
+def _offload_metrics(
+    setting: Setting, offloaded: Offloaded | None, execution: Execution, prices: Prices, schedule: ScheduleSpec
+) -> dict[str, float]:
+    """What the slots did, and how much of the step their copies cost: the step again with copies that take no time."""
+    if offloaded is None:
+        return {}
+    free = _executed(execution.op_list, prices.times(dict.fromkeys(COPIES, 0.0)), setting, schedule)
+    return offload_metrics(offloaded, execution, free.step_times_s)
 
 
 def _priced(
-    setting: Setting, placement: Placement, reduction: Reduction, schedule: ScheduleSpec
+    setting: Setting,
+    placement: Placement,
+    reduction: Reduction,
+    schedule: ScheduleSpec,
+    offloaded: Offloaded | None = None,
 ) -> tuple[OpList, Prices]:
+    if setting.trains:
+        check_training(schedule, setting.model, offloads=offloaded is not None)
     microbatched, tiling = schedule.overlap in MICROBATCHED, TILED.get(schedule.overlap)
     step = build_step(
         setting.model,
@@ -190,7 +265,13 @@ def _priced(
         step = moving(step, reduction.moves)
         machine = machine_of(setting, schedule.exchange)
         prices = prices.plus_chunks(move_prices(setting, placement, reduction.moves, machine))
-    op_list = compile_program(POLICIES[schedule.overlap], step)
+    if setting.trains:
+        op_list, prices = train_program(setting, placement, schedule, step, prices)
+    elif offloaded is not None:
+        step, prices = serving(step, prices, offloaded, (setting, placement, reduction, schedule))
+        op_list = compile_program(cached, step)
+    else:
+        op_list = compile_program(POLICIES[schedule.overlap], step)
     return op_list, launched_eagerly(prices, setting, schedule) if schedule.launch == "eager" else prices
 
 
@@ -217,10 +298,13 @@ def _table(spec: ScenarioSpec, setting: Setting, results: list[RunResult]) -> Ta
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
         raise ScenarioError(f"compare: several plans are called {', '.join(twice)}; give them a `name:`")
+    ranked_by = next(name for name in RANKED_BY if all(name in result.metrics for result in results))
+    sign = 1 if ranked_by in LATENCIES else -1
     return Table(
         title=table_title(setting.workload, spec),
         workload=setting.workload.model_dump(exclude_none=True),
-        results=tuple(sorted(results, key=lambda result: -result.metrics["tokens_per_s"])),
+        results=tuple(sorted(results, key=lambda result: sign * result.metrics[ranked_by])),
+        ranked_by=ranked_by,
         first=results[0].name,
         moe_layers=setting.model.moe_layers,
         notes=(*notes(setting), *(note for result in results for note in result.notes)),

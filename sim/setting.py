@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +15,7 @@ from scenarios.cluster_specs import ClusterSpec, ParallelSpec
 from scenarios.errors import ScenarioError, TraceError
 from scenarios.models import ModelCard
 from scenarios.schedule_specs import ExchangeSpec
+from scenarios.training_specs import TrainingSpec
 from scenarios.workload_specs import WorkloadSpec
 from sim.program import EXCHANGE_LANES, INSIDE_LANES, Chunk, Layer, Step, Tiling, Work
 from sim.size import check_workload
@@ -25,6 +26,7 @@ from traces.stats import expert_loads
 from traces.storage import load_trace
 from traces.synth import fit_knobs, knobs_from_spec, synthesise
 
+FIT_TOKENS = 1 << 15  # enough to know which of 256 experts follow which: 128 tokens an expert at the least top-k
 FIT_STEPS = 64  # `joint` anneals on half of them on eight devices, and `auto` compares plans on the others
 
 
@@ -34,6 +36,7 @@ class Setting:
 
     fit_loads    int64[layer, expert]: routed tokens of the sequences that plans are fitted on.
     fit_batches  `FIT_STEPS` steps of the same sequences, for solvers that look at steps or tokens.
+    fit_tokens   int64[token]: those sequences' tokens, indices into the trace; at most `FIT_TOKENS`.
     batches      the steps that plans are judged on, of other sequences.
     """
 
@@ -48,6 +51,18 @@ class Setting:
     batches: Batches
     judged_sequences: int
     fit_batches: Batches | None = None
+    fit_tokens: NDArray[np.int64] = field(default_factory=lambda: np.empty(0, np.int64))
+    training: TrainingSpec = field(default_factory=TrainingSpec)
+
+    @property
+    def trains(self) -> bool:
+        """Whether steps have a backward pass."""
+        return self.workload.phase == "train"
+
+    @property
+    def exchange_passes(self) -> int:
+        """How often tokens, or their gradients, travel to experts and back in a step."""
+        return 1 if not self.trains else 3 if self.training.recompute == "full" else 2
 
 
 def make_setting(
@@ -59,6 +74,7 @@ def make_setting(
     trace: RoutingTrace,
     seed: int,
     base: Path = Path(),
+    training: TrainingSpec | None = None,
 ) -> Setting:
     """The setting of these specs; a file of kernel constants is relative to `base`.
 
@@ -87,9 +103,17 @@ def make_setting(
         fit_loads=expert_loads(select_sequences(trace, parts.fit)),
         fit_sequences=len(parts.fit) if workload.split.fit > 0 else 0,
         fit_batches=_spread_batches(trace, parts.fit, layout.n_devices, workload, np.random.default_rng([seed, 2])),
+        fit_tokens=_tokens_of(trace, parts.fit)[:FIT_TOKENS],
         batches=batches,
         judged_sequences=len(parts.judged),
+        training=training or TrainingSpec(),
     )
+
+
+def _tokens_of(trace: RoutingTrace, sequences: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Indices of the tokens of some sequences."""
+    spans = [np.arange(trace.offsets[s], trace.offsets[s + 1]) for s in sequences.tolist()]
+    return np.concatenate(spans) if spans else np.empty(0, np.int64)
 
 
 def _spread_batches(
