@@ -40,6 +40,8 @@ def destination_bound(
     The set-partitioning bound where its sets can be enumerated and no expert has a replica, else the companions'; the
     pairs bound where it is higher, which happens on no trace that was tried.
     """
+    if n_parts == 1:
+        return 1.0
     if n_slots != n_experts:
         return companions_bound(experts, n_experts=n_experts, n_parts=n_parts, n_slots=n_slots)
     pairs = pairs_bound(experts, n_experts=n_experts, n_parts=n_parts)
@@ -50,6 +52,8 @@ def destination_bound(
 
 def quick_bound(experts: NDArray[np.integer], *, n_experts: int, n_parts: int, n_slots: int) -> float:
     """The same in some 0.1 s for any number of tokens: set partitioning where it has few sets, else the pairs bound."""
+    if n_parts == 1:
+        return 1.0
     pairs = pairs_bound(experts, n_experts=n_experts, n_parts=n_parts, n_slots=n_slots)
     if n_slots != n_experts or comb(n_experts, n_slots // n_parts) > QUICK_SETS:
         return pairs
