@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
+from scenarios.budget_specs import BitsSpec, TiersSpec
 from scenarios.cluster_specs import ClusterSpec, ParallelSpec
 from scenarios.offload_specs import OffloadSpec
 from scenarios.placement_specs import PlacementSpec
@@ -103,6 +104,8 @@ class ScenarioSpec(Spec):
     )
     compare: CompareSpec | None = None
     budget: BudgetSpec | None = Field(default=None, description="bound: what may be bought")
+    bits: BitsSpec | None = Field(default=None, description="place: bit widths of experts within a mean")
+    tiers: TiersSpec | None = Field(default=None, description="place: experts in device memory, the others on the host")
     seed: int = Field(default=0, ge=0)
 
     @model_validator(mode="before")

@@ -18,8 +18,9 @@ from hwmodels.devices import Device
 from hwmodels.kernels import stretched_to
 from hwmodels.measured_tables import moe_shape
 from hwmodels.moe import expert_shape
+from placement.exchange_time import SIDES
 from scenarios.schedule_specs import ScheduleSpec
-from sim.kernel_pricing import SIDES, exchange_band
+from sim.kernel_pricing import exchange_band
 from sim.launches import launched_eagerly
 from sim.laws import LAWS
 from sim.offload.prices import COMPUTED, HOSTED, host_bands

@@ -98,7 +98,7 @@ def check_memory(memory: DeviceMemory, setting: Setting, placement: Placement) -
     short = memory.used_bytes[worst] - memory.usable_bytes
     if short <= 0:
         return
-    replicas = placement.redundant_slots * placement.n_layers
+    replicas = int(placement.replica_slots.sum())
     levers = ["more devices", "a smaller weight dtype"]
     if setting.cluster.host is not None:
         levers.append("experts in the host's memory (memory.offload)")
