@@ -114,6 +114,8 @@ def check_streams(setting: Setting, plan: Plan) -> None:
         )
     if stream is None:
         return
+    if setting.trains:
+        raise ScenarioError("memory.stream: weights of a training step do not stream; leave it out")
     if plan.schedule.launch != "graph":
         raise ScenarioError(f"schedule.launch {plan.schedule.launch}: launches are not counted where weights stream")
     if generate is not None and setting.cluster.n_devices > 1:
