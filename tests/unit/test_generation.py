@@ -42,7 +42,8 @@ def spec_of(**changes: Any) -> ScenarioSpec:
     """The base with some keys of its sections replaced; a value that is no dict replaces the section."""
     data = {name: dict(part) if isinstance(part, dict) else part for name, part in BASE.items()}
     for name, part in changes.items():
-        data[name] = {**data[name], **part} if isinstance(part, dict) and name != "model" else part
+        merged = isinstance(part, dict) and name not in ("model", "serving")
+        data[name] = {**data[name], **part} if merged else part
     return ScenarioSpec.model_validate(data)
 
 
@@ -227,6 +228,8 @@ class TestMemory:
         ({"schedule": {"overlap": "none"}}, "weights stream under cgopipe"),
         ({"workload": {"generate": None}}, "need workload.generate"),
         ({"schedule": {"overlap": "ring"}}, "schedules of its own"),
+        ({"workload": {"generate": None, "phase": "train"}, "schedule": {"overlap": "ring"}}, "do not stream"),
+        ({"serving": {"requests": {"requests_per_s": 1.0}}}, "generates for all requests at once"),
         ({"cluster": {"node": "t4-4"}}, "4 devices, and streamed generation is of one"),
         ({"memory": {"stream": {"slots": 3}}}, "leave slots out"),
         ({"schedule": {"overlap": "cgopipe", "launch": "eager"}}, "launches are not counted"),
