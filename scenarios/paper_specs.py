@@ -80,14 +80,8 @@ class ClaimSpec(Spec):
 
     @property
     def target(self) -> Published:
-        """The published number; an infeasible case is 0 of the metric `feasible`."""
-        if isinstance(self.published, tuple):
-            raise ValueError(f"{self.id} is a ranking")
-        return (
-            Published(number=0.0, unit="", factor=1.0)
-            if self.published == INFEASIBLE
-            else read_published(self.published)
-        )
+        """The published number of a prediction; an infeasible case is 0 of the metric `feasible`."""
+        return read_published(0.0 if self.published == INFEASIBLE else str(self.published))
 
 
 class PaperSpec(Spec):

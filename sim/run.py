@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from itertools import product
 from pathlib import Path
 
 import numpy as np
 
 from placement.moe_time import worked_tokens
+from placement.moves import Fetch
 from placement.plan import Placement
 from placement.reduction import Reduction
 from scenarios.errors import ScenarioError
@@ -27,9 +28,9 @@ from sim.kernel_pricing import machine_of
 from sim.launches import launched_eagerly
 from sim.laws import LAWS
 from sim.log import step_log
-from sim.memory import check_memory, device_memory, with_copies
+from sim.memory import DeviceMemory, check_memory, device_memory, with_copies
 from sim.metrics import Execution
-from sim.moving import move_prices, moved_bytes, moving
+from sim.moving import fetch_in, move_prices, moved_bytes, moving
 from sim.payload import compressing, payload_prices
 from sim.policies import MICROBATCHED, POLICIES, SPLIT_ATTENTION, TILED
 from sim.port_loads import port_loads
@@ -100,23 +101,33 @@ def compare_in(session: Session, axes: CompareSpec, version: str, progress: Prog
 def simulate(session: Session, setting: Setting, plan: Plan) -> RunResult:
     """One plan, with the best schedule where its own is a search."""
     if not plan.schedule.search:
-        return _simulated(session, setting, plan)
-    found = search(plan.schedule.search, lambda one: _mean_step_s(session, setting, replace(plan, schedule=one)))
-    result = _simulated(session, setting, replace(plan, schedule=found.chosen))
+        return _measured(session, setting, _timed(session, setting, plan))
+
+    def timed(schedule: ScheduleSpec) -> tuple[float, _Timed]:
+        one = _timed(session, setting, replace(plan, schedule=schedule))
+        return float(one.execution.step_times_s.mean()) + schedule.step_overhead, one
+
+    found, best = search(plan.schedule.search, timed)
+    result = _measured(session, setting, best)
     name = plan_name(session.spec, plan, session.plan_of(setting, plan).placement)
     return replace(result, name=name, plan={**result.plan, "search": found.as_json()}, notes=(found.sentence(),))
 
 
-def _mean_step_s(session: Session, setting: Setting, plan: Plan) -> float:
-    """Mean step time of a plan, host time included [s]."""
-    placement = session.plan_of(setting, plan).placement
-    reduction = session.reduction(setting, placement, plan.schedule)
-    execution = execute_schedule(setting, placement, reduction, plan.schedule)
-    return float(execution.step_times_s.mean()) + plan.schedule.step_overhead
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Timed:
+    """A plan after its execution, with all that its metrics are computed from."""
+
+    plan: Plan
+    placement: Placement
+    memory: DeviceMemory
+    reduction: Reduction
+    fetch: Fetch | None
+    prices: Prices
+    execution: Execution
 
 
-def _simulated(session: Session, setting: Setting, plan: Plan) -> RunResult:
-    """One plan: solve, check memory, reduce, price, execute, measure."""
+def _timed(session: Session, setting: Setting, plan: Plan) -> _Timed:
+    """One plan: solve, check memory, reduce, price, execute."""
     placement = session.plan_of(setting, plan).placement
     memory = device_memory(setting, placement, session.spec.memory)
     check_memory(memory, setting, placement)
@@ -126,9 +137,24 @@ def _simulated(session: Session, setting: Setting, plan: Plan) -> RunResult:
         buffers = 2 if schedule.overlap == "prefetch" else 1
         memory = with_copies(memory, reduction.moves, setting.model, buffers=buffers)
         check_memory(memory, setting, placement)
-    op_list, prices = _priced(setting, placement, reduction, schedule)
-    execution = _executed(op_list, prices, setting, schedule)
-    band = step_band(setting, prices, op_list, schedule)
+    fetch = fetch_in(setting, placement, reduction, schedule)
+    op_list, prices = _priced(setting, placement, reduction, schedule, fetch)
+    return _Timed(
+        plan=plan,
+        placement=placement,
+        memory=memory,
+        reduction=reduction,
+        fetch=fetch,
+        prices=prices,
+        execution=_executed(op_list, prices, setting, schedule),
+    )
+
+
+def _measured(session: Session, setting: Setting, timed: _Timed) -> RunResult:
+    """The result of an executed plan."""
+    placement, reduction, execution = timed.placement, timed.reduction, timed.execution
+    schedule = timed.plan.schedule
+    band = step_band(setting, timed.prices, execution.op_list, schedule)
     begins_s = replay(execution.step_times_s, schedule.step_overhead)
     times = measure.time_metrics(execution, begins_s, setting, schedule.step_overhead)
     typical = int(np.argsort(execution.step_times_s, kind="stable")[setting.batches.n_steps // 2])
@@ -136,16 +162,14 @@ def _simulated(session: Session, setting: Setting, plan: Plan) -> RunResult:
     n_steps = setting.batches.n_steps
     by_step = tokens.reshape(len(tokens), n_steps, -1, *tokens.shape[2:]).sum(axis=2)
     return RunResult(
-        name=plan_name(session.spec, plan, placement),
-        plan=described(plan, placement),
+        name=plan_name(session.spec, timed.plan, placement),
+        plan=described(timed.plan, placement),
         metrics={
             **times,
             **measure.error_metrics(times, band, schedule.step_overhead),
             **measure.load_metrics(setting, placement, reduction),
-            **measure.traffic_metrics(
-                setting, reduction, schedule, moved_bytes(setting, placement, reduction, schedule)
-            ),
-            **measure.memory_metrics(memory),
+            **measure.traffic_metrics(setting, reduction, schedule, moved_bytes(setting, timed.fetch)),
+            **measure.memory_metrics(timed.memory),
         },
         breakdown_s=measure.breakdown_s(execution, schedule.step_overhead),
         step_times_s=execution.step_times_s + schedule.step_overhead,
@@ -162,11 +186,12 @@ def _simulated(session: Session, setting: Setting, plan: Plan) -> RunResult:
 
 def execute_schedule(setting: Setting, placement: Placement, reduction: Reduction, schedule: ScheduleSpec) -> Execution:
     """All steps of the setting, priced and executed."""
-    return _executed(*_priced(setting, placement, reduction, schedule), setting, schedule)
+    fetch = fetch_in(setting, placement, reduction, schedule)
+    return _executed(*_priced(setting, placement, reduction, schedule, fetch), setting, schedule)
 
 
 def _priced(
-    setting: Setting, placement: Placement, reduction: Reduction, schedule: ScheduleSpec
+    setting: Setting, placement: Placement, reduction: Reduction, schedule: ScheduleSpec, fetch: Fetch | None
 ) -> tuple[OpList, Prices]:
     microbatched, tiling = schedule.overlap in MICROBATCHED, TILED.get(schedule.overlap)
     step = build_step(
@@ -184,10 +209,10 @@ def _priced(
     if schedule.payload is not None:
         step = compressing(step)
         prices = prices.plus(payload_prices(setting, schedule.payload, len(step.microbatches)))
-    if reduction.moves is not None:
+    if reduction.moves is not None and fetch is not None:
         step = moving(step, reduction.moves)
         machine = machine_of(setting, schedule.exchange)
-        prices = prices.plus_chunks(move_prices(setting, placement, reduction.moves, machine))
+        prices = prices.plus_chunks(move_prices(machine, placement, reduction.moves, fetch))
     op_list = compile_program(POLICIES[schedule.overlap], step)
     return op_list, launched_eagerly(prices, setting, schedule) if schedule.launch == "eager" else prices
 

@@ -12,6 +12,7 @@ from pydantic import ValidationError
 from scipy.optimize import brentq
 
 from scenarios.errors import MemoryInfeasible, ScenarioError
+from scenarios.explain import told
 from scenarios.overrides import change
 from scenarios.paper_specs import INFEASIBLE, FitSpec, PaperSpec
 from scenarios.published import read_published
@@ -41,7 +42,7 @@ class Cases:
             value = self._solved(fit)
             for case in fit.cases or tuple(self.paper.cases):
                 self.fitted.setdefault(case, {})[fit.path] = value
-            self.results.clear()
+        self.results.clear()
 
     def metric(self, name: str, case: str) -> float:
         """A metric of a case, in SI units: those of its result, `breakdown_s.KIND`, or `feasible`.
@@ -67,7 +68,7 @@ class Cases:
         own = self.fitted.get(fit.case, {})
 
         def excess(log_number: float, *_: Any) -> float:
-            changed = own | {fit.path: _written(low.text(math.exp(log_number)), low.unit)}
+            changed = own | {fit.path: low.written(math.exp(log_number))}
             metrics = self._simulated(fit.case, changed)
             if fit.metric not in metrics:
                 raise ScenarioError(f"{self.paper.system}: fit of {fit.path}: no metric '{fit.metric}' in {fit.case}")
@@ -82,7 +83,7 @@ class Cases:
                 f"{fit.range[0]} to {fit.range[1]}, and never {fit.published}; widen the range"
             )
         root = float(brentq(excess, ends[0], ends[1], xtol=1e-4))
-        return _written(low.text(math.exp(root)), low.unit)
+        return low.written(math.exp(root))
 
     def _simulated(self, case: str, fitted: dict[str, Any]) -> dict[str, float]:
         spec = self._scenario(case, fitted)
@@ -101,8 +102,7 @@ class Cases:
                 change(data, path, value)
             return ScenarioSpec.model_validate(data)
         except ValidationError as error:
-            problems = "; ".join(f"{'.'.join(map(str, one['loc']))}: {one['msg']}" for one in error.errors())
-            raise ScenarioError(f"{self.paper.system}: case {case}: {problems}") from None
+            raise ScenarioError(f"{self.paper.system}: case {case}: {told(error, data, ScenarioSpec)}") from None
         except ValueError as error:
             raise ScenarioError(f"{self.paper.system}: case {case}: {error}") from None
 
@@ -113,7 +113,3 @@ class Cases:
         spec = self.paper.cases[case]
         earlier = {} if spec.of is None else self._changes(spec.of, (*seen, case))
         return earlier | spec.set
-
-
-def _written(text: str, unit: str) -> Any:
-    return text if unit else float(text)
