@@ -34,6 +34,12 @@ class Published:
         return f"{number!r} {self.unit}" if self.unit else number
 
 
+def rounded(text: str) -> str:
+    """The number of `text` with four digits, and its unit."""
+    number, _, unit = text.partition(" ")
+    return f"{float(number):.4g} {unit}".strip()
+
+
 def read_published(text: float | str) -> Published:
     """The number and unit of `text`. Raises ValueError where it is none, or the unit is unknown."""
     match = _NUMBER.match(str(text)) if not isinstance(text, bool) else None

@@ -15,14 +15,41 @@ from scenarios.errors import MemoryInfeasible, ScenarioError
 from scenarios.explain import told
 from scenarios.overrides import change
 from scenarios.paper_specs import INFEASIBLE, FitSpec, PaperSpec
-from scenarios.published import read_published
+from scenarios.published import read_published, rounded
 from scenarios.specs import CompareSpec, ScenarioSpec
+from sim.result import Constant
 from sim.run import compare_in
 from sim.session import Session
 from traces.routing import RoutingTrace
 
 FEASIBLE = "feasible"
 """Metric of every case: 1 where it fits in memory, 0 where it does not."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Simulated:
+    """Metrics of a case, and the constants that they rest on; none of both but `feasible` where it does not fit."""
+
+    metrics: dict[str, float]
+    constants: tuple[Constant, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Solved:
+    """A fit with the number that it found, and the names of the constants that this number decides."""
+
+    fit: FitSpec
+    value: str | float
+    decides: frozenset[str]
+
+    @property
+    def constant(self) -> Constant:
+        """The number with where it comes from."""
+        fit = self.fit
+        value = f"{self.value:.4g}" if isinstance(self.value, float) else rounded(self.value)
+        cases = f" of {', '.join(fit.cases)}" if fit.cases else ""
+        source = f"{fit.metric} of {fit.case} = {fit.published}: {fit.source}"
+        return Constant(name=f"{fit.path}{cases}", value=value, kind="fitted", source=source)
 
 
 @dataclass(slots=True)
@@ -32,17 +59,27 @@ class Cases:
     paper: PaperSpec
     base: Path
     version: str
-    fitted: dict[str, dict[str, Any]] = field(default_factory=dict)
-    results: dict[str, dict[str, float]] = field(default_factory=dict)
+    fitted: dict[str, list[Solved]] = field(default_factory=dict)
+    results: dict[str, Simulated] = field(default_factory=dict)
     traces: dict[str, dict[str, RoutingTrace]] = field(default_factory=dict)
 
     def fit(self) -> None:
         """Solve the fits of the file, in order. Raises ScenarioError where a range holds no solution."""
         for fit in self.paper.fits:
-            value = self._solved(fit)
+            solved = self._solved(fit)
             for case in fit.cases or tuple(self.paper.cases):
-                self.fitted.setdefault(case, {})[fit.path] = value
+                self.fitted.setdefault(case, []).append(solved)
         self.results.clear()
+
+    def constants(self) -> tuple[Constant, ...]:
+        """All that the cases simulated so far rest on: what was fitted, then numbers of cards and of the scenario."""
+        found: dict[Constant, None] = {}
+        for case in self.results:
+            found |= dict.fromkeys(solved.constant for solved in self.fitted.get(case, []))
+        for case, result in self.results.items():
+            decided = {name for solved in self.fitted.get(case, []) for name in solved.decides}
+            found |= dict.fromkeys(constant for constant in result.constants if constant.name not in decided)
+        return tuple(found)
 
     def metric(self, name: str, case: str) -> float:
         """A metric of a case, in SI units: those of its result, `breakdown_s.KIND`, or `feasible`.
@@ -54,22 +91,28 @@ class Cases:
                 f"{self.paper.system}: there is no case '{case}'; there are {', '.join(self.paper.cases)}"
             )
         if case not in self.results:
-            self.results[case] = self._simulated(case, self.fitted.get(case, {}))
-        found = self.results[case]
+            self.results[case] = self._simulated(case, self._fitted(case))
+        found = self.results[case].metrics
         if name not in found:
             known = f"known are {', '.join(found)}" if found[FEASIBLE] else f"the case is infeasible ({INFEASIBLE})"
             raise ScenarioError(f"{self.paper.system}: case {case} has no metric '{name}'; {known}")
         return found[name]
 
-    def _solved(self, fit: FitSpec) -> Any:
+    def _fitted(self, case: str) -> dict[str, Any]:
+        return {solved.fit.path: solved.value for solved in self.fitted.get(case, [])}
+
+    def _solved(self, fit: FitSpec) -> Solved:
         """The number, with its unit, at which the metric is as published; on a logarithmic scale."""
         target = read_published(fit.published).value
         low, high = (read_published(end) for end in fit.range)
-        own = self.fitted.get(fit.case, {})
+        own = self._fitted(fit.case)
+        met: list[frozenset[Constant]] = []
 
         def excess(log_number: float, *_: Any) -> float:
             changed = own | {fit.path: low.written(math.exp(log_number))}
-            metrics = self._simulated(fit.case, changed)
+            result = self._simulated(fit.case, changed)
+            metrics = result.metrics
+            met.append(frozenset(result.constants))
             if fit.metric not in metrics:
                 raise ScenarioError(f"{self.paper.system}: fit of {fit.path}: no metric '{fit.metric}' in {fit.case}")
             return metrics[fit.metric] / target - 1
@@ -83,17 +126,19 @@ class Cases:
                 f"{fit.range[0]} to {fit.range[1]}, and never {fit.published}; widen the range"
             )
         root = float(brentq(excess, ends[0], ends[1], xtol=1e-4))
-        return low.written(math.exp(root))
+        decides = frozenset(constant.name for constant in met[0] ^ met[1])
+        return Solved(fit=fit, value=low.written(math.exp(root)), decides=decides)
 
-    def _simulated(self, case: str, fitted: dict[str, Any]) -> dict[str, float]:
+    def _simulated(self, case: str, fitted: dict[str, Any]) -> Simulated:
         spec = self._scenario(case, fitted)
         try:
             session = Session(spec, self.base, traces=self.traces.setdefault(str(spec.model), {}))
-            result = compare_in(session, CompareSpec(), self.version).tables[0].results[0]
+            comparison = compare_in(session, CompareSpec(), self.version)
         except MemoryInfeasible:
-            return {FEASIBLE: 0.0}
+            return Simulated(metrics={FEASIBLE: 0.0})
+        result = comparison.tables[0].results[0]
         breakdown = {f"breakdown_s.{kind}": time_s for kind, time_s in result.breakdown_s.items()}
-        return {**result.metrics, **breakdown, FEASIBLE: 1.0}
+        return Simulated(metrics={**result.metrics, **breakdown, FEASIBLE: 1.0}, constants=comparison.constants)
 
     def _scenario(self, case: str, fitted: dict[str, Any]) -> ScenarioSpec:
         data = copy.deepcopy(self.paper.scenario)

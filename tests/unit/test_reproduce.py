@@ -1,17 +1,21 @@
 """Reproductions: arithmetic over metrics, units, cases, fits and errors, against values worked out by hand."""
 
+from functools import cache
 from pathlib import Path
 
 import pytest
 
+from docs.reproduced import PAGE, lines_of
 from scenarios.catalog import list_papers
 from scenarios.errors import ScenarioError
 from scenarios.loader import load_spec
 from scenarios.paper_specs import PaperSpec
 from scenarios.published import read_published
 from sim.reproduce.cases import Cases
-from sim.reproduce.claims import missed, reproduced
+from sim.reproduce.claims import Reproduction, as_json, missed, reproduced
 from sim.reproduce.expressions import evaluate
+from sim.reproduce.plots import reproductions_figure
+from sim.reproduce.tables import claims_table, constants_table, system_errors
 
 PAPER = """\
 system: tiny
@@ -39,6 +43,11 @@ FIT = """\
 fits:
   - {path: schedule.step_overhead, case: one, cases: [one], metric: step_time_s, published: 7 ms,
      range: [0.01 ms, 20 ms], source: nobody}
+"""
+BANDWIDTH = """\
+fits:
+  - {path: cluster.inter_bandwidth, case: one, metric: breakdown_s.transfer, published: 1 ms,
+     range: [0.001 GB/s, 50 GB/s], source: nobody}
 """
 
 
@@ -73,7 +82,8 @@ def test_other_words_are_no_published_numbers(text: str | bool) -> None:
 
 
 def test_errors_of_claims(tmp_path: Path) -> None:
-    rows = {row.claim.id: row for row in reproduced(paper(tmp_path), "0")}
+    found = reproduced(paper(tmp_path), "0")
+    rows = {row.claim.id: row for row in found.rows}
     assert rows["gain"].error == 0
     assert rows["order"].predicted == ("one", "slow", "slower")
     assert rows["order"].error == pytest.approx(2 / 3)  # of three pairs, slow before slower alone is as published
@@ -82,7 +92,35 @@ def test_errors_of_claims(tmp_path: Path) -> None:
     assert rows["limit"].predicted > 5
     assert rows["half"].predicted == pytest.approx(100)
     assert rows["half"].error == pytest.approx(1)
-    assert {row.claim.id for row in missed(list(rows.values()), 0.35)} == {"order", "half"}
+    assert {row.claim.id for row in missed(found.rows, 0.35)} == {"order", "half"}
+    told = system_errors("tiny", found.rows, 0.35)
+    assert told.cells() == ("tiny", "4", "0.0%", "3", "0 of 1")
+    assert len(claims_table(found.rows).rows) == 5
+    figure = reproductions_figure([found], 0.35)
+    assert [tick.get_text() for tick in figure.axes[1].get_yticklabels()] == ["tiny"]
+
+
+def test_constants_say_what_was_fitted_and_what_the_scenario_states(tmp_path: Path) -> None:
+    """A bandwidth of the scenario is `assumed`; where a fit decides it, it stands among the fitted numbers instead."""
+    stated = reproduced(two_nodes(tmp_path, ""), "0")
+    fitted = reproduced(two_nodes(tmp_path, BANDWIDTH), "0")
+    assert [(one.value, one.kind) for one in stated.constants if one.source == "scenario"] == [
+        ("card", "assumed"),  # the number of layers
+        ("1e+10", "assumed"),
+    ]
+    told = {one.name: one for one in fitted.constants if one.kind == "fitted"}
+    assert list(told) == ["cluster.inter_bandwidth"]
+    assert told["cluster.inter_bandwidth"].source == "breakdown_s.transfer of one = 1 ms: nobody"
+    assert [one.value for one in fitted.constants if one.source == "scenario"] == ["card"]
+    assert "fitted" in {entry["kind"] for entry in as_json([fitted])["constants"]}
+    assert len(constants_table([fitted]).rows) == len({one.kind for one in fitted.constants})
+
+
+def two_nodes(folder: Path, fits: str) -> Path:
+    """The paper on two nodes."""
+    path = paper(folder, fits)
+    path.write_text(path.read_text().replace("inter_bandwidth: 10 GB/s", "nodes: 2, inter_bandwidth: 10 GB/s"))
+    return path
 
 
 def test_a_fit_meets_its_number_in_its_cases_alone(tmp_path: Path) -> None:
@@ -131,5 +169,17 @@ def test_shipped_papers_hold_together(name: str) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("name", [name for name, _ in list_papers()])
 def test_claims_that_are_far_off_say_why(name: str) -> None:
-    rows = reproduced(dict(list_papers())[name], "0")
-    assert [row.claim.id for row in missed(rows, 0.35)] == []
+    assert [row.claim.id for row in missed(shipped(name).rows, 0.35)] == []
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", [name for name, _ in list_papers()])
+def test_the_page_shows_what_is_reproduced(name: str) -> None:
+    """`make reproductions` writes the table anew."""
+    assert set(lines_of([shipped(name)])) <= set(PAGE.read_text().splitlines())
+
+
+@cache
+def shipped(name: str) -> Reproduction:
+    """A shipped paper, reproduced once for all tests."""
+    return reproduced(dict(list_papers())[name], "0")
