@@ -20,8 +20,8 @@ FURTHEST = 8.0  # ratio at which the axis of errors ends; what is beyond is draw
 def reproductions_figure(papers: Sequence[Reproduction], limit: float) -> Figure:
     """Left predicted against published, in the units of print; right predicted over published, a row a system.
 
-    The band is `limit` on both sides of 1. Numbers that are 0 are left out, and orders of methods; a limit that holds is
-    drawn as met.
+    The band is `limit` on both sides of 1. Numbers that are 0 are left out, and orders of methods; a limit that
+    holds is drawn as met.
     """
     points = {paper.system: _points(paper) for paper in papers}
     points = {system: numbers for system, numbers in points.items() if len(numbers)}
