@@ -179,7 +179,7 @@ def _measures(
     counted = PlacementSpec(redundant=placement.redundant_slots)
     problem = placement_problem(setting, counted, session.spec.seed, plan.schedule.exchange)
     if setting.fit_batches is not None:
-        sample = TokenSample(trace=setting.trace, tokens=setting.fit_batches.tokens)
+        sample = TokenSample(trace=setting.trace, tokens=setting.fit_batches().tokens)
         problem = replace(problem, sample=sample, batch_loads=batch_loads(sample))
     measures = []
     if isinstance(found, Solved):

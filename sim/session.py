@@ -172,7 +172,7 @@ def placement_problem(setting: Setting, spec: PlacementSpec, seed: int, exchange
     )
     if not solver.needs or setting.fit_batches is None:
         return problem
-    sample = TokenSample(trace=setting.trace, tokens=setting.fit_batches.tokens)
+    sample = TokenSample(trace=setting.trace, tokens=setting.fit_batches().tokens)
     return with_sample(problem, sample, solver.needs)
 
 

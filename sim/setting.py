@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import cache, partial
 from pathlib import Path
 
 import numpy as np
@@ -33,7 +35,7 @@ class Setting:
     """One model on one machine under one workload.
 
     fit_loads    int64[layer, expert]: routed tokens of the sequences that plans are fitted on.
-    fit_batches  `FIT_STEPS` steps of the same sequences, for solvers that look at steps or tokens.
+    fit_batches  composes `FIT_STEPS` steps of the same sequences, once, for solvers that look at steps or tokens.
     batches      the steps that plans are judged on, of other sequences.
     """
 
@@ -47,7 +49,7 @@ class Setting:
     fit_sequences: int
     batches: Batches
     judged_sequences: int
-    fit_batches: Batches | None = None
+    fit_batches: Callable[[], Batches] | None = None
 
 
 def make_setting(
@@ -86,7 +88,7 @@ def make_setting(
         trace=trace,
         fit_loads=expert_loads(select_sequences(trace, parts.fit)),
         fit_sequences=len(parts.fit) if workload.split.fit > 0 else 0,
-        fit_batches=_spread_batches(trace, parts.fit, layout.n_devices, workload, np.random.default_rng([seed, 2])),
+        fit_batches=cache(partial(_spread_batches, trace, parts.fit, layout.n_devices, workload, seed)),
         batches=batches,
         judged_sequences=len(parts.judged),
     )
@@ -97,7 +99,7 @@ def _spread_batches(
     sequences: NDArray[np.int64],
     n_devices: int,
     workload: WorkloadSpec,
-    rng: np.random.Generator,
+    seed: int,
 ) -> Batches:
     """`FIT_STEPS` steps, evenly spread over one pass through the sequences.
 
@@ -111,7 +113,7 @@ def _spread_batches(
         phase=workload.phase,
         shape=(n_steps, n_devices, workload.tokens_per_device),
         context_tokens=workload.context_tokens,
-        rng=rng,
+        rng=np.random.default_rng([seed, 2]),
     )
     return batches.at(np.linspace(0, n_steps - 1, FIT_STEPS).astype(np.int64))
 
