@@ -127,6 +127,11 @@ class ScheduleSpec(Spec):
     )
     exchange: ExchangeSpec = ExchangeSpec()
     payload: PayloadSpec | None = None
+    encode: Literal["index", "einsum"] = Field(
+        default="index",
+        description="how tokens get into the buffers of experts: by index, or by a dense product with a mask (GShard, "
+        "Fairseq)",
+    )
     move: MoveSpec | None = None
     chunks_by: Literal["tokens", "peers"] = Field(
         default="tokens",

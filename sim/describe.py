@@ -78,6 +78,7 @@ def schedule_name(schedule: ScheduleSpec) -> str:
     if schedule.overlap == "tiles" and schedule.sms != "auto":
         special.append(f"{schedule.sms} SMs")
     special += [f"compressed to {schedule.payload.rate:g}"] if schedule.payload is not None else []
+    special += [schedule.encode] if schedule.encode != "index" else []
     special += [schedule.move.kind] if schedule.move is not None else []
     special += ["peers"] if schedule.chunks_by == "peers" else []
     return f"{name} ({', '.join(special)})" if special else name

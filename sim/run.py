@@ -31,7 +31,7 @@ from sim.log import step_log
 from sim.memory import DeviceMemory, check_memory, device_memory, with_copies
 from sim.metrics import Execution
 from sim.moving import fetch_in, move_prices, moved_bytes, moving
-from sim.payload import compressing, payload_prices
+from sim.payload import encode_prices, payload_prices, wrapped
 from sim.policies import MICROBATCHED, POLICIES, SPLIT_ATTENTION, TILED
 from sim.port_loads import port_loads
 from sim.pricing import Prices, price
@@ -207,8 +207,11 @@ def _priced(
     if tiling is not None:
         prices = tile_prices(prices, setting, reduction, schedule, tiling)
     if schedule.payload is not None:
-        step = compressing(step)
+        step = wrapped(step, "compress", "restore")
         prices = prices.plus(payload_prices(setting, schedule.payload, len(step.microbatches)))
+    if schedule.encode == "einsum":
+        step = wrapped(step, "encode", "decode")
+        prices = prices.plus(encode_prices(setting, len(step.microbatches)))
     if reduction.moves is not None and fetch is not None:
         step = moving(step, reduction.moves)
         machine = machine_of(setting, schedule.exchange)

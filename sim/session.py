@@ -44,7 +44,10 @@ class Plan:
 
 @dataclass(slots=True)
 class Session:
-    """Caches by content; `base` is the folder that paths of the scenario are relative to."""
+    """Caches by content; `base` is the folder that paths of the scenario are relative to.
+
+    Sessions of one `base` may share `traces`.
+    """
 
     spec: ScenarioSpec
     base: Path
@@ -59,7 +62,8 @@ class Session:
 
     def setting(self, cluster: ClusterSpec, parallel: ParallelSpec, workload: WorkloadSpec) -> Setting:
         """The setting of one combination of the scenario's axes."""
-        trace_key = f"{workload.trace} {workload.synthetic}"
+        routing = (self.model.name, self.model.n_experts, self.model.top_k, self.model.moe_layers)
+        trace_key = f"{workload.trace} {workload.synthetic} {routing}"
         if trace_key not in self.traces:
             self.traces[trace_key] = open_trace(workload, self.model, self.base)
         key = f"{cluster} {parallel} {workload}"

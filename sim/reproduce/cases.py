@@ -61,7 +61,7 @@ class Cases:
     version: str
     fitted: dict[str, list[Solved]] = field(default_factory=dict)
     results: dict[str, Simulated] = field(default_factory=dict)
-    traces: dict[str, dict[str, RoutingTrace]] = field(default_factory=dict)
+    traces: dict[str, RoutingTrace] = field(default_factory=dict)
 
     def fit(self) -> None:
         """Solve the fits of the file, in order. Raises ScenarioError where a range holds no solution."""
@@ -132,7 +132,7 @@ class Cases:
     def _simulated(self, case: str, fitted: dict[str, Any]) -> Simulated:
         spec = self._scenario(case, fitted)
         try:
-            session = Session(spec, self.base, traces=self.traces.setdefault(str(spec.model), {}))
+            session = Session(spec, self.base, traces=self.traces)
             comparison = compare_in(session, CompareSpec(), self.version)
         except MemoryInfeasible:
             return Simulated(metrics={FEASIBLE: 0.0})
