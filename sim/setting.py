@@ -61,15 +61,19 @@ def make_setting(
     trace: RoutingTrace,
     seed: int,
     base: Path = Path(),
+    alike: Setting | None = None,
 ) -> Setting:
     """The setting of these specs; a file of kernel constants is relative to `base`.
 
+    alike  a setting of the same trace, workload, number of devices and seed, whose steps this one takes over.
     Raises ScenarioError or TraceError where they contradict each other.
     """
     machine = build_cluster(cluster, base)
     layout, attention_tp = _layout(machine, parallel)
     check_workload(workload, model, layout.n_devices)
     check_trace(trace, model)
+    if alike is not None:
+        return replace(alike, model=model, cluster=machine, layout=layout, attention_tp=attention_tp)
     parts = sequence_parts(trace, workload, seed)
     batches = compose_batches(
         trace,

@@ -19,11 +19,14 @@ from scenarios.published import read_published, rounded
 from scenarios.specs import CompareSpec, ScenarioSpec
 from sim.result import Constant
 from sim.run import compare_in
-from sim.session import Session
-from traces.routing import RoutingTrace
+from sim.session import Session, Shared
 
 FEASIBLE = "feasible"
 """Metric of every case: 1 where it fits in memory, 0 where it does not."""
+
+MOE_TIME = "moe_time_s"
+"""Metric of every case: the step without attention, dense layers and head, as papers time a layer of experts."""
+AROUND_EXPERTS = ("attention", "projections", "core", "mlp", "head")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,8 +63,8 @@ class Cases:
     base: Path
     version: str
     fitted: dict[str, list[Solved]] = field(default_factory=dict)
-    results: dict[str, Simulated] = field(default_factory=dict)
-    traces: dict[str, RoutingTrace] = field(default_factory=dict)
+    results: dict[tuple[str, str], Simulated] = field(default_factory=dict)
+    shared: Shared = field(default_factory=Shared)
 
     def fit(self) -> None:
         """Solve the fits of the file, in order. Raises ScenarioError where a range holds no solution."""
@@ -74,25 +77,27 @@ class Cases:
     def constants(self) -> tuple[Constant, ...]:
         """All that the cases simulated so far rest on: what was fitted, then numbers of cards and of the scenario."""
         found: dict[Constant, None] = {}
-        for case in self.results:
+        for case, _ in self.results:
             found |= dict.fromkeys(solved.constant for solved in self.fitted.get(case, []))
-        for case, result in self.results.items():
+        for (case, _), result in self.results.items():
             decided = {name for solved in self.fitted.get(case, []) for name in solved.decides}
             found |= dict.fromkeys(constant for constant in result.constants if constant.name not in decided)
         return tuple(found)
 
-    def metric(self, name: str, case: str) -> float:
-        """A metric of a case, in SI units: those of its result, `breakdown_s.KIND`, or `feasible`.
+    def metric(self, name: str, case: str, point: dict[str, Any] | None = None) -> float:
+        """A metric of a case, in SI units: those of its result, `breakdown_s.KIND`, `moe_time_s`, or `feasible`.
 
+        point  changes of the case: a point of a grid.
         Raises ScenarioError for an unknown case or metric, and where the case does not fit in memory.
         """
         if case not in self.paper.cases:
             raise ScenarioError(
                 f"{self.paper.system}: there is no case '{case}'; there are {', '.join(self.paper.cases)}"
             )
-        if case not in self.results:
-            self.results[case] = self._simulated(case, self._fitted(case))
-        found = self.results[case].metrics
+        key = case, repr(point)
+        if key not in self.results:
+            self.results[key] = self._simulated(case, self._fitted(case) | (point or {}))
+        found = self.results[key].metrics
         if name not in found:
             known = f"known are {', '.join(found)}" if found[FEASIBLE] else f"the case is infeasible ({INFEASIBLE})"
             raise ScenarioError(f"{self.paper.system}: case {case} has no metric '{name}'; {known}")
@@ -129,21 +134,23 @@ class Cases:
         decides = frozenset(constant.name for constant in met[0] ^ met[1])
         return Solved(fit=fit, value=low.written(math.exp(root)), decides=decides)
 
-    def _simulated(self, case: str, fitted: dict[str, Any]) -> Simulated:
-        spec = self._scenario(case, fitted)
+    def _simulated(self, case: str, more: dict[str, Any]) -> Simulated:
+        spec = self._scenario(case, more)
         try:
-            session = Session(spec, self.base, traces=self.traces)
+            session = Session(spec, self.base, shared=self.shared)
             comparison = compare_in(session, CompareSpec(), self.version)
         except MemoryInfeasible:
             return Simulated(metrics={FEASIBLE: 0.0})
         result = comparison.tables[0].results[0]
         breakdown = {f"breakdown_s.{kind}": time_s for kind, time_s in result.breakdown_s.items()}
-        return Simulated(metrics={**result.metrics, **breakdown, FEASIBLE: 1.0}, constants=comparison.constants)
+        others_s = sum(result.breakdown_s.get(kind, 0.0) for kind in AROUND_EXPERTS)
+        own = {MOE_TIME: result.metrics["step_time_s"] - others_s, FEASIBLE: 1.0}
+        return Simulated(metrics={**result.metrics, **breakdown, **own}, constants=comparison.constants)
 
-    def _scenario(self, case: str, fitted: dict[str, Any]) -> ScenarioSpec:
+    def _scenario(self, case: str, more: dict[str, Any]) -> ScenarioSpec:
         data = copy.deepcopy(self.paper.scenario)
         try:
-            for path, value in (*self._changes(case, ()).items(), *fitted.items()):
+            for path, value in (*self._changes(case, ()).items(), *more.items()):
                 change(data, path, value)
             return ScenarioSpec.model_validate(data)
         except ValidationError as error:

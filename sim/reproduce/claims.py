@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from itertools import combinations
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 from scenarios.loader import load_spec
@@ -84,7 +86,9 @@ def _row(paper: PaperSpec, claim: ClaimSpec, cases: Cases) -> Row:
             fitted_on=fitted_on,
         )
     target = claim.target
-    predicted = evaluate(claim.predict, cases.metric) / target.factor
+    points = [None] if claim.grid is None else list(paper.points(claim.grid))
+    values = [evaluate(claim.predict, partial(cases.metric, point=point)) for point in points]
+    predicted = fmean(values) / target.factor
     error = predicted / target.number - 1 if target.number else predicted
     if (claim.relation == "at-least" and error > 0) or (claim.relation == "at-most" and error < 0):
         error = 0.0
