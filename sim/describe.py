@@ -108,8 +108,5 @@ def provenance(spec: ScenarioSpec, session: Session, version: str) -> dict[str, 
         "simpy": simpy.__version__,
         "seed": spec.seed,
         "scenario": hashlib.sha256(spec.model_dump_json().encode()).hexdigest()[:16],
-        "traces": [
-            {"source": trace.provenance.source, "layer_0": hashlib.sha256(trace.ids[0].tobytes()).hexdigest()[:16]}
-            for trace in session.shared.traces.values()
-        ],
+        "traces": [{"source": trace.provenance.source, "layer_0": digest} for trace, digest in session.traces()],
     }

@@ -46,10 +46,12 @@ class Plan:
 class Shared:
     """What sessions of one folder may share, whatever the sizes of their models and the speed of their machines.
 
-    steps  settings by trace, workload and number of devices, for the steps that they replay.
+    digests  of the first layer of each trace.
+    steps    settings by trace, workload and number of devices, for the steps that they replay.
     """
 
     traces: dict[str, RoutingTrace] = field(default_factory=dict)
+    digests: dict[int, str] = field(default_factory=dict)
     steps: dict[str, Setting] = field(default_factory=dict)
     reductions: dict[ReductionKey, Reduction] = field(default_factory=dict)
 
@@ -91,6 +93,14 @@ class Session:
             )
             steps.setdefault(alike, self.settings[key])
         return self.settings[key]
+
+    def traces(self) -> list[tuple[RoutingTrace, str]]:
+        """The traces that the session's settings replay, each with the digest of its first layer."""
+        traces = {id(setting.trace): setting.trace for setting in self.settings.values()}
+        for key, trace in traces.items():
+            if key not in self.shared.digests:
+                self.shared.digests[key] = hashlib.sha256(trace.ids[0].tobytes()).hexdigest()[:16]
+        return [(trace, self.shared.digests[key]) for key, trace in traces.items()]
 
     def plan_of(self, setting: Setting, plan: Plan) -> Solved | ReadPlan:
         """The plan of `plan.placement`, solved on the setting's fitted part or read from its file, once.

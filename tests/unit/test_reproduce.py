@@ -162,7 +162,7 @@ def test_shipped_papers_hold_together(name: str) -> None:
     values = {case: 1.0 + 1.1**place for place, case in enumerate(found.cases)}
     for claim in found.claims:
         if claim.predict is not None:
-    XX
+            evaluate(claim.predict, lambda metric, case: values[case] * len(metric))
         assert set(claim.order) <= set(found.cases)
 
 
