@@ -17,7 +17,7 @@ from scenarios.overrides import change
 from scenarios.paper_specs import INFEASIBLE, FitSpec, PaperSpec
 from scenarios.published import read_published, rounded
 from scenarios.specs import CompareSpec, ScenarioSpec
-from sim.result import Constant
+from sim.result import Constant, RunResult
 from sim.run import compare_in
 from sim.session import Session, Shared
 
@@ -85,7 +85,7 @@ class Cases:
         return tuple(found)
 
     def metric(self, name: str, case: str, point: dict[str, Any] | None = None) -> float:
-        """A metric of a case, in SI units: those of its result, `breakdown_s.KIND`, `moe_time_s`, or `feasible`.
+        """A metric of a case, in SI units: its result, `breakdown_s.KIND`, `busy_s.LANE`, `moe_time_s`, or `feasible`.
 
         point  changes of the case: a point of a grid.
         Raises ScenarioError for an unknown case or metric, and where the case does not fit in memory.
@@ -141,11 +141,7 @@ class Cases:
             comparison = compare_in(session, CompareSpec(), self.version)
         except MemoryInfeasible:
             return Simulated(metrics={FEASIBLE: 0.0})
-        result = comparison.tables[0].results[0]
-        breakdown = {f"breakdown_s.{kind}": time_s for kind, time_s in result.breakdown_s.items()}
-        others_s = sum(result.breakdown_s.get(kind, 0.0) for kind in AROUND_EXPERTS)
-        own = {MOE_TIME: result.metrics["step_time_s"] - others_s, FEASIBLE: 1.0}
-        return Simulated(metrics={**result.metrics, **breakdown, **own}, constants=comparison.constants)
+        return Simulated(metrics=_metrics(comparison.tables[0].results[0]), constants=comparison.constants)
 
     def _scenario(self, case: str, more: dict[str, Any]) -> ScenarioSpec:
         data = copy.deepcopy(self.paper.scenario)
@@ -165,3 +161,17 @@ class Cases:
         spec = self.paper.cases[case]
         earlier = {} if spec.of is None else self._changes(spec.of, (*seen, case))
         return earlier | spec.set
+
+
+def _metrics(result: RunResult) -> dict[str, float]:
+    """Metrics of a result, and what papers print: times by kind of work and by lane, and of layers of experts alone."""
+    step_s = result.metrics["step_time_s"]
+    kinds = {f"breakdown_s.{kind}": time_s for kind, time_s in result.breakdown_s.items()}
+    on_device_s = step_s - result.breakdown_s.get("host", 0.0)
+    lanes = {
+        name.replace("busy_frac", "busy_s").replace("-", "_"): share * on_device_s
+        for name, share in result.metrics.items()
+        if name.startswith("busy_frac.")
+    }
+    others_s = sum(result.breakdown_s.get(kind, 0.0) for kind in AROUND_EXPERTS)
+    return {**result.metrics, **kinds, **lanes, MOE_TIME: step_s - others_s, FEASIBLE: 1.0}
