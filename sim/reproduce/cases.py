@@ -164,7 +164,10 @@ class Cases:
 
 
 def _metrics(result: RunResult) -> dict[str, float]:
-    """Metrics of a result, and what papers print: times by kind of work and by lane, and of layers of experts alone."""
+    """Metrics of a result, and what papers print: times by kind of work and by lane, and of layers of experts alone.
+
+    Times by kind of exchange (`busy_s.dispatch`) are of the step in the log; papers have one.
+    """
     step_s = result.metrics["step_time_s"]
     kinds = {f"breakdown_s.{kind}": time_s for kind, time_s in result.breakdown_s.items()}
     on_device_s = step_s - result.breakdown_s.get("host", 0.0)
@@ -173,5 +176,9 @@ def _metrics(result: RunResult) -> dict[str, float]:
         for name, share in result.metrics.items()
         if name.startswith("busy_frac.")
     }
+    exchanges = {f"busy_s.{op.work.kind}": 0.0 for op in result.log if op.lane == "exchange"}
+    for op in result.log:
+        if op.lane == "exchange":
+            exchanges[f"busy_s.{op.work.kind}"] += float(op.busy_s.mean())
     others_s = sum(result.breakdown_s.get(kind, 0.0) for kind in AROUND_EXPERTS)
-    return {**result.metrics, **kinds, **lanes, MOE_TIME: step_s - others_s, FEASIBLE: 1.0}
+    return {**result.metrics, **kinds, **lanes, **exchanges, MOE_TIME: step_s - others_s, FEASIBLE: 1.0}
