@@ -25,7 +25,7 @@ class CaseSpec(Spec):
 class FitSpec(Spec):
     """One number of the scenario, solved so that one metric of one case meets a number of the paper's own baseline."""
 
-    path: str = Field(description="number of the scenario, such as cluster.inter_bandwidth or factors.experts")
+    path: str = Field(description="number of the scenario, such as cluster.inter_bandwidth or cluster.experts_slowdown")
     case: CaseName
     metric: str
     published: float | str

@@ -60,6 +60,7 @@ def paper(folder: Path, fits: str = "") -> Path:
 def test_arithmetic_over_metrics() -> None:
     values = {("a.b", "x"): 6.0, ("c", "y"): 1.5}
     assert evaluate("2 * a.b(x) / c(y) - -1 + (3 - 1)", lambda name, case: values[name, case]) == 11.0
+    assert evaluate("min(a.b(x), c(y) * 2, 7)", lambda name, case: values[name, case]) == 3.0
 
 
 @pytest.mark.parametrize(
@@ -98,6 +99,25 @@ def test_errors_of_claims(tmp_path: Path) -> None:
     assert len(claims_table(found.rows).rows) == 5
     figure = reproductions_figure([found], 0.35)
     assert [tick.get_text() for tick in figure.axes[1].get_yticklabels()] == ["tiny"]
+
+
+def test_a_grid_is_a_mean_over_all_combinations_of_its_axes(tmp_path: Path) -> None:
+    """Four points with overheads of 1 and 2 ms in steps of two layouts; the fastest of two cases counts in each."""
+    path = paper(tmp_path)
+    grid = """\
+grids:
+  few: [[{schedule.step_overhead: 1 ms}, {schedule.step_overhead: 2 ms}], [{seed: 0}, {seed: 1}]]
+"""
+    claim = """\
+  - {id: mean, quantity: time, config: "", published: 1.5 ms, grid: few, source: nobody,
+     predict: "min(breakdown_s.host(one), 5 * breakdown_s.host(one))"}
+"""
+    path.write_text(path.read_text().replace("claims:\n", grid + "claims:\n") + claim)
+    found = reproduced(path, "0")
+    assert found.rows[-1].predicted == pytest.approx(1.5)
+    path.write_text(path.read_text().replace("grid: few", "grid: fewer"))
+    with pytest.raises(ScenarioError, match="fewer"):
+        reproduced(path, "0")
 
 
 def test_constants_say_what_was_fitted_and_what_the_scenario_states(tmp_path: Path) -> None:
