@@ -183,6 +183,11 @@ class ScheduleSpec(Spec):
                 f"overlap {self.overlap} moves tokens in its own kernel: leave exchange.kernel "
                 f"({self.exchange.kernel}) out"
             )
+        if self.overlap in FUSED and self.exchange.algorithm != "direct":
+            raise ValueError(
+                f"overlap {self.overlap} sends each tile directly, not by algorithm {self.exchange.algorithm}: leave "
+                "exchange.algorithm out"
+            )
         if self.overlap != "tiles" and self.sms != "auto":
             raise ValueError(f"sms is an option of overlap tiles, not of {self.overlap}")
         if self.kernels_per_layer is not None and self.launch != "eager":

@@ -8,15 +8,17 @@ from typing import Any, Literal
 from pydantic import Field, model_validator
 
 from scenarios.cluster_specs import ClusterSpec, ParallelSpec
+from scenarios.offload_specs import OffloadSpec
 from scenarios.placement_specs import PlacementSpec
 from scenarios.schedule_specs import ScheduleSpec
+from scenarios.serving_specs import ServingSpec
 from scenarios.sources import Spec
 from scenarios.units import Dollars, Watts
 from scenarios.workload_specs import WorkloadSpec
 
 
 class MemorySpec(Spec):
-    """What memory must hold beside weights."""
+    """What memory must hold beside weights, and which weights are not on the devices."""
 
     reserve: float = Field(default=0.1, ge=0, lt=1, description="share kept for activations, buffers and the runtime")
     requests_per_device: int | None = Field(
@@ -25,6 +27,8 @@ class MemorySpec(Spec):
     context_tokens: int | None = Field(
         default=None, gt=0, description="KV tokens per request; default: the trace's longest"
     )
+    offload: OffloadSpec | None = None
+    name: str | None = None
 
 
 class CompareSpec(Spec):
@@ -38,6 +42,8 @@ class CompareSpec(Spec):
     parallel: tuple[ParallelSpec, ...] = ()
     cluster: tuple[ClusterSpec, ...] = ()
     workload: tuple[WorkloadSpec, ...] = ()
+    memory: tuple[MemorySpec, ...] = ()
+    serving: tuple[ServingSpec, ...] = ()
 
 
 class OfferSpec(Spec):
@@ -90,6 +96,9 @@ class ScenarioSpec(Spec):
     placement: PlacementSpec = PlacementSpec()
     schedule: ScheduleSpec = ScheduleSpec()
     memory: MemorySpec = MemorySpec()
+    serving: ServingSpec | None = Field(
+        default=None, description="requests under load, instead of steps of workload.tokens_per_device"
+    )
     compare: CompareSpec | None = None
     budget: BudgetSpec | None = Field(default=None, description="bound: what may be bought")
     seed: int = Field(default=0, ge=0)

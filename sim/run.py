@@ -16,6 +16,7 @@ from placement.plan import Placement
 from placement.reduction import Reduction
 from scenarios.errors import ScenarioError
 from scenarios.schedule_specs import ScheduleSpec
+from scenarios.serving_specs import ServingSpec
 from scenarios.specs import CompareSpec, ScenarioSpec
 from sim import metrics as measure
 from sim.bands import step_band
@@ -28,21 +29,30 @@ from sim.kernel_pricing import machine_of
 from sim.launches import launched_eagerly
 from sim.laws import LAWS
 from sim.log import step_log
-from sim.memory import DeviceMemory, check_memory, device_memory, with_copies
+from sim.memory import DeviceMemory, check_host, check_memory, device_memory, with_copies
 from sim.metrics import Execution
 from sim.moving import fetch_in, move_prices, moved_bytes, moving
+from sim.offload.measures import offload_metrics
+from sim.offload.offloaded import Offloaded, offloaded_of, serving
+from sim.offload.prices import COPIES
 from sim.payload import encode_prices, payload_prices, wrapped
 from sim.policies import MICROBATCHED, POLICIES, SPLIT_ATTENTION, TILED
+from sim.policies.cached import cached
 from sim.port_loads import port_loads
 from sim.pricing import Prices, price
 from sim.program import OpList, compile_program
-from sim.result import Comparison, RunResult, Table
+from sim.result import LATENCIES, Comparison, RunResult, Table
 from sim.schedule_search import search
+from sim.serving.simulate import serve_plan
 from sim.session import Plan, Session
 from sim.setting import Setting, build_step
 from sim.tile_pricing import tile_prices
 from sim.vector import Finished, execute
 
+RANKED_BY = ("goodput_tokens_per_s", "e2e_s.mean", "tokens_per_s")
+"""Metrics that plans are ranked by, the first that all of them have."""
+OF_STEPS = ("step_time_s", "tokens_per_s", "model_error", "exposed_copy_s")
+"""Beginnings of metrics that are not those of a served load where only a step of typical size is simulated."""
 Progress = Callable[[str, float], None]
 """Called with what is being done and the share that is done."""
 
@@ -71,8 +81,13 @@ def compare_in(session: Session, axes: CompareSpec, version: str, progress: Prog
         axes.parallel or [spec.parallel],
         axes.placement or [spec.placement],
         axes.schedule or [spec.schedule],
+        axes.memory or [spec.memory],
+        axes.serving or [spec.serving],
     )
-    plans = [Plan(cluster=c, parallel=p, placement=e, schedule=s) for c, p, e, s in combinations]
+    plans = [
+        Plan(cluster=c, parallel=p, placement=e, schedule=s, memory=m, serving=load)
+        for c, p, e, s, m, load in combinations
+    ]
     workloads = axes.workload or (spec.workload,)
     tables: list[Table] = []
     for workload in workloads:
@@ -86,20 +101,23 @@ def compare_in(session: Session, axes: CompareSpec, version: str, progress: Prog
         tables.append(_table(spec, setting, results))
     settings = session.settings.values()
     kernels = {one.exchange.kernel for plan in plans for one in plan.schedule.search or (plan.schedule,)}
+    hosts = any(plan.memory.offload is not None for plan in plans)
     return Comparison(
         scenario=spec.name,
         description=spec.description,
         model=session.model.name,
         cluster=", ".join(dict.fromkeys(setting.cluster.name for setting in settings)),
         tables=tuple(tables),
-        constants=tuple(dict.fromkeys(constant for setting in settings for constant in constants_of(setting, kernels))),
+        constants=tuple(dict.fromkeys(c for setting in settings for c in constants_of(setting, kernels, hosts=hosts))),
         provenance=provenance(spec, session, version),
         wall_s=time.perf_counter() - started,
     )
 
 
 def simulate(session: Session, setting: Setting, plan: Plan) -> RunResult:
-    """One plan, with the best schedule where its own is a search."""
+    """One plan, with the best schedule where its own is a search; under load where it serves requests."""
+    if plan.serving is not None:
+        return _served(session, plan, plan.serving)
     if not plan.schedule.search:
         return _measured(session, setting, _timed(session, setting, plan))
 
@@ -113,6 +131,34 @@ def simulate(session: Session, setting: Setting, plan: Plan) -> RunResult:
     return replace(result, name=name, plan={**result.plan, "search": found.as_json()}, notes=(found.sentence(),))
 
 
+def _execution(session: Session, setting: Setting, plan: Plan) -> Execution:
+    """All steps of a setting under a plan, executed."""
+    placement = session.plan_of(setting, plan).placement
+    reduction = session.reduction(setting, placement, plan.schedule)
+    offloaded = _offloaded(setting, placement, reduction, plan)
+    return execute_schedule(setting, placement, reduction, plan.schedule, offloaded)
+
+
+def _served(session: Session, plan: Plan, spec: ServingSpec) -> RunResult:
+    """Requests served by the plan; what its devices do is shown of a step of typical size.
+
+    Raises ScenarioError for a search: what is best depends on the iteration.
+    """
+    if plan.schedule.search:
+        raise ScenarioError("serving: a search over schedules has no iteration of its own; name one schedule")
+    alone = replace(plan, serving=None)
+    load = serve_plan(session, plan, spec, lambda setting: _execution(session, setting, alone).step_times_s.mean())
+    shown = _measured(session, load.typical, _timed(session, load.typical, plan))
+    kept = {name: value for name, value in shown.metrics.items() if not name.startswith(OF_STEPS)}
+    return replace(
+        shown,
+        plan=shown.plan | {"serving": spec.model_dump(exclude_none=True)},
+        metrics=load.metrics | kept,
+        notes=(load.note,),
+        served=load.served,
+    )
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Timed:
     """A plan after its execution, with all that its metrics are computed from."""
@@ -122,6 +168,7 @@ class _Timed:
     memory: DeviceMemory
     reduction: Reduction
     fetch: Fetch | None
+    offloaded: Offloaded | None
     prices: Prices
     execution: Execution
 
@@ -129,8 +176,9 @@ class _Timed:
 def _timed(session: Session, setting: Setting, plan: Plan) -> _Timed:
     """One plan: solve, check memory, reduce, price, execute."""
     placement = session.plan_of(setting, plan).placement
-    memory = device_memory(setting, placement, session.spec.memory)
+    memory = device_memory(setting, placement, plan.memory)
     check_memory(memory, setting, placement)
+    check_host(setting, placement, plan.memory)
     schedule = plan.schedule
     reduction = session.reduction(setting, placement, schedule)
     if reduction.moves is not None:
@@ -138,13 +186,15 @@ def _timed(session: Session, setting: Setting, plan: Plan) -> _Timed:
         memory = with_copies(memory, reduction.moves, setting.model, buffers=buffers)
         check_memory(memory, setting, placement)
     fetch = fetch_in(setting, placement, reduction, schedule)
-    op_list, prices = _priced(setting, placement, reduction, schedule, fetch)
+    offloaded = _offloaded(setting, placement, reduction, plan)
+    op_list, prices = _priced(setting, placement, reduction, schedule, fetch, offloaded)
     return _Timed(
         plan=plan,
         placement=placement,
         memory=memory,
         reduction=reduction,
         fetch=fetch,
+        offloaded=offloaded,
         prices=prices,
         execution=_executed(op_list, prices, setting, schedule),
     )
@@ -170,6 +220,7 @@ def _measured(session: Session, setting: Setting, timed: _Timed) -> RunResult:
             **measure.load_metrics(setting, placement, reduction),
             **measure.traffic_metrics(setting, reduction, schedule, moved_bytes(setting, timed.fetch)),
             **measure.memory_metrics(timed.memory),
+            **_offload_metrics(setting, timed.offloaded, execution, timed.prices, schedule),
         },
         breakdown_s=measure.breakdown_s(execution, schedule.step_overhead),
         step_times_s=execution.step_times_s + schedule.step_overhead,
@@ -184,14 +235,40 @@ def _measured(session: Session, setting: Setting, timed: _Timed) -> RunResult:
     )
 
 
-def execute_schedule(setting: Setting, placement: Placement, reduction: Reduction, schedule: ScheduleSpec) -> Execution:
+def execute_schedule(
+    setting: Setting,
+    placement: Placement,
+    reduction: Reduction,
+    schedule: ScheduleSpec,
+    offloaded: Offloaded | None = None,
+) -> Execution:
     """All steps of the setting, priced and executed."""
     fetch = fetch_in(setting, placement, reduction, schedule)
-    return _executed(*_priced(setting, placement, reduction, schedule, fetch), setting, schedule)
+    return _executed(*_priced(setting, placement, reduction, schedule, fetch, offloaded), setting, schedule)
+
+
+def _offloaded(setting: Setting, placement: Placement, reduction: Reduction, plan: Plan) -> Offloaded | None:
+    spec = plan.memory.offload
+    return None if spec is None else offloaded_of(setting, placement, reduction, plan.schedule, spec)
+
+
+def _offload_metrics(
+    setting: Setting, offloaded: Offloaded | None, execution: Execution, prices: Prices, schedule: ScheduleSpec
+) -> dict[str, float]:
+    """What the slots did, and how much of the step their copies cost: the step again with copies that take no time."""
+    if offloaded is None:
+        return {}
+    free = _executed(execution.op_list, prices.times(dict.fromkeys(COPIES, 0.0)), setting, schedule)
+    return offload_metrics(offloaded, execution, free.step_times_s)
 
 
 def _priced(
-    setting: Setting, placement: Placement, reduction: Reduction, schedule: ScheduleSpec, fetch: Fetch | None
+    setting: Setting,
+    placement: Placement,
+    reduction: Reduction,
+    schedule: ScheduleSpec,
+    fetch: Fetch | None,
+    offloaded: Offloaded | None,
 ) -> tuple[OpList, Prices]:
     microbatched, tiling = schedule.overlap in MICROBATCHED, TILED.get(schedule.overlap)
     step = build_step(
@@ -216,7 +293,11 @@ def _priced(
         step = moving(step, reduction.moves)
         machine = machine_of(setting, schedule.exchange)
         prices = prices.plus_chunks(move_prices(machine, placement, reduction.moves, fetch))
-    op_list = compile_program(POLICIES[schedule.overlap], step)
+    policy = POLICIES[schedule.overlap]
+    if offloaded is not None:
+        step, prices = serving(step, prices, offloaded, (setting, placement, reduction, schedule))
+        policy = cached
+    op_list = compile_program(policy, step)
     return op_list, launched_eagerly(prices, setting, schedule) if schedule.launch == "eager" else prices
 
 
@@ -243,10 +324,13 @@ def _table(spec: ScenarioSpec, setting: Setting, results: list[RunResult]) -> Ta
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
         raise ScenarioError(f"compare: several plans are called {', '.join(twice)}; give them a `name:`")
+    ranked_by = next(name for name in RANKED_BY if all(name in result.metrics for result in results))
+    sign = 1 if ranked_by in LATENCIES else -1
     return Table(
         title=table_title(setting.workload, spec),
         workload=setting.workload.model_dump(exclude_none=True),
-        results=tuple(sorted(results, key=lambda result: -result.metrics["tokens_per_s"])),
+        results=tuple(sorted(results, key=lambda result: sign * result.metrics[ranked_by])),
+        ranked_by=ranked_by,
         first=results[0].name,
         moe_layers=setting.model.moe_layers,
         notes=(*notes(setting), *(note for result in results for note in result.notes)),

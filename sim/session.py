@@ -20,7 +20,8 @@ from scenarios.errors import PlacementError
 from scenarios.models import ModelCard
 from scenarios.placement_specs import PlacementSpec
 from scenarios.schedule_specs import ExchangeSpec, ScheduleSpec
-from scenarios.specs import ScenarioSpec
+from scenarios.serving_specs import ServingSpec
+from scenarios.specs import MemorySpec, ScenarioSpec
 from scenarios.workload_specs import WorkloadSpec
 from sim.kernel_pricing import machine_of
 from sim.plan_files import ReadPlan, plan_of_file
@@ -40,6 +41,20 @@ class Plan:
     parallel: ParallelSpec
     placement: PlacementSpec
     schedule: ScheduleSpec
+    memory: MemorySpec
+    serving: ServingSpec | None = None
+
+    @classmethod
+    def of(cls, spec: ScenarioSpec) -> Plan:
+        """The plan of the scenario's own sections."""
+        return cls(
+            cluster=spec.cluster,
+            parallel=spec.parallel,
+            placement=spec.placement,
+            schedule=spec.schedule,
+            memory=spec.memory,
+            serving=spec.serving,
+        )
 
 
 @dataclass(slots=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cache, partial
 from pathlib import Path
 
@@ -27,6 +27,7 @@ from traces.stats import expert_loads
 from traces.storage import load_trace
 from traces.synth import fit_knobs, knobs_from_spec, synthesise
 
+FIT_TOKENS = 1 << 15  # enough to know which of 256 experts follow which: 128 tokens an expert at the least top-k
 FIT_STEPS = 64  # `joint` anneals on half of them on eight devices, and `auto` compares plans on the others
 
 
@@ -36,6 +37,7 @@ class Setting:
 
     fit_loads    int64[layer, expert]: routed tokens of the sequences that plans are fitted on.
     fit_batches  composes `FIT_STEPS` steps of the same sequences, once, for solvers that look at steps or tokens.
+    fit_tokens   int64[token]: those sequences' tokens, indices into the trace; at most `FIT_TOKENS`.
     batches      the steps that plans are judged on, of other sequences.
     """
 
@@ -50,6 +52,7 @@ class Setting:
     batches: Batches
     judged_sequences: int
     fit_batches: Callable[[], Batches] | None = None
+    fit_tokens: NDArray[np.int64] = field(default_factory=lambda: np.empty(0, np.int64))
 
 
 def make_setting(
@@ -93,9 +96,16 @@ def make_setting(
         fit_loads=expert_loads(select_sequences(trace, parts.fit)),
         fit_sequences=len(parts.fit) if workload.split.fit > 0 else 0,
         fit_batches=cache(partial(_spread_batches, trace, parts.fit, layout.n_devices, workload, seed)),
+        fit_tokens=_tokens_of(trace, parts.fit)[:FIT_TOKENS],
         batches=batches,
         judged_sequences=len(parts.judged),
     )
+
+
+def _tokens_of(trace: RoutingTrace, sequences: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Indices of the tokens of some sequences."""
+    spans = [np.arange(trace.offsets[s], trace.offsets[s + 1]) for s in sequences.tolist()]
+    return np.concatenate(spans) if spans else np.empty(0, np.int64)
 
 
 def _spread_batches(

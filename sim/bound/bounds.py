@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from hwmodels.cards import LinkCard
 from hwmodels.cluster import Cluster
 from placement.plan import Placement
+from scenarios.errors import ScenarioError
 from scenarios.workload_specs import WorkloadSpec
 from sim.bound.resources import Resource, resources
 from sim.memory import DeviceMemory, check_memory, device_memory
@@ -86,7 +87,15 @@ def bounds_of(session: Session, progress: Callable[[str, float], None] | None = 
     """Bounds of the session's scenario. Raises what the stages of a simulation raise."""
     say = progress or (lambda _what, _share: None)
     spec = session.spec
-    plan = Plan(cluster=spec.cluster, parallel=spec.parallel, placement=spec.placement, schedule=spec.schedule)
+    plan = Plan.of(spec)
+    if plan.memory.offload is not None:
+        raise ScenarioError(
+            "memory.offload: bounds are of experts on the devices, and do not know what hosts add; leave it out"
+        )
+    if plan.serving is not None:
+        raise ScenarioError(
+            "serving: bounds are of steps of workload.tokens_per_device, not of requests under load; leave serving out"
+        )
     setting = session.setting(plan.cluster, plan.parallel, spec.workload)
     placement = session.plan_of(setting, plan).placement
     memory = device_memory(setting, placement, spec.memory)

@@ -5,8 +5,8 @@ from __future__ import annotations
 from sim.program import After, Layer, Program
 
 
-def leave(program: Program, layer: Layer, after: After) -> After:
-    """The operation after which the layer's tokens are ready to leave: routed, and in the form in which they travel."""
+def leave(program: Program, layer: Layer, after: int) -> int:
+    """Index of the operation after which tokens are ready to leave: routed, and in the form in which they travel."""
     for work in (layer.gate, *layer.before_dispatch):
         if work is not None:
             after = program.compute(work, after=after)

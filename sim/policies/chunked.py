@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from sim.policies.around import leave, settle
 from sim.policies.attend import attend
-from sim.policies.travel import arrive, come_back
+from sim.policies.travel import combine, dispatch, work
 from sim.program import After, Program, Step
 
 
@@ -12,18 +12,12 @@ def chunked(program: Program, step: Step) -> None:
     """Issue every layer's tokens in chunks; shared experts run while the first chunk is on its way."""
     previous: After = None
     for layer in step.layers:
-        previous = attend(program, layer, previous)
-        if layer.mlp is not None:
-            previous = program.compute(layer.mlp, after=previous)
-        if layer.gate is None:
-            continue
-        gated = leave(program, layer, previous)
+        gated = leave(program, layer, attend(program, layer, previous))
         fetched = gated if layer.fetch is None else program.exchange(layer.fetch, after=gated)
-        arrived = [arrive(program, chunk, gated) for chunk in layer.chunks]
+        arrived = dispatch(program, layer, gated)
         if layer.shared is not None:
             program.compute(layer.shared, after=gated)
         at_home = [] if layer.local is None else [program.compute(layer.local, after=fetched)]
-        worked = [program.compute(c.experts, after=here) for c, here in zip(layer.chunks, arrived, strict=True)]
-        back = [come_back(program, c, done) for c, done in zip(layer.chunks, worked, strict=True)]
-        previous = settle(program, layer, [*back, *at_home])
+        back = combine(program, layer, work(program, layer, arrived))
+        previous = settle(program, layer, [*back, *at_home] or gated)
     program.compute(step.head, after=previous)

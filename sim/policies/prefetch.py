@@ -18,12 +18,9 @@ def prefetch(program: Program, step: Step) -> None:
     for layer in step.layers:
         if layer.is_pulled:
             _ask(program, queue, place + 1, arrived, after=freed)
-        previous = attend(program, layer, previous)
-        if layer.mlp is not None:
-            previous = program.compute(layer.mlp, after=previous)
+        previous = leave(program, layer, attend(program, layer, previous))
         if layer.gate is None:
             continue
-        previous = leave(program, layer, previous)
         if layer.shared is not None:
             previous = program.compute(layer.shared, after=previous)
         if layer.is_pulled and layer.local is not None:

@@ -12,10 +12,7 @@ def sequential(program: Program, step: Step) -> None:
     """Issue every layer in order, nothing overlapped."""
     previous: After = None
     for layer in step.layers:
-        previous = attend(program, layer, previous)
-        if layer.mlp is not None:
-            previous = program.compute(layer.mlp, after=previous)
-        previous = leave(program, layer, previous)
+        previous = leave(program, layer, attend(program, layer, previous))
         if layer.shared is not None:
             previous = program.compute(layer.shared, after=previous)
         previous = settle(program, layer, work_in_turn(program, layer, previous))

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from sim.policies.around import leave, settle
 from sim.policies.attend import attend
+from sim.policies.travel import combine, dispatch, work
 from sim.program import After, Program, Step
 
 
@@ -14,18 +15,12 @@ def tiles(program: Program, step: Step) -> None:
     """Issue rows of the device's own tokens first, others as they arrive, then columns that leave as they are done."""
     previous: After = None
     for layer in step.layers:
-        previous = attend(program, layer, previous)
-        if layer.mlp is not None:
-            previous = program.compute(layer.mlp, after=previous)
-        if layer.gate is None:
-            continue
-        gated = leave(program, layer, previous)
-        arrived = [program.exchange(tile.dispatch, after=gated) for tile in layer.chunks]
-        for work in (layer.shared, layer.local):
-            if work is not None:
-                program.compute(work, after=gated)
-        rows = [program.compute(t.experts, after=here) for t, here in zip(layer.chunks, arrived, strict=True)]
-        columns = [program.compute(t.down, after=rows) for t in layer.chunks if t.down is not None]
-        back = [program.exchange(t.combine, after=done) for t, done in zip(layer.chunks, columns, strict=True)]
-        previous = settle(program, layer, back)
+        gated = leave(program, layer, attend(program, layer, previous))
+        arrived = dispatch(program, layer, gated)
+        for own in (layer.shared, layer.local):
+            if own is not None:
+                program.compute(own, after=gated)
+        rows = work(program, layer, arrived)
+        columns = [program.compute(tile.down, after=rows) for tile in layer.chunks if tile.down is not None]
+        previous = settle(program, layer, combine(program, layer, columns) or gated)
     program.compute(step.head, after=previous)

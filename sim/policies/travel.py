@@ -1,8 +1,25 @@
-"""What all schedules share: the way of a chunk of tokens to its experts and back, with its stages inside nodes."""
+"""What all schedules share: the way of tokens to their experts and back, with stages inside nodes where it has them."""
 
 from __future__ import annotations
 
-from sim.program import After, Chunk, Program
+from collections.abc import Sequence
+
+from sim.program import After, Chunk, Layer, Program
+
+
+def dispatch(program: Program, layer: Layer, after: After) -> list[int]:
+    """Indices of the operations after which the tokens of each chunk are where their experts are."""
+    return [arrive(program, chunk, after) for chunk in layer.chunks]
+
+
+def work(program: Program, layer: Layer, arrived: Sequence[int]) -> list[int]:
+    """Indices of the experts' operations on each chunk, in the order in which it arrives."""
+    return [program.compute(chunk.experts, after=at) for chunk, at in zip(layer.chunks, arrived, strict=True)]
+
+
+def combine(program: Program, layer: Layer, worked: Sequence[int]) -> list[int]:
+    """Indices of the operations after which the results of each chunk are where its tokens came from."""
+    return [come_back(program, chunk, at) for chunk, at in zip(layer.chunks, worked, strict=True)]
 
 
 def arrive(program: Program, chunk: Chunk, after: After) -> int:

@@ -1,5 +1,6 @@
 """Fused schedules and the search over schedules, on whole scenarios."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -107,6 +108,8 @@ def test_an_entry_takes_what_stands_beside_the_search() -> None:
         ({"search": []}, "search is empty"),
         ({"search": [{"search": [{"overlap": "none"}]}]}, "within a search"),
         ({"overlap": "two-batch-prefill", "chunks": 3}, "orders 2 microbatches, not 3"),
+        ({"overlap": "tiles", "exchange": {"algorithm": "hierarchical"}}, "leave exchange.algorithm out"),
+        ({"overlap": "persistent", "exchange": {"algorithm": "sliced", "law": "port"}}, "leave exchange.algorithm out"),
         ({"overlap": "tiles", "exchange": {"kernel": "nccl"}}, "in its own kernel"),
         ({"overlap": "chunked", "sms": 20}, "option of overlap tiles"),
         ({"kernels_per_layer": 33}, "launch: eager"),
@@ -139,7 +142,7 @@ def test_no_schedule_exceeds_the_bound(overlap: str, bandwidth: str) -> None:
     spec = ScenarioSpec.model_validate({**BASE, "cluster": cluster, "schedule": {"overlap": overlap}})
     session = Session(spec, Path())
     setting = session.setting(spec.cluster, spec.parallel, spec.workload)
-    plan = Plan(cluster=spec.cluster, parallel=spec.parallel, placement=spec.placement, schedule=spec.schedule)
+    plan = Plan.of(spec)
     bound = bound_of(session, setting, session.plan_of(setting, plan).placement, plan)
     assert simulate(session, setting, plan).metrics["tokens_per_s"] <= bound.tokens_per_s * (1 + 1e-9)
 
@@ -151,7 +154,7 @@ def test_tiles_are_parts_of_one_kernel_and_of_one_exchange(overlap: str) -> None
     spec = spec_of(overlap=overlap, sms=12) if overlap == "tiles" else spec_of(overlap=overlap)
     session, schedule = Session(spec, Path()), spec.schedule
     setting = session.setting(spec.cluster, spec.parallel, spec.workload)
-    plan = Plan(cluster=spec.cluster, parallel=spec.parallel, placement=spec.placement, schedule=schedule)
+    plan = replace(Plan.of(spec), schedule=schedule)
     placement = session.plan_of(setting, plan).placement
     reduction = session.reduction(setting, placement, schedule)
     whole = price(setting, placement, reduction, schedule.exchange)
