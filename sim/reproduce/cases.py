@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -73,6 +74,10 @@ class Cases:
             for case in fit.cases or tuple(self.paper.cases):
                 self.fitted.setdefault(case, []).append(solved)
         self.results.clear()
+
+    def fits_of(self, cases: Collection[str]) -> list[FitSpec]:
+        """The fits of the file that decide a number of any of these cases."""
+        return [fit for fit in self.paper.fits if not fit.cases or set(fit.cases) & set(cases)]
 
     def constants(self) -> tuple[Constant, ...]:
         """All that the cases simulated so far rest on: what was fitted, then numbers of cards and of the scenario."""

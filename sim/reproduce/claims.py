@@ -25,7 +25,7 @@ class Row:
     published, predicted  a number, or the cases of a ranking, best first.
     error                 predicted / published - 1; of a ranking the share of pairs in the wrong order; where the paper
                           states a limit, 0 on its right side.
-    fitted_on             what numbers of the paper the scenario was fitted on: never this one.
+    fitted_on             what numbers of the paper its cases were fitted on: never this one.
     """
 
     system: str
@@ -73,34 +73,40 @@ def reproduced(path: Path, version: str) -> Reproduction:
 
 
 def _row(paper: PaperSpec, claim: ClaimSpec, cases: Cases) -> Row:
-    fitted_on = "; ".join(f"{fit.path}: {fit.published} ({fit.source})" for fit in paper.fits) or "nothing"
+    published: float | tuple[str, ...]
+    predicted: float | tuple[str, ...]
     if claim.predict is None:
-        order, error = _ranked(claim, cases)
-        return Row(
-            system=paper.system,
-            claim=claim,
-            published=claim.order,
-            predicted=order,
-            unit="",
-            error=error,
-            fitted_on=fitted_on,
-        )
-    target = claim.target
-    points = [None] if claim.grid is None else list(paper.points(claim.grid))
-    values = [evaluate(claim.predict, partial(cases.metric, point=point)) for point in points]
-    predicted = fmean(values) / target.factor
-    error = predicted / target.number - 1 if target.number else predicted
-    if (claim.relation == "at-least" and error > 0) or (claim.relation == "at-most" and error < 0):
-        error = 0.0
+        predicted, error = _ranked(claim, cases)
+        published, unit, used = claim.order, "", set(claim.order)
+    else:
+        target = claim.target
+        value, used = _predicted(claim, claim.predict, paper, cases)
+        predicted, published, unit = value / target.factor, target.number, target.unit
+        error = predicted / published - 1 if published else predicted
+        if (claim.relation == "at-least" and error > 0) or (claim.relation == "at-most" and error < 0):
+            error = 0.0
     return Row(
         system=paper.system,
         claim=claim,
-        published=target.number,
+        published=published,
         predicted=predicted,
-        unit=target.unit,
+        unit=unit,
         error=error,
-        fitted_on=fitted_on,
+        fitted_on="; ".join(f"{fit.path}: {fit.published} ({fit.source})" for fit in cases.fits_of(used)) or "nothing",
     )
+
+
+def _predicted(claim: ClaimSpec, expression: str, paper: PaperSpec, cases: Cases) -> tuple[float, set[str]]:
+    """The value of an expression, over a grid its mean, and the cases that it asks."""
+    used: set[str] = set()
+
+    def metric(name: str, case: str, point: dict[str, Any] | None) -> float:
+        used.add(case)
+        return cases.metric(name, case, point)
+
+    points = [None] if claim.grid is None else list(paper.points(claim.grid))
+    values = [evaluate(expression, partial(metric, point=point)) for point in points]
+    return fmean(values), used
 
 
 def _ranked(claim: ClaimSpec, cases: Cases) -> tuple[tuple[str, ...], float]:

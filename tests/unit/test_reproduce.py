@@ -132,6 +132,9 @@ def test_constants_say_what_was_fitted_and_what_the_scenario_states(tmp_path: Pa
     assert list(told) == ["cluster.inter_bandwidth"]
     assert told["cluster.inter_bandwidth"].source == "breakdown_s.transfer of one = 1 ms: nobody"
     assert [one.value for one in fitted.constants if one.source == "scenario"] == ["card"]
+    some = reproduced(paper(tmp_path, FIT), "0")  # decides a number of case `one` alone
+    on_fit = {row.claim.id for row in some.rows if row.fitted_on != "nothing"}
+    assert on_fit == {row.claim.id for row in some.rows if row.claim.id not in ("fits", "limit")}
     assert "fitted" in {entry["kind"] for entry in as_json([fitted])["constants"]}
     assert len(constants_table([fitted]).rows) == len({one.kind for one in fitted.constants})
 
