@@ -57,6 +57,7 @@ SKEWED = (
     "schedule.exchange.dedup=none",
     "cluster.intra_bandwidth=60 GB/s",
 )
+TRAIN_CHUNKED = ("workload.phase=train", "schedule.overlap=chunked", "schedule.chunks=4")
 
 OFFLOADED = (
     "cluster.node=h100-sxm-8",
@@ -136,6 +137,21 @@ PICTURES = (
         without=("schedule.encode=einsum",),
         use=("schedule.encode=index",),
         n_layers=1,
+    ),
+    Picture(
+        name="priority",
+        titles=("sums of gradients as soon as they are there", "tokens first, pieces of 40 MB (Lina)"),
+        without=("workload.phase=train", "schedule.gradients={order: overlapped}"),
+        use=("workload.phase=train", "schedule.gradients={order: priority, partition: 40 MB}"),
+    ),
+    Picture(
+        name="fill",
+        titles=(
+            "four chunks, sums of gradients as soon as they are there",
+            "in pieces as long as the ports idle (FSMoE)",
+        ),
+        without=(*TRAIN_CHUNKED, "schedule.gradients={order: overlapped}"),
+        use=(*TRAIN_CHUNKED, "schedule.gradients={order: fill}"),
     ),
 )
 

@@ -12,7 +12,7 @@ import simpy
 from placement.plan import Placement
 from scenarios.cluster_specs import ParallelSpec
 from scenarios.offload_specs import OffloadSpec
-from scenarios.schedule_specs import ScheduleSpec
+from scenarios.schedule_specs import GradientsSpec, ScheduleSpec
 from scenarios.serving_specs import ServingSpec
 from scenarios.specs import CompareSpec, MemorySpec, ScenarioSpec
 from scenarios.workload_specs import WorkloadSpec
@@ -89,7 +89,13 @@ def schedule_name(schedule: ScheduleSpec) -> str:
     special += [schedule.encode] if schedule.encode != "index" else []
     special += [schedule.move.kind] if schedule.move is not None else []
     special += ["peers"] if schedule.chunks_by == "peers" else []
+    special += [_gradients_name(schedule.gradients)] if schedule.gradients != GradientsSpec() else []
     return f"{name} ({', '.join(special)})" if special else name
+
+
+def _gradients_name(gradients: GradientsSpec) -> str:
+    cut = "" if gradients.partition is None else f" in {gradients.partition / 1e6:g} MB"
+    return f"gradients {gradients.order}{cut}"
 
 
 def memory_name(memory: MemorySpec) -> str:

@@ -47,6 +47,7 @@ from sim.serving.simulate import serve_plan
 from sim.session import Plan, Session
 from sim.setting import Setting, build_step
 from sim.tile_pricing import tile_prices
+from sim.training_program import check_training, train_program
 from sim.vector import Finished, execute
 
 RANKED_BY = ("goodput_tokens_per_s", "e2e_s.mean", "tokens_per_s")
@@ -177,14 +178,16 @@ def _timed(session: Session, setting: Setting, plan: Plan) -> _Timed:
     """One plan: solve, check memory, reduce, price, execute."""
     placement = session.plan_of(setting, plan).placement
     memory = device_memory(setting, placement, plan.memory)
-    check_memory(memory, setting, placement)
+    if not session.spills:
+        check_memory(memory, setting, placement)
     check_host(setting, placement, plan.memory)
     schedule = plan.schedule
     reduction = session.reduction(setting, placement, schedule)
     if reduction.moves is not None:
         buffers = 2 if schedule.overlap == "prefetch" else 1
         memory = with_copies(memory, reduction.moves, setting.model, buffers=buffers)
-        check_memory(memory, setting, placement)
+        if not session.spills:
+            check_memory(memory, setting, placement)
     fetch = fetch_in(setting, placement, reduction, schedule)
     offloaded = _offloaded(setting, placement, reduction, plan)
     op_list, prices = _priced(setting, placement, reduction, schedule, fetch, offloaded)
@@ -216,6 +219,7 @@ def _measured(session: Session, setting: Setting, timed: _Timed) -> RunResult:
         plan=described(timed.plan, placement),
         metrics={
             **times,
+            **measure.training_metrics(execution, setting, reduction, schedule.step_overhead),
             **measure.error_metrics(times, band, schedule.step_overhead),
             **measure.load_metrics(setting, placement, reduction),
             **measure.traffic_metrics(setting, reduction, schedule, moved_bytes(setting, timed.fetch)),
@@ -270,6 +274,8 @@ def _priced(
     fetch: Fetch | None,
     offloaded: Offloaded | None,
 ) -> tuple[OpList, Prices]:
+    if setting.trains:
+        check_training(schedule, setting.model, offloads=offloaded is not None)
     microbatched, tiling = schedule.overlap in MICROBATCHED, TILED.get(schedule.overlap)
     step = build_step(
         setting.model,
@@ -293,11 +299,13 @@ def _priced(
         step = moving(step, reduction.moves)
         machine = machine_of(setting, schedule.exchange)
         prices = prices.plus_chunks(move_prices(machine, placement, reduction.moves, fetch))
-    policy = POLICIES[schedule.overlap]
-    if offloaded is not None:
+    if setting.trains:
+        op_list, prices = train_program(setting, placement, schedule, step, prices)
+    elif offloaded is not None:
         step, prices = serving(step, prices, offloaded, (setting, placement, reduction, schedule))
-        policy = cached
-    op_list = compile_program(policy, step)
+        op_list = compile_program(cached, step)
+    else:
+        op_list = compile_program(POLICIES[schedule.overlap], step)
     return op_list, launched_eagerly(prices, setting, schedule) if schedule.launch == "eager" else prices
 
 

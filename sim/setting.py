@@ -17,6 +17,7 @@ from scenarios.cluster_specs import ClusterSpec, ParallelSpec
 from scenarios.errors import ScenarioError, TraceError
 from scenarios.models import ModelCard
 from scenarios.schedule_specs import ExchangeSpec
+from scenarios.training_specs import TrainingSpec
 from scenarios.workload_specs import WorkloadSpec
 from sim.program import EXCHANGE_LANES, INSIDE_LANES, Chunk, Layer, Step, Tiling, Work
 from sim.size import check_workload
@@ -53,6 +54,17 @@ class Setting:
     judged_sequences: int
     fit_batches: Callable[[], Batches] | None = None
     fit_tokens: NDArray[np.int64] = field(default_factory=lambda: np.empty(0, np.int64))
+    training: TrainingSpec = field(default_factory=TrainingSpec)
+
+    @property
+    def trains(self) -> bool:
+        """Whether steps have a backward pass."""
+        return self.workload.phase == "train"
+
+    @property
+    def exchange_passes(self) -> int:
+        """How often tokens, or their gradients, travel to experts and back in a step."""
+        return 1 if not self.trains else 3 if self.training.recompute == "full" else 2
 
 
 def make_setting(
@@ -65,6 +77,7 @@ def make_setting(
     seed: int,
     base: Path = Path(),
     alike: Setting | None = None,
+    training: TrainingSpec | None = None,
 ) -> Setting:
     """The setting of these specs; a file of kernel constants is relative to `base`.
 
@@ -76,6 +89,7 @@ def make_setting(
     check_workload(workload, model, layout.n_devices)
     check_trace(trace, model)
     if alike is not None:
+        alike = replace(alike, training=training or TrainingSpec())
         return replace(alike, model=model, cluster=machine, layout=layout, attention_tp=attention_tp)
     parts = sequence_parts(trace, workload, seed)
     batches = compose_batches(
@@ -99,6 +113,7 @@ def make_setting(
         fit_tokens=_tokens_of(trace, parts.fit)[:FIT_TOKENS],
         batches=batches,
         judged_sequences=len(parts.judged),
+        training=training or TrainingSpec(),
     )
 
 

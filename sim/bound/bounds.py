@@ -97,6 +97,10 @@ def bounds_of(session: Session, progress: Callable[[str, float], None] | None = 
             "serving: bounds are of steps of workload.tokens_per_device, not of requests under load; leave serving out"
         )
     setting = session.setting(plan.cluster, plan.parallel, spec.workload)
+    if setting.trains:
+        raise ScenarioError(
+            "workload.phase: bounds are known for decode and prefill; `run` and `compare` simulate train"
+        )
     placement = session.plan_of(setting, plan).placement
     memory = device_memory(setting, placement, spec.memory)
     check_memory(memory, setting, placement)
