@@ -177,7 +177,7 @@ def _metrics(result: RunResult) -> dict[str, float]:
     kinds = {f"breakdown_s.{kind}": time_s for kind, time_s in result.breakdown_s.items()}
     on_device_s = step_s - result.breakdown_s.get("host", 0.0)
     lanes = {
-        name.replace("busy_frac", "busy_s").replace("-", "_"): share * on_device_s
+        name.replace("busy_frac", "busy_s").replace("-", "_"): float(share * on_device_s)
         for name, share in result.metrics.items()
         if name.startswith("busy_frac.")
     }
