@@ -21,6 +21,7 @@ from sim.durations import Duration
 from sim.pricing import parts_of
 from sim.program import Layer, Step, Work
 from sim.setting import Setting
+from sim.training import BACKWARD
 
 
 def wrapped(step: Step, before: str, after: str) -> Step:
@@ -54,6 +55,9 @@ def encode_prices(setting: Setting, n_parts: int) -> dict[str, tuple[Duration, .
     encode  the mask of n tokens x k n places in the buffers of all experts (capacity factor 1) is written, and its
             product with n x h tokens fills the buffers: 2 k n^2 h FLOP.
     decode  the product of the mask with what came back.
+
+    Backward tokens get their gradients by one product; what came back and the mask, which holds the gate's weights, by one
+    each.
     """
     return _by_kind([_einsum(part) for part in parts_of(setting, n_parts)])
 
@@ -66,11 +70,13 @@ def _einsum(setting: Setting) -> dict[str, Duration]:
     model, device, n = setting.model, setting.cluster.device, setting.workload.tokens_per_device
     shape, size, dtype = setting.batches.tokens.shape[:2], model.exchange_size, model.weight_dtype
     places = n * model.top_k
+    filled_s, taken_s = gemm_s(places, size, n, dtype, device), gemm_s(n, size, places, dtype, device)
     masked_s = stream_s(n * places * BYTES_PER_ACTIVATION[model.activation_dtype], device)
-    return {
-        "encode": np.full(shape, masked_s + gemm_s(places, size, n, dtype, device)),
-        "decode": np.full(shape, gemm_s(n, size, places, dtype, device)),
-    }
+    times_s = {"encode": masked_s + filled_s, "decode": taken_s}
+    if setting.trains:
+        times_s["encode" + BACKWARD] = taken_s
+        times_s["decode" + BACKWARD] = filled_s + gemm_s(n, places, size, dtype, device)
+    return {kind: np.full(shape, time_s) for kind, time_s in times_s.items()}
 
 
 def _compression(setting: Setting, payload: PayloadSpec) -> dict[str, Duration]:

@@ -1,5 +1,7 @@
 """Payloads that shrink: compressed tokens (LSH-MoE), a low dimension on the wire (BigMac); by hand, by the papers."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from pydantic import ValidationError
@@ -81,6 +83,18 @@ def test_an_einsum_multiplies_every_token_with_every_place(overlap: str) -> None
     if overlap != "two-batch":
         extra_s = 2 * (added["encode"][0] + added["decode"][0]).max(axis=-1)
         np.testing.assert_allclose(steps_s[0] - plain_s, extra_s, rtol=1e-9)
+
+
+def test_the_mask_of_an_einsum_has_a_gradient() -> None:
+    """Backward three products: of tokens, of what came back, and of the mask, n x k n x h."""
+    setting = setting_of()
+    trained = replace(setting, workload=setting.workload.model_copy(update={"phase": "train"}))
+    forward, both = encode_prices(setting, 1), encode_prices(trained, 1)
+    device = setting.cluster.device
+    assert set(both) - set(forward) == {"encode.backward", "decode.backward"}
+    assert both["encode.backward"][0].mean() == pytest.approx(gemm_s(16, H, 32, "bf16", device))
+    mask_s = gemm_s(16, 32, H, "bf16", device)
+    assert both["decode.backward"][0].mean() == pytest.approx(gemm_s(32, H, 16, "bf16", device) + mask_s)
 
 
 def test_clusters_have_nothing_to_send_once() -> None:
