@@ -56,8 +56,8 @@ def encode_prices(setting: Setting, n_parts: int) -> dict[str, tuple[Duration, .
             product with n x h tokens fills the buffers: 2 k n^2 h FLOP.
     decode  the product of the mask with what came back.
 
-    Backward tokens get their gradients by one product; what came back and the mask, which holds the gate's weights, by one
-    each.
+    Backward tokens get their gradients by one product; what came back and the mask, which holds the gate's weights, by
+    one each.
     """
     return _by_kind([_einsum(part) for part in parts_of(setting, n_parts)])
 
