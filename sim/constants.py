@@ -41,8 +41,17 @@ def constants_of(setting: Setting, kernels: Collection[str] = (), *, hosts: bool
         *_model_constants(setting.model),
         *(c for prefix, card in cards for c in _sourced(prefix, card)),
         *_tables(setting),
+        *_stated(setting),
         *_of_training(setting),
     )
+
+
+def _stated(setting: Setting) -> Iterator[Constant]:
+    """What the scenario says of the device beside its cards."""
+    device = setting.cluster.device
+    if device.experts_slowdown != 1:
+        name, value = f"{device.card.name} experts_slowdown", f"{device.experts_slowdown:g}"
+        yield Constant(name=name, value=value, kind="assumed", source="scenario")
 
 
 def _host_cards(cluster: Cluster) -> Iterator[tuple[str, BaseModel]]:
