@@ -14,6 +14,7 @@ from scenarios.units import Seconds
 OverlapName = Literal[
     "none", "chunked", "two-batch", "two-batch-prefill", "two-batch-decode", "tiles", "persistent", "prefetch"
 ]
+PipelineName = Literal["gpipe", "1f1b", "interleaved", "zb1p", "dualpipe"]
 LawName = Literal["port", "fifo", "maxmin"]
 DedupName = Literal["none", "device", "node"]
 FittedKernelName = Literal["deepep-normal", "deepep-low-latency", "nvl72-one-sided", "nvl72-two-sided"]

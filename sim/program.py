@@ -9,13 +9,15 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
-from typing import Literal
+from typing import Literal, NewType
 
 from scenarios.errors import DeadlockError
 
-Lane = Literal["compute", "send", "receive", "send-inside", "receive-inside", "to-device", "host"]
+StageLane = NewType("StageLane", str)
+"""A pipeline stage, or the way from one to another (sim/pipelines)."""
+Lane = Literal["compute", "send", "receive", "send-inside", "receive-inside", "to-device", "host"] | StageLane
 """Kernels of a device; its ports, and those inside its node where a stage of an exchange has them to itself; the engine
-that copies from the host's memory; the host's cores."""
+that copies from the host's memory; the host's cores; a whole stage of a pipeline."""
 Lanes = tuple[Lane, ...]
 EXCHANGE_LANES: Lanes = ("send", "receive")
 INSIDE_LANES: Lanes = ("send-inside", "receive-inside")

@@ -1,0 +1,136 @@
+"""Stages composed: the orders of all stages as one stream program, a lane a stage and a lane each way between two."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from scenarios.errors import DeadlockError
+from sim.durations import Seconds, at_steps
+from sim.events import execute_events
+from sim.pipelines.tasks import Order, Pass, PipelineShape, Task
+from sim.pipelines.times import StageTimes
+from sim.program import OpList, Program, StageLane, Work, compile_ops
+from sim.vector import Finished, execute
+
+
+@dataclass(slots=True)
+class PipelineProgram:
+    """Orders of stages, issued: `tasks[i]` is what operation i does, or the part that a transfer starts or ends at."""
+
+    shape: PipelineShape
+    program: Program
+    tasks: list[Task | int]
+    forwarded: dict[Pass, int]
+    returned: dict[Pass, int]
+    """Operations after which the next stage can go on with a pass, forwards and backwards."""
+
+    def awaited(self, task: Task) -> list[tuple[dict[Pass, int], Pass]]:
+        """What a task needs of other stages."""
+        needs: list[tuple[dict[Pass, int], Pass]] = []
+        if task.forward is not None and task.forward.part > 0:
+            needs.append((self.forwarded, Pass(task.forward.part - 1, task.forward.microbatch)))
+        if task.backward is not None:
+            last = task.backward.part == self.shape.n_parts - 1
+            done = self.forwarded if last else self.returned
+            needs.append((done, task.backward if last else Pass(task.backward.part + 1, task.backward.microbatch)))
+        return needs
+
+    def is_ready(self, task: Task) -> bool:
+        """Whether all that the task needs has been issued."""
+        return all(work in done for done, work in self.awaited(task))
+
+    def issue(self, stage: int, task: Task) -> None:
+        """Put a task on its stage's lane, and its results on their way."""
+        after = [done[work] for done, work in self.awaited(task)]
+        work = task.forward or task.backward or task.weights or Pass(-1, -1)
+        named = Work(task.kind, layer=work.part, chunk=work.microbatch)
+        end = self.program.beside(named, StageLane(f"stage {stage}"), after=after)
+        self.tasks.append(task)
+        if task.forward is not None:
+            self.forwarded[task.forward] = self._sent(task.forward, end, towards=1)
+        if task.backward is not None:
+            self.returned[task.backward] = self._sent(task.backward, end, towards=-1)
+
+    def _sent(self, work: Pass, end: int, *, towards: int) -> int:
+        """The operation that ends when the result of a pass is where it is needed."""
+        target = Pass(work.part + towards, work.microbatch)
+        if not 0 <= target.part < self.shape.n_parts:
+            return end
+        here, there = self.shape.stage_of(work), self.shape.stage_of(target)
+        if here == there:
+            return end
+        lane = StageLane(f"stage {here} to {there}")
+        self.tasks.append(min(work.part, target.part))
+        return self.program.beside(Work("transfer", work.part, work.microbatch), lane, after=end)
+
+
+def issue_orders(shape: PipelineShape, orders: Sequence[Order]) -> PipelineProgram:
+    """The program of all stages' orders; results leave at once, beside what a stage does next.
+
+    Raises DeadlockError where stages wait for each other for ever.
+    """
+    issued = PipelineProgram(shape, Program(), [], {}, {})
+    left = [deque(order) for order in orders]
+    while any(left):
+        before = len(issued.tasks)
+        for stage, tasks in enumerate(left):
+            while tasks and issued.is_ready(tasks[0]):
+                issued.issue(stage, tasks.popleft())
+        if len(issued.tasks) == before:
+            stage = next(stage for stage, tasks in enumerate(left) if tasks)
+            raise DeadlockError(f"stage {stage} of the pipeline waits for ever before {left[stage][0]}")
+    return issued
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Pipelined:
+    """An executed pipeline; arrays float64[step, 1] in `finished` and `durations`."""
+
+    shape: PipelineShape
+    op_list: OpList
+    durations: Sequence[Seconds]
+    finished: Finished
+
+    @property
+    def step_times_s(self) -> Seconds:
+        """Time until the last stage is done, float64[step]."""
+        ends: Seconds = self.finished.end_s.max(axis=(0, -1))
+        return ends
+
+    @property
+    def busy_s(self) -> Seconds:
+        """Time in which each stage works, float64[step, stage]."""
+        busy_s: Seconds = np.zeros((len(self.step_times_s), self.shape.n_stages))
+        stage_of: dict[str, int] = {f"stage {stage}": stage for stage in range(self.shape.n_stages)}
+        for op, duration in zip(self.op_list.ops, self.durations, strict=True):
+            if (stage := stage_of.get(op.lanes[0])) is not None:
+                busy_s[:, stage] += duration[:, 0]
+        return busy_s
+
+    @property
+    def bubble_s(self) -> Seconds:
+        """Time in which each stage waits, float64[step, stage]."""
+        waits_s: Seconds = self.step_times_s[:, None] - self.busy_s
+        return waits_s
+
+
+def run_pipeline(
+    shape: PipelineShape, orders: Sequence[Order], times: StageTimes, executor: str = "vector"
+) -> Pipelined:
+    """The orders of all stages, executed. Raises DeadlockError where stages wait for each other for ever."""
+    issued = issue_orders(shape, orders)
+    op_list = compile_ops(issued.program.ops)
+    durations = [times.between(task) if isinstance(task, int) else times.of(task) for task in issued.tasks]
+    n_steps = max(len(duration) for duration in durations)
+    durations = [np.broadcast_to(duration, (n_steps, 1)) for duration in durations]
+    if executor == "vector":
+        finished = execute(op_list, durations)
+    else:
+        steps = [execute_events(op_list, [at_steps(d, step) for d in durations]) for step in range(n_steps)]
+        ends = np.stack([step.end_s for step in steps], axis=1)
+        finished = Finished(end_s=ends, send_end_s=list(ends))
+    return Pipelined(shape=shape, op_list=op_list, durations=durations, finished=finished)
