@@ -40,7 +40,8 @@ class Execution:
 def time_metrics(execution: Execution, times_s: Seconds, setting: Setting, overhead_s: float) -> dict[str, float]:
     """Step time, throughput and use of lanes; `times_s` float64[step + 1] are the begins of the steps."""
     step_s = execution.step_times_s + overhead_s
-    n_tokens = setting.layout.n_devices * setting.workload.tokens_per_device
+    n_devices = setting.layout.n_devices * setting.n_groups
+    n_tokens = n_devices * setting.workload.tokens_per_device
     tokens_per_s = len(step_s) * n_tokens / times_s[-1]
     transfer_s, exposed_s = _communication_s(execution)
     ports_s = _ports_busy_s(execution)
@@ -50,7 +51,7 @@ def time_metrics(execution: Execution, times_s: Seconds, setting: Setting, overh
         "step_time_s.p50": float(np.quantile(step_s, 0.5)),
         "step_time_s.p99": float(np.quantile(step_s, 0.99)),
         "tokens_per_s": float(tokens_per_s),
-        "tokens_per_s_per_device": float(tokens_per_s / setting.layout.n_devices),
+        "tokens_per_s_per_device": float(tokens_per_s / n_devices),
         "busy_frac.compute": float(sum(_compute_s(execution).values()) / total_s),
         "busy_frac.send": ports_s["send"] / total_s,
         "busy_frac.receive": ports_s["receive"] / total_s,
@@ -117,7 +118,8 @@ def traffic_metrics(
     n_steps, cluster = setting.batches.n_steps, setting.cluster
     at_home = nodes[np.arange(cluster.n_devices), cluster.node_of_device()].sum()
     n_tokens = n_steps * cluster.n_devices * setting.workload.tokens_per_device * len(reduction.pairs_total)
-    both_ways = _exchange_bytes(setting, schedule) / n_steps
+    both_ways = _exchange_bytes(setting, schedule) * setting.n_groups / n_steps
+    moved = (moved[0] * setting.n_groups, moved[1] * setting.n_groups)
     metrics = {
         "cross_device_frac": float(1 - np.trace(pairs) / pairs.sum()),
         "cross_node_frac": float(1 - at_home / nodes.sum()),

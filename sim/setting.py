@@ -17,6 +17,7 @@ from scenarios.models import ModelCard
 from scenarios.schedule_specs import ExchangeSpec
 from scenarios.workload_specs import WorkloadSpec
 from sim.program import EXCHANGE_LANES, INSIDE_LANES, Chunk, Layer, Step, Tiling, Work
+from sim.ranks import Ranks, group_cluster, ranks_of
 from sim.size import check_workload
 from traces.batches import Batches, compose_batches
 from traces.routing import RoutingTrace
@@ -35,6 +36,8 @@ class Setting:
     fit_loads    int64[layer, expert]: routed tokens of the sequences that plans are fitted on.
     fit_batches  `FIT_STEPS` steps of the same sequences, for solvers that look at steps or tokens.
     batches      the steps that plans are judged on, of other sequences.
+    cluster      the devices of one expert group, as they see each other; ranks: where that group lies in the whole
+                 cluster, None where it is the cluster.
     """
 
     model: ModelCard
@@ -48,6 +51,17 @@ class Setting:
     batches: Batches
     judged_sequences: int
     fit_batches: Batches | None = None
+    ranks: Ranks | None = None
+
+    @property
+    def n_groups(self) -> int:
+        """Expert groups of a stage; each does the same on other tokens."""
+        return 1 if self.ranks is None else self.ranks.experts.edp
+
+    @property
+    def n_stages(self) -> int:
+        """Pipeline stages."""
+        return 1 if self.ranks is None else self.ranks.n_stages
 
 
 def make_setting(
@@ -64,8 +78,10 @@ def make_setting(
 
     Raises ScenarioError or TraceError where they contradict each other.
     """
-    machine = build_cluster(cluster, base)
-    layout, attention_tp = _layout(machine, parallel)
+    whole = build_cluster(cluster, base)
+    ranks = ranks_of(whole, parallel)
+    machine = group_cluster(whole, ranks)
+    layout = ExpertLayout(n_devices=machine.n_devices, devices_per_node=machine.devices_per_node, tp=ranks.experts.tp)
     check_workload(workload, model, layout.n_devices)
     check_trace(trace, model)
     parts = sequence_parts(trace, workload, seed)
@@ -81,7 +97,8 @@ def make_setting(
         model=model,
         cluster=machine,
         layout=layout,
-        attention_tp=attention_tp,
+        attention_tp=ranks.attention.tp,
+        ranks=ranks,
         workload=workload,
         trace=trace,
         fit_loads=expert_loads(select_sequences(trace, parts.fit)),
@@ -245,27 +262,3 @@ def _chunk(layer: int, chunk: int, exchange: ExchangeSpec) -> Chunk:
     stages = {kind: Work(kind, layer, chunk) for kind in STAGES.get(exchange.algorithm, ())}
     lanes = INSIDE_LANES if exchange.inside == "own" else EXCHANGE_LANES
     return Chunk(dispatch, experts, combine, **stages, lanes=lanes)
-
-
-def _layout(cluster: Cluster, parallel: ParallelSpec) -> tuple[ExpertLayout, int]:
-    n_devices = cluster.n_devices
-    attention, experts = parallel.attention, parallel.experts
-    for name, degrees in (
-        ("attention", attention and (attention.dp, attention.tp)),
-        ("experts", experts and (experts.ep, experts.tp)),
-    ):
-        if degrees and degrees[0] * degrees[1] != n_devices:
-            kinds = "dp x tp" if name == "attention" else "ep x tp"
-            raise ScenarioError(
-                f"parallel.{name}: {kinds} = {degrees[0]} x {degrees[1]} = {degrees[0] * degrees[1]}, "
-                f"but the cluster has {n_devices} devices ({cluster.n_nodes} x {cluster.devices_per_node})"
-            )
-    attention_tp = attention.tp if attention else 1
-    if cluster.devices_per_node % attention_tp:
-        raise ScenarioError(
-            f"parallel.attention: tp {attention_tp} does not divide the {cluster.devices_per_node} devices of a node"
-        )
-    layout = ExpertLayout(
-        n_devices=n_devices, devices_per_node=cluster.devices_per_node, tp=experts.tp if experts else 1
-    )
-    return layout, attention_tp
