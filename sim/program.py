@@ -15,9 +15,10 @@ from scenarios.errors import DeadlockError
 
 StageLane = NewType("StageLane", str)
 """A pipeline stage, or the way from one to another (sim/pipelines)."""
-Lane = Literal["compute", "send", "receive", "send-inside", "receive-inside", "to-device", "host"] | StageLane
+DeviceLane = Literal["compute", "send", "receive", "send-inside", "receive-inside", "to-device", "host"]
 """Kernels of a device; its ports, and those inside its node where a stage of an exchange has them to itself; the engine
-that copies from the host's memory; the host's cores; a whole stage of a pipeline."""
+that copies from the host's memory; the host's cores."""
+Lane = DeviceLane | StageLane
 Lanes = tuple[Lane, ...]
 EXCHANGE_LANES: Lanes = ("send", "receive")
 INSIDE_LANES: Lanes = ("send-inside", "receive-inside")
