@@ -134,6 +134,10 @@ class ScheduleSpec(Spec):
         description="chunked: parts of a device's tokens, or groups of devices that exchange at a stride (FasterMoE)",
     )
     executor: Literal["vector", "event"] = "vector"
+    pipeline: PipelineName | None = Field(
+        default=None, description="order of a stage's passes where parallel.*.pp is above 1; default: 1f1b"
+    )
+    stage_chunks: int = Field(default=2, ge=2, description="interleaved: parts of the model that a stage holds")
     step_overhead: Seconds = Field(default=0.0, description="host time between steps")
     launch: Literal["graph", "eager"] = Field(
         default="graph", description="kernels replayed as a CUDA graph, or launched one by one by the host"

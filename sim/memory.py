@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -44,7 +45,7 @@ def device_memory(setting: Setting, placement: Placement, spec: MemorySpec) -> D
     capacity = setting.cluster.device.card.memory_bytes.value
     return DeviceMemory(
         expert_bytes=expert_bytes,
-        other_weight_bytes=_other_weight_bytes(model, setting.attention_tp),
+        other_weight_bytes=_other_weight_bytes(setting),
         kv_bytes=requests * setting.attention_tp * kv_bytes_per_request(model, context, setting.attention_tp),
         usable_bytes=capacity * (1 - spec.reserve),
         capacity_bytes=capacity,
@@ -57,6 +58,16 @@ def with_copies(memory: DeviceMemory, moves: Moves, model: ModelCard, *, buffers
     """Memory with the copies of experts that a device fetches for a layer, in so many buffers of the fullest layer."""
     copies = moves.fetched.sum(axis=-1).max(axis=(0, 1))
     return replace(memory, expert_bytes=memory.expert_bytes + buffers * copies * model.expert_bytes)
+
+
+def stage_memory(parts: Sequence[DeviceMemory]) -> DeviceMemory:
+    """Memory of the devices of a pipeline stage, which hold several parts of the model."""
+    return replace(
+        parts[0],
+        expert_bytes=np.sum([part.expert_bytes for part in parts], axis=0),
+        other_weight_bytes=sum(part.other_weight_bytes for part in parts),
+        kv_bytes=sum(part.kv_bytes for part in parts),
+    )
 
 
 def check_memory(memory: DeviceMemory, setting: Setting, placement: Placement) -> None:
@@ -103,14 +114,16 @@ def _requests(setting: Setting, spec: MemorySpec) -> tuple[int, int]:
     ), context
 
 
-def _other_weight_bytes(model: ModelCard, attention_tp: int) -> float:
+def _other_weight_bytes(setting: Setting) -> float:
+    model, attention_tp = setting.model, setting.attention_tp
     n_moe = len(model.moe_layers)
     attention = model.n_layers * model.attention.parameters(model.hidden_size) / attention_tp
     ffn = (
         n_moe * (model.shared_parameters + model.bottleneck_parameters)
         + (model.n_layers - n_moe) * model.dense_parameters
     )
-    embeddings = model.vocab_size * model.hidden_size * (1 if model.tied_embeddings else 2) / attention_tp
+    matrices = max(setting.is_first, setting.is_last) if model.tied_embeddings else setting.is_first + setting.is_last
+    embeddings = matrices * model.vocab_size * model.hidden_size / attention_tp
     router = n_moe * model.n_experts * model.hidden_size
     weights = (attention + ffn) * BYTES_PER_VALUE[model.weight_dtype]
     return weights + (embeddings + router) * BYTES_PER_VALUE[model.activation_dtype]

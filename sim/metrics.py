@@ -77,6 +77,23 @@ def error_metrics(times: Mapping[str, float], band: StepBand, overhead_s: float)
     }
 
 
+def pipeline_metrics(
+    step_times_s: Seconds, bubble_s: Seconds, setting: Setting, n_microbatches: int
+) -> dict[str, float]:
+    """Step time and throughput of a pipeline, step_times_s float64[step]; bubble_s[step, stage] is what stages wait."""
+    n_devices = setting.layout.n_devices * setting.n_groups * setting.n_stages
+    n_tokens = n_devices // setting.n_stages * setting.workload.tokens_per_device * n_microbatches
+    tokens_per_s = n_tokens / float(step_times_s.mean())
+    return {
+        "step_time_s": float(step_times_s.mean()),
+        "step_time_s.p50": float(np.quantile(step_times_s, 0.5)),
+        "step_time_s.p99": float(np.quantile(step_times_s, 0.99)),
+        "tokens_per_s": tokens_per_s,
+        "tokens_per_s_per_device": tokens_per_s / n_devices,
+        "bubble_frac": float(bubble_s.mean() / step_times_s.mean()),
+    }
+
+
 def _hidden_frac(transfer_s: float, exposed_s: float) -> float:
     """Share of the time covered by exchanges during which the device computes; rounding error counts as none."""
     hidden = 1 - exposed_s / transfer_s if transfer_s > 0 else 0.0

@@ -147,7 +147,7 @@ def _part_prices(setting: Setting) -> dict[str, Duration]:
     prices: dict[str, Duration] = {
         **_attention(setting, None),
         "gate": norm + gate_s(tokens, model.hidden_size, model.n_experts, model.top_k, model.router_dtype, device),
-        "head": norm + _head(setting, tokens),
+        "head": norm + _head(setting, tokens) if setting.is_last else np.zeros(shape),
     }
     if isinstance(model.attention, GroupedQueryAttention) and model.attention.window_tokens is not None:
         windowed = _attention(setting, model.attention.window_tokens)

@@ -27,10 +27,13 @@ from sim.kernel_pricing import machine_of
 from sim.launches import launched_eagerly
 from sim.laws import LAWS
 from sim.log import step_log
-from sim.memory import check_memory, device_memory, with_copies
+from sim.memory import check_memory, device_memory, stage_memory, with_copies
 from sim.metrics import Execution
 from sim.moving import move_prices, moved_bytes, moving
 from sim.payload import compressing, payload_prices
+from sim.pipelines.composed import Pipeline, composed, run_parts
+from sim.pipelines.parts import shape_of
+from sim.pipelines.times import forward_passes
 from sim.policies import MICROBATCHED, POLICIES, SPLIT_ATTENTION, TILED
 from sim.port_loads import port_loads
 from sim.pricing import Prices, price
@@ -100,24 +103,49 @@ def compare_in(session: Session, axes: CompareSpec, version: str, progress: Prog
 def simulate(session: Session, setting: Setting, plan: Plan) -> RunResult:
     """One plan, with the best schedule where its own is a search."""
     if not plan.schedule.search:
-        return _simulated(session, setting, plan)
+        return _result(session, setting, plan)
     found = search(plan.schedule.search, lambda one: _mean_step_s(session, setting, replace(plan, schedule=one)))
-    result = _simulated(session, setting, replace(plan, schedule=found.chosen))
+    result = _result(session, setting, replace(plan, schedule=found.chosen))
     name = plan_name(session.spec, plan, session.plan_of(setting, plan).placement)
     return replace(result, name=name, plan={**result.plan, "search": found.as_json()}, notes=(found.sentence(),))
 
 
 def _mean_step_s(session: Session, setting: Setting, plan: Plan) -> float:
     """Mean step time of a plan, host time included [s]."""
+    if setting.n_stages > 1:
+        return _result(session, setting, plan).metrics["step_time_s"]
     placement = session.plan_of(setting, plan).placement
     reduction = session.reduction(setting, placement, plan.schedule)
     execution = execute_schedule(setting, placement, reduction, plan.schedule)
     return float(execution.step_times_s.mean()) + plan.schedule.step_overhead
 
 
-def _simulated(session: Session, setting: Setting, plan: Plan) -> RunResult:
-    """One plan: solve, check memory, reduce, price, execute, measure."""
+def _result(session: Session, setting: Setting, plan: Plan) -> RunResult:
+    """One plan, its stages composed where it has several."""
     placement = session.plan_of(setting, plan).placement
+    if setting.n_stages == 1:
+        return _simulated(session, setting, plan, placement)
+    return _piped(session, setting, plan, placement)
+
+
+def _piped(session: Session, setting: Setting, plan: Plan, placement: Placement) -> RunResult:
+    """One plan whose stages make a pipeline: each part of the model is simulated by itself, then all are composed."""
+    shape = shape_of(setting.n_stages, setting.workload, plan.schedule)
+    parts = session.parts(setting, placement, shape.n_parts, plan.parallel.stage_layers)
+    memory = [device_memory(part.setting, part.placement, session.spec.memory) for part in parts]
+    stages = [stage_memory([memory[part] for part in shape.parts_of(stage)]) for stage in range(shape.n_stages)]
+    for stage in stages:
+        check_memory(stage, setting, placement)
+    alone = replace(plan, schedule=plan.schedule.model_copy(update={"step_overhead": 0.0}))
+    results = [_simulated(session, part.setting, alone, part.placement) for part in parts]
+    passes = [forward_passes(result.step_times_s) for result in results]
+    done = run_parts(setting, shape, plan.schedule, passes)
+    pipeline = Pipeline(setting=setting, shape=shape, schedule=plan.schedule, parts=results, memory=stages, done=done)
+    return composed(pipeline, plan_name(session.spec, plan, placement), described(plan, placement))
+
+
+def _simulated(session: Session, setting: Setting, plan: Plan, placement: Placement) -> RunResult:
+    """One plan without a pipeline: check memory, reduce, price, execute, measure."""
     memory = device_memory(setting, placement, session.spec.memory)
     check_memory(memory, setting, placement)
     schedule = plan.schedule

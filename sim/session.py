@@ -23,6 +23,7 @@ from scenarios.schedule_specs import ExchangeSpec, ScheduleSpec
 from scenarios.specs import ScenarioSpec
 from scenarios.workload_specs import WorkloadSpec
 from sim.kernel_pricing import machine_of
+from sim.pipelines.parts import Part, cut_model
 from sim.plan_files import ReadPlan, plan_of_file
 from sim.setting import Setting, make_setting, open_trace
 from sim.size import check_schedule
@@ -53,6 +54,7 @@ class Session:
     settings: dict[str, Setting] = field(default_factory=dict)
     plans: dict[str, Solved | ReadPlan] = field(default_factory=dict)
     reductions: dict[ReductionKey, Reduction] = field(default_factory=dict)
+    cuts: dict[str, list[Part]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.model = find_model(self.spec.model, self.base)
@@ -102,6 +104,13 @@ class Session:
         if key not in self.reductions:
             self.reductions[key] = reduced(setting, placement, schedule)
         return self.reductions[key]
+
+    def parts(self, setting: Setting, placement: Placement, n_parts: int, layers: tuple[int, ...]) -> list[Part]:
+        """The setting cut into parts of a pipeline, once for all schedules that cut it so."""
+        key = f"{id(setting)} {placement_digest(placement)} {n_parts} {layers}"
+        if key not in self.cuts:
+            self.cuts[key] = cut_model(setting, placement, n_parts, layers)
+        return self.cuts[key]
 
 
 def _transforms(schedule: ScheduleSpec) -> str:

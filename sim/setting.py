@@ -38,6 +38,7 @@ class Setting:
     batches      the steps that plans are judged on, of other sequences.
     cluster      the devices of one expert group, as they see each other; ranks: where that group lies in the whole
                  cluster, None where it is the cluster.
+    is_first, is_last  whether the model's embedding and its head are here: parts of a pipeline lack one or both.
     """
 
     model: ModelCard
@@ -52,6 +53,8 @@ class Setting:
     judged_sequences: int
     fit_batches: Batches | None = None
     ranks: Ranks | None = None
+    is_first: bool = True
+    is_last: bool = True
 
     @property
     def n_groups(self) -> int:

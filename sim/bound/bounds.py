@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from hwmodels.cards import LinkCard
 from hwmodels.cluster import Cluster
 from placement.plan import Placement
+from scenarios.errors import ScenarioError
 from scenarios.workload_specs import WorkloadSpec
 from sim.bound.resources import Resource, resources
 from sim.memory import DeviceMemory, check_memory, device_memory
@@ -88,6 +89,11 @@ def bounds_of(session: Session, progress: Callable[[str, float], None] | None = 
     spec = session.spec
     plan = Plan(cluster=spec.cluster, parallel=spec.parallel, placement=spec.placement, schedule=spec.schedule)
     setting = session.setting(plan.cluster, plan.parallel, spec.workload)
+    if setting.n_stages * setting.n_groups > 1:
+        raise ScenarioError(
+            f"parallel: bounds are of one group of experts that fills the cluster, not of {setting.n_stages} stages of "
+            f"{setting.n_groups} groups (pp, edp); take one group's nodes"
+        )
     placement = session.plan_of(setting, plan).placement
     memory = device_memory(setting, placement, spec.memory)
     check_memory(memory, setting, placement)

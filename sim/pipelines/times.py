@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -49,3 +50,44 @@ def _at(times_s: Seconds, work: Pass) -> Seconds:
     part, microbatch = min(work.part, n_parts - 1), min(work.microbatch, n_microbatches - 1)
     found: Seconds = times_s[:, part, microbatch, None]
     return found
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PassTimes:
+    """Times of the passes of one part of the model, each float64[batch] [s]: what a simulation of the part gives.
+
+    overlapped_s  a forward and a whole backward pass that hide each other's communication.
+    """
+
+    forward_s: Seconds
+    backward_input_s: Seconds
+    backward_weight_s: Seconds
+    overlapped_s: Seconds
+
+
+def forward_passes(forward_s: Seconds) -> PassTimes:
+    """Passes of a part that is not trained."""
+    none = np.zeros_like(forward_s)
+    return PassTimes(forward_s=forward_s, backward_input_s=none, backward_weight_s=none, overlapped_s=none)
+
+
+def stage_times(parts: Sequence[PassTimes], n_microbatches: int, transfer_s: Sequence[float]) -> StageTimes:
+    """Times of steps whose microbatches are the simulated batches in turn; as many steps as these fill, at least one.
+
+    transfer_s  between each part and the next.
+    """
+    n_batches = len(parts[0].forward_s)
+    n_steps = max(1, n_batches // n_microbatches)
+    batches = np.arange(n_steps * n_microbatches).reshape(n_steps, n_microbatches) % n_batches
+
+    def drawn(name: str) -> Seconds:
+        by_part: Seconds = np.stack([getattr(part, name)[batches] for part in parts], axis=1)
+        return by_part
+
+    return StageTimes(
+        forward_s=drawn("forward_s"),
+        backward_input_s=drawn("backward_input_s"),
+        backward_weight_s=drawn("backward_weight_s"),
+        overlapped_s=drawn("overlapped_s"),
+        transfer_s=np.array(transfer_s or [0.0], dtype=np.float64)[None, :, None],
+    )
