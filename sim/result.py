@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sim.log import OpTimes
+from sim.pipelines.pipeline import StageBar
 from sim.port_loads import PortLoads
 
 
@@ -38,6 +39,7 @@ class RunResult:
     port_loads         bytes and busy time of the ports of each device.
     devices_per_node   neighbours in these arrays that share a node.
     log                operations of one typical step (the one of median time).
+    stages             of a pipeline: what its stages do in a step of median time.
     notes              what a reader must know of this plan: what a search chose.
     """
 
@@ -54,6 +56,7 @@ class RunResult:
     devices_per_node: int
     log: tuple[OpTimes, ...] = field(repr=False)
     logged_step: int = 0
+    stages: tuple[StageBar, ...] = field(default=(), repr=False)
     notes: tuple[str, ...] = ()
 
     def as_json(self) -> dict[str, Any]:

@@ -107,7 +107,9 @@ def simulate(session: Session, setting: Setting, plan: Plan) -> RunResult:
     found = search(plan.schedule.search, lambda one: _mean_step_s(session, setting, replace(plan, schedule=one)))
     result = _result(session, setting, replace(plan, schedule=found.chosen))
     name = plan_name(session.spec, plan, session.plan_of(setting, plan).placement)
-    return replace(result, name=name, plan={**result.plan, "search": found.as_json()}, notes=(found.sentence(),))
+    return replace(
+        result, name=name, plan={**result.plan, "search": found.as_json()}, notes=(found.sentence(), *result.notes)
+    )
 
 
 def _mean_step_s(session: Session, setting: Setting, plan: Plan) -> float:

@@ -92,6 +92,18 @@ def composed(pipeline: Pipeline, name: str, plan: dict[str, Any]) -> RunResult:
         layer_imbalance=np.concatenate([part.layer_imbalance for part in parts]),
         traffic_bytes=np.sum([part.traffic_bytes for part in parts], axis=0),
         port_loads=_all_ports([part.port_loads for part in parts]),
+        stages=pipeline.done.bars(int(np.argsort(step_times_s, kind="stable")[len(step_times_s) // 2])),
+        notes=(_sentence(pipeline, metrics["bubble_frac"]),),
+    )
+
+
+def _sentence(pipeline: Pipeline, bubble_frac: float) -> str:
+    """The pipeline in words: its size, and which part of the model takes longest."""
+    shape, times_s = pipeline.shape, [part.metrics["step_time_s"] for part in pipeline.parts]
+    return (
+        f"Pipeline {pipeline.schedule.pipeline or '1f1b'}: {shape.n_stages} stages, {shape.n_microbatches} "
+        f"microbatches, bubbles {bubble_frac:.1%}; part {int(np.argmax(times_s))} of {shape.n_parts} takes longest, "
+        f"{max(times_s) / float(np.mean(times_s)):.2f} times the mean."
     )
 
 

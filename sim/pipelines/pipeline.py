@@ -46,8 +46,7 @@ class PipelineProgram:
     def issue(self, stage: int, task: Task) -> None:
         """Put a task on its stage's lane, and its results on their way."""
         after = [done[work] for done, work in self.awaited(task)]
-        work = task.forward or task.backward or task.weights or Pass(-1, -1)
-        named = Work(task.kind, layer=work.part, chunk=work.microbatch)
+        named = Work(task.kind, layer=task.first.part, chunk=task.first.microbatch)
         end = self.program.beside(named, StageLane(f"stage {stage}"), after=after)
         self.tasks.append(task)
         if task.forward is not None:
@@ -87,10 +86,24 @@ def issue_orders(shape: PipelineShape, orders: Sequence[Order]) -> PipelineProgr
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class StageBar:
+    """What a stage does from `begin_s` to `end_s` of a step; a forward pass first where there are two.
+
+    passes  (kind, microbatch, whether it entered at the last stage).
+    """
+
+    stage: int
+    passes: tuple[tuple[str, int, bool], ...]
+    begin_s: float
+    end_s: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Pipelined:
-    """An executed pipeline; arrays float64[step, 1] in `finished` and `durations`."""
+    """An executed pipeline; arrays float64[step, 1] in `finished` and `durations`, `tasks` as issued."""
 
     shape: PipelineShape
+    tasks: Sequence[Task | int]
     op_list: OpList
     durations: Sequence[Seconds]
     finished: Finished
@@ -117,6 +130,21 @@ class Pipelined:
         waits_s: Seconds = self.step_times_s[:, None] - self.busy_s
         return waits_s
 
+    def bars(self, step: int = 0) -> tuple[StageBar, ...]:
+        """What the stages do in one step, without transfers."""
+        found = []
+        for task, duration, end_s in zip(self.tasks, self.durations, self.finished.end_s, strict=True):
+            if isinstance(task, int):
+                continue
+            end = float(end_s[step, 0])
+            begin = end - float(duration[step, 0])
+            passes = tuple((kind, one.microbatch, self._is_turned(one)) for kind, one in task.passes)
+            found.append(StageBar(stage=self.shape.stage_of(task.first), passes=passes, begin_s=begin, end_s=end))
+        return tuple(found)
+
+    def _is_turned(self, work: Pass) -> bool:
+        return self.shape.bidirectional and work.microbatch >= self.shape.n_microbatches // 2
+
 
 def run_pipeline(
     shape: PipelineShape, orders: Sequence[Order], times: StageTimes, executor: str = "vector"
@@ -133,4 +161,4 @@ def run_pipeline(
         steps = [execute_events(op_list, [at_steps(d, step) for d in durations]) for step in range(n_steps)]
         ends = np.stack([step.end_s for step in steps], axis=1)
         finished = Finished(end_s=ends, send_end_s=list(ends))
-    return Pipelined(shape=shape, op_list=op_list, durations=durations, finished=finished)
+    return Pipelined(shape=shape, tasks=issued.tasks, op_list=op_list, durations=durations, finished=finished)

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from scenarios.errors import ScenarioError
+from scenarios.errors import DeadlockError, ScenarioError
 
 
 class Pass(NamedTuple):
@@ -33,11 +33,23 @@ class Task:
     @property
     def kind(self) -> str:
         """Name of the work."""
-        if self.forward is not None:
-            return "forward" if self.backward is None else "forward-backward"
-        if self.backward is None:
-            return "backward-weight"
-        return "backward-input" if self.weights is None else "backward"
+        return "forward-backward" if self.forward and self.backward else self.passes[0][0]
+
+    @property
+    def passes(self) -> tuple[tuple[str, Pass], ...]:
+        """Passes with the names of their kinds: a forward pass first, a whole backward pass as one."""
+        back = "backward" if self.weights is not None else "backward-input"
+        named = (("forward", self.forward), (back, self.backward))
+        found = tuple((kind, work) for kind, work in named if work is not None)
+        return found or (("backward-weight", self.first),)
+
+    @property
+    def first(self) -> Pass:
+        """A pass of the task: the forward one where there is one. Raises DeadlockError where it has none."""
+        work = self.forward or self.backward or self.weights
+        if work is None:
+            raise DeadlockError("a task of a pipeline stage without a pass never ends")
+        return work
 
 
 def forward(part: int, microbatch: int) -> Task:
