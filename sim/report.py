@@ -50,7 +50,7 @@ CAPTIONS = {
     ),
     "pipeline": (
         "Stages of the pipeline",
-        "What every stage does in a step of median time, with the numbers of its microbatches; where nothing stands, it "
+        "What every stage does in a step of median time, with its microbatches by number; where nothing stands, it "
         "waits.",
     ),
     "step-distribution": (
