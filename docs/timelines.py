@@ -53,8 +53,23 @@ DECODE = (
 # Experts of a layer travel about as long as 16,384 tokens compute.
 FAST = ("schedule.exchange.dedup=none", "cluster.intra_bandwidth=450 GB/s", "workload.tokens_per_device=16384")
 
+OFFLOADED = (
+    "cluster.node=h100-sxm-8",
+    "cluster.devices_per_node=1",
+    "workload.phase=decode",
+    "workload.tokens_per_device=1",
+    "workload.steps=8",
+    "memory.offload={share: 0.5}",
+)
+
 # One entry a mechanism, by name.
 PICTURES = (
+    Picture(
+        name="offload",
+        titles=("half of the experts on the device, misses copied", "the next layer's copied ahead (oracle)"),
+        without=OFFLOADED,
+        use=(*OFFLOADED, "memory.offload.prefetch={by: oracle}"),
+    ),
     Picture(
         name="chunked",
         titles=("one after the other", "four chunks (Tutel)"),

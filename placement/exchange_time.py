@@ -68,10 +68,12 @@ def port_times_s(machine: Machine, side: Side, held: Tokens, copies: tuple[NDArr
     held    int[...]: tokens that a device holds.
     copies  numbers[..., device]: copies through the port inside the node, and through that between nodes.
     A device's send port is busy for as long as the law says of the copies that it sends, the receive port of those that
-    it receives; with uniform routing both are the measured time. Raises HardwareError where the kernel of the machine's
-    exchange was not measured on its links.
+    it receives; with uniform routing both are the measured time. A device alone exchanges nothing.
+    Raises HardwareError where the kernel of the machine's exchange was not measured on its links.
     """
     spec, cluster, (inside, between) = machine.exchange, machine.cluster, copies
+    if cluster.n_devices == 1:  # its tokens are where its experts are: there is no exchange to launch
+        return np.zeros(np.shape(inside))
     size = machine.copy_bytes(side)
     if spec.kernel == "alpha-beta":
         return exchange_latency_s(cluster, forwards=machine.forwards) + _alpha_beta_s(machine, inside, between, size)

@@ -23,6 +23,9 @@ class ClusterSpec(Spec):
     inter_bandwidth: BytesPerS | None = Field(default=None, description="per device and direction, between nodes")
     intra_message: Seconds | None = Field(default=None, description="time of a message beside its bytes, inside a node")
     inter_message: Seconds | None = Field(default=None, description="the same between nodes")
+    host: str | None = Field(default=None, description="host card instead of the node's own")
+    host_bandwidth: BytesPerS | None = Field(default=None, description="per device and direction, to and from its host")
+    host_message: Seconds | None = Field(default=None, description="time of a copy beside its bytes, the same")
 
 
 class AttentionParallelSpec(Spec):

@@ -8,6 +8,7 @@ from typing import Any, Literal
 from pydantic import Field, model_validator
 
 from scenarios.cluster_specs import ClusterSpec, ParallelSpec
+from scenarios.offload_specs import OffloadSpec
 from scenarios.placement_specs import PlacementSpec
 from scenarios.schedule_specs import ScheduleSpec
 from scenarios.sources import Spec
@@ -16,7 +17,7 @@ from scenarios.workload_specs import WorkloadSpec
 
 
 class MemorySpec(Spec):
-    """What memory must hold beside weights."""
+    """What memory must hold beside weights, and which weights are not on the devices."""
 
     reserve: float = Field(default=0.1, ge=0, lt=1, description="share kept for activations, buffers and the runtime")
     requests_per_device: int | None = Field(
@@ -25,6 +26,8 @@ class MemorySpec(Spec):
     context_tokens: int | None = Field(
         default=None, gt=0, description="KV tokens per request; default: the trace's longest"
     )
+    offload: OffloadSpec | None = None
+    name: str | None = None
 
 
 class CompareSpec(Spec):
@@ -38,6 +41,7 @@ class CompareSpec(Spec):
     parallel: tuple[ParallelSpec, ...] = ()
     cluster: tuple[ClusterSpec, ...] = ()
     workload: tuple[WorkloadSpec, ...] = ()
+    memory: tuple[MemorySpec, ...] = ()
 
 
 class OfferSpec(Spec):

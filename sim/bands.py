@@ -22,6 +22,7 @@ from scenarios.schedule_specs import ScheduleSpec
 from sim.kernel_pricing import SIDES, exchange_band
 from sim.launches import launched_eagerly
 from sim.laws import LAWS
+from sim.offload.prices import COMPUTED, HOSTED, host_bands
 from sim.pricing import Prices, layer_prices
 from sim.program import OpList
 from sim.setting import Setting
@@ -38,7 +39,7 @@ KERNEL_FAMILIES: dict[str, tuple[str, ...]] = {
     "attention": ("prefill", "decode", "mla_prefill", "mla_decode"),
     "small": ("launch",),
 }
-"""Family of laws -> blocks of a kernel card; the family `links` comes on top."""
+"""Family of laws -> blocks of a kernel card; the families `links` and `host` come on top."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -63,7 +64,8 @@ def step_band(setting: Setting, prices: Prices, op_list: OpList, schedule: Sched
 
     predicted_s = mean_s(sampled)
     ends: dict[str, tuple[float, float]] = {}
-    for family in (*KERNEL_FAMILIES, "links"):
+    beside = ("links", "host") if HOSTED[0] in prices.per_chunk else ("links",)
+    for family in (*KERNEL_FAMILIES, *beside):
         low, high = (mean_s(_moved(sample, sampled, schedule, family, end)) / predicted_s for end in ENDS)
         ends[family] = (min(low, 1.0), max(high, 1.0))
     below = np.sqrt(sum((1 - low) ** 2 for low, _ in ends.values()))
@@ -84,9 +86,11 @@ def _moved(setting: Setting, prices: Prices, schedule: ScheduleSpec, family: str
 def _moved_work(setting: Setting, prices: Prices, schedule: ScheduleSpec, family: str, end: End) -> Prices:
     if family == "links":
         return _moved_links(setting, prices, schedule, end)
+    if family == "host":
+        return prices.times({kind: ends[ENDS.index(end)] for kind, ends in host_bands(setting).items()})
     device = setting.cluster.device
     if family == "experts":
-        return prices.times(dict.fromkeys(("experts", "local"), _experts_ends(setting)[ENDS.index(end)]))
+        return prices.times(dict.fromkeys(("experts", "local", *COMPUTED), _experts_ends(setting)[ENDS.index(end)]))
     moved = device_at_end(device, KERNEL_FAMILIES[family], end)
     changed = replace(setting, cluster=replace(setting.cluster, device=moved))
     own = layer_prices(changed, max(len(parts) for parts in prices.per_layer.values()), schedule.exchange)

@@ -6,16 +6,22 @@ from collections.abc import Collection, Iterator
 
 from pydantic import BaseModel
 
+from hwmodels.cluster import Cluster
 from hwmodels.fitted import Fitted
+from hwmodels.library import find_cpu_kernels
 from scenarios.models import ModelCard
 from scenarios.sources import Sourced
 from sim.laws_used import asked_shapes, used_laws
+from sim.offload.prices import copy_law
 from sim.result import Constant
 from sim.setting import Setting
 
 
-def constants_of(setting: Setting, kernels: Collection[str] = ()) -> tuple[Constant, ...]:
-    """Constants of the model, device, links and kernel laws of a setting whose exchanges use these `kernels`."""
+def constants_of(setting: Setting, kernels: Collection[str] = (), *, hosts: bool = False) -> tuple[Constant, ...]:
+    """Constants of the model, device, links and kernel laws of a setting whose exchanges use these `kernels`.
+
+    hosts  those of the host and of the way to it, too.
+    """
     cluster = setting.cluster
     cards: list[tuple[str, BaseModel]] = [
         (cluster.device.card.name, cluster.device.card),
@@ -28,11 +34,23 @@ def constants_of(setting: Setting, kernels: Collection[str] = ()) -> tuple[Const
         cards += [(f"{cluster.collectives.name} {law.op} {law.n_devices}", law) for law in cluster.collectives.laws]
     links = (cluster.intra.name, cluster.inter.name if cluster.inter is not None and cluster.n_nodes > 1 else None)
     cards += [(card.name, card) for card in cluster.exchanges if card.kernel in kernels and card.link in links]
+    if hosts:
+        cards += _host_cards(cluster)
     return (
         *_model_constants(setting.model),
         *(c for prefix, card in cards for c in _sourced(prefix, card)),
         *_tables(setting),
     )
+
+
+def _host_cards(cluster: Cluster) -> Iterator[tuple[str, BaseModel]]:
+    if cluster.host is None or cluster.host_link is None:
+        return
+    yield cluster.host.name, cluster.host
+    yield cluster.host.kernels, find_cpu_kernels(cluster.host.kernels).constants
+    yield cluster.host_link.name, cluster.host_link
+    if (law := copy_law(cluster.host_link)) is not None:
+        yield f"{cluster.host_link.name} copies to the device", law
 
 
 def _tables(setting: Setting) -> Iterator[Constant]:

@@ -11,8 +11,9 @@ import simpy
 
 from placement.plan import Placement
 from scenarios.cluster_specs import ParallelSpec
+from scenarios.offload_specs import OffloadSpec
 from scenarios.schedule_specs import ScheduleSpec
-from scenarios.specs import CompareSpec, ScenarioSpec
+from scenarios.specs import CompareSpec, MemorySpec, ScenarioSpec
 from scenarios.workload_specs import WorkloadSpec
 from sim.session import Plan, Session
 from sim.setting import Setting
@@ -56,13 +57,15 @@ def plan_name(spec: ScenarioSpec, plan: Plan, placement: Placement) -> str:
         parts.append(schedule_name(plan.schedule))
     if len(axes.parallel) > 1:
         parts.append(_parallel_name(plan.parallel))
+    if len(axes.memory) > 1:
+        parts.append(memory_name(plan.memory))
     if len(axes.cluster) > 1:
         parts.append(f"{plan.cluster.nodes} x {plan.cluster.node}")
     return ", ".join(parts)
 
 
 def _varies(axes: CompareSpec) -> bool:
-    return max(len(axes.schedule), len(axes.parallel), len(axes.cluster)) > 1
+    return max(len(axes.schedule), len(axes.parallel), len(axes.memory), len(axes.cluster)) > 1
 
 
 def schedule_name(schedule: ScheduleSpec) -> str:
@@ -84,6 +87,25 @@ def schedule_name(schedule: ScheduleSpec) -> str:
     return f"{name} ({', '.join(special)})" if special else name
 
 
+def memory_name(memory: MemorySpec) -> str:
+    """The name that the scenario gives a memory section, or one made of how its experts are offloaded."""
+    spec = memory.offload
+    if memory.name is not None or spec is None:
+        return memory.name or "all on the device"
+    held = f"{spec.slots}" if spec.slots is not None else f"{spec.share:.0%}"
+    return f"{held} {way_name(spec)}"
+
+
+def way_name(spec: OffloadSpec) -> str:
+    """How misses are served and who keeps a slot, without the number of slots."""
+    parts = [spec.evict if spec.miss == "load" else f"{spec.evict}, {spec.miss}"]
+    parts += [f"defer {spec.defer:.0%}"] if spec.defer else []
+    if spec.prefetch is not None:
+        options = (spec.prefetch.width, spec.prefetch.recall and f"{spec.prefetch.recall:.0%}")
+        parts.append(" ".join(["prefetch", spec.prefetch.by, *(str(option) for option in options if option)]))
+    return ", ".join(parts)
+
+
 def _parallel_name(parallel: ParallelSpec) -> str:
     attention, experts = parallel.attention, parallel.experts
     words: list[str] = []
@@ -100,7 +122,7 @@ def described(plan: Plan, placement: Placement) -> dict[str, Any]:
     """What a plan consists of, for the result file."""
     sections = {
         name: getattr(plan, name).model_dump(exclude_none=True, exclude={"search"})
-        for name in ("cluster", "parallel", "placement", "schedule")
+        for name in ("cluster", "parallel", "placement", "schedule", "memory")
     }
     return sections | {"slots_per_layer": placement.n_slots, "wasted_slots": int(placement.duplicate_slots().sum())}
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from scenarios.cluster_specs import ClusterSpec, ParallelSpec
 from scenarios.errors import MoesimError
@@ -56,7 +56,7 @@ def levers(
 
 
 def _pulled(session: Session, setting: Setting, plan: Plan, base: RunResult, change: _Change) -> Lever:
-    changed = Plan(cluster=change.cluster, parallel=change.parallel, placement=change.placement, schedule=plan.schedule)
+    changed = replace(plan, cluster=change.cluster, parallel=change.parallel, placement=change.placement)
     try:
         result = simulate(session, session.setting(change.cluster, change.parallel, setting.workload), changed)
     except MoesimError as error:

@@ -13,6 +13,7 @@ from placement.reduction import Moves
 from scenarios.errors import MemoryInfeasible
 from scenarios.models import BYTES_PER_VALUE, GroupedQueryAttention, ModelCard
 from scenarios.specs import MemorySpec
+from sim.offload.slots import slots_of
 from sim.setting import Setting
 
 GIB = 2**30
@@ -39,7 +40,7 @@ class DeviceMemory:
 def device_memory(setting: Setting, placement: Placement, spec: MemorySpec) -> DeviceMemory:
     """Memory of every device under `placement`; attention, dense and shared weights are replicated over `dp`."""
     model, layout = setting.model, setting.layout
-    slots = placement.slots_per_rank().sum(axis=0)
+    slots = _resident_experts(placement, spec)
     expert_bytes = np.repeat(slots * (model.expert_bytes / layout.tp), layout.tp)
     requests, context = _requests(setting, spec)
     capacity = setting.cluster.device.card.memory_bytes.value
@@ -52,6 +53,29 @@ def device_memory(setting: Setting, placement: Placement, spec: MemorySpec) -> D
         requests=requests,
         context_tokens=context,
     )
+
+
+def _resident_experts(placement: Placement, spec: MemorySpec) -> NDArray[np.int64]:
+    """Experts that each rank holds of all layers; with offload its slots, and room for one on its way past them."""
+    slots = placement.slots_per_rank() if spec.offload is None else slots_of(placement, spec.offload)
+    passing = 0 if spec.offload is None or spec.offload.miss == "host" else 1
+    held: NDArray[np.int64] = slots.sum(axis=0) + passing
+    return held
+
+
+def check_host(setting: Setting, placement: Placement, spec: MemorySpec) -> None:
+    """Raise MemoryInfeasible where offloaded experts do not fit into the memory of the hosts."""
+    host = setting.cluster.host
+    if spec.offload is None or host is None or host.dram_bytes is None:
+        return
+    needed = placement.n_slots * placement.n_layers * setting.model.expert_bytes / setting.cluster.n_nodes
+    short = needed - host.dram_bytes.value
+    if short > 0:
+        raise MemoryInfeasible(
+            f"{placement.name}: experts of {needed / GIB:.1f} GiB live in each {host.name}, which has "
+            f"{host.dram_bytes.value / GIB:.1f} GiB; short by {short / GIB:.1f} GiB. Levers: more nodes, a smaller "
+            "weight dtype, another host"
+        )
 
 
 def with_copies(memory: DeviceMemory, moves: Moves, model: ModelCard, *, buffers: int) -> DeviceMemory:
@@ -78,6 +102,8 @@ def check_memory(memory: DeviceMemory, setting: Setting, placement: Placement) -
         return
     replicas = placement.redundant_slots * placement.n_layers
     levers = ["more devices", "a smaller weight dtype"]
+    if setting.cluster.host is not None:
+        levers.append("experts in the host's memory (memory.offload)")
     if replicas:
         levers.insert(0, f"fewer than {placement.redundant_slots} redundant slots")
     if memory.kv_bytes:

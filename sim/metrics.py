@@ -17,7 +17,7 @@ from sim.durations import Duration, ExchangeTime, Seconds
 from sim.kernel_pricing import machine_of, token_bytes
 from sim.log import begins_s, busy_s, covered_s
 from sim.memory import DeviceMemory
-from sim.program import EXCHANGE_LANES, Lane, OpList
+from sim.program import COMPUTE_LANE, EXCHANGE_LANES, Lane, OpList
 from sim.setting import Setting
 from sim.vector import Finished
 
@@ -197,7 +197,7 @@ def _compute_s(execution: Execution) -> dict[str, float]:
     """Mean computing time per step and device by kind."""
     compute_s: dict[str, float] = {}
     for op, duration in zip(execution.op_list.ops, execution.durations, strict=True):
-        if not isinstance(duration, ExchangeTime):
+        if op.lanes == COMPUTE_LANE and not isinstance(duration, ExchangeTime):
             compute_s[op.work.kind] = compute_s.get(op.work.kind, 0.0) + float(duration.mean())
     return compute_s
 
@@ -214,8 +214,8 @@ def _communication_s(execution: Execution) -> tuple[float, float]:
 def _total_s(execution: Execution, *, exchange: bool) -> Seconds:
     """Own work of each device in all exchanges, or in all computations, float64[step, device]."""
     total: Seconds = np.zeros_like(execution.finished.end_s[0])
-    for duration in execution.durations:
-        if isinstance(duration, ExchangeTime) == exchange:
+    for op, duration in zip(execution.op_list.ops, execution.durations, strict=True):
+        if op.is_exchange if exchange else op.lanes == COMPUTE_LANE:
             total = total + busy_s(duration)
     return total
 

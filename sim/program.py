@@ -20,6 +20,7 @@ DeviceLane = Literal["compute", "send", "receive", "send-inside", "receive-insid
 that copies from the host's memory; the host's cores."""
 Lane = DeviceLane | StageLane
 Lanes = tuple[Lane, ...]
+COMPUTE_LANE: Lanes = ("compute",)
 EXCHANGE_LANES: Lanes = ("send", "receive")
 INSIDE_LANES: Lanes = ("send-inside", "receive-inside")
 SEND_LANES, RECEIVE_LANES = zip(EXCHANGE_LANES, INSIDE_LANES, strict=True)
@@ -64,6 +65,25 @@ class Chunk:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Stored:
+    """Works of a layer whose experts live in the host's memory; those that never occur are left out.
+
+    resident, coming, loads  experts on the device by how they came: there before the step, copied `ahead` of it, missed
+                             and copied: pairs of the copies of some and of their work.
+    hosted, deferred         what the host computes; the results of the second are summed one layer later.
+    lead                     the copies ahead are asked for at the gate of so many MoE layers before.
+    """
+
+    resident: Work
+    ahead: Work | None = None
+    coming: Work | None = None
+    loads: tuple[tuple[Work, Work], ...] = ()
+    hosted: Work | None = None
+    deferred: Work | None = None
+    lead: int = 1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Layer:
     """The works of one transformer block; those that the model, layout or schedule does not have are None.
 
@@ -71,6 +91,7 @@ class Layer:
     fetch, local  copies of experts on their way, and the work on the device's own tokens, which wait for no dispatch;
                   without chunks no token travels.
     before_dispatch, after_combine  what a device does to its tokens before they leave and after they are back.
+    stored        how its experts are served from the host's memory, in place of the chunk's `experts`.
 
     Raises DeadlockError for a gate whose tokens have no chunk to travel in, or chunks without a gate.
     """
@@ -87,6 +108,7 @@ class Layer:
     local: Work | None = None
     before_dispatch: tuple[Work, ...] = ()
     after_combine: tuple[Work, ...] = ()
+    stored: Stored | None = None
 
     def __post_init__(self) -> None:
         if (self.gate is None) != (not self.chunks and self.local is None):
@@ -137,7 +159,7 @@ class Program:
 
     def compute(self, work: Work, *, after: After) -> int:
         """Index of a new operation on the compute lane."""
-        return self._issue(work, ("compute",), after)
+        return self._issue(work, COMPUTE_LANE, after)
 
     def exchange(self, work: Work, *, after: After, lanes: Lanes = EXCHANGE_LANES) -> int:
         """Index of a new exchange of tokens, on a send and a receive lane of all devices of its group."""

@@ -18,6 +18,11 @@ from sim.wording import answer, baseline, shown_name, shown_percent, shown_time
 TEMPLATE = Path(__file__).with_name("report_template.html")
 
 CAPTIONS = {
+    "slots": (
+        "What slots for experts bring",
+        "Plans that differ in nothing but the experts that a device holds: how many of the experts that steps ask for "
+        "are there, or on their way, and the throughput. A line a way of evicting, prefetching and serving misses.",
+    ),
     "step-time": (
         "Where the step time goes",
         "Mean time of a device per step by cause. Transfer is the device's own sending and receiving that no computing "

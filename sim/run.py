@@ -27,14 +27,18 @@ from sim.kernel_pricing import machine_of
 from sim.launches import launched_eagerly
 from sim.laws import LAWS
 from sim.log import step_log
-from sim.memory import check_memory, device_memory, stage_memory, with_copies
+from sim.memory import check_host, check_memory, device_memory, stage_memory, with_copies
 from sim.metrics import Execution
 from sim.moving import move_prices, moved_bytes, moving
+from sim.offload.measures import offload_metrics
+from sim.offload.offloaded import Offloaded, offloaded_of, serving
+from sim.offload.prices import COPIES
 from sim.payload import compressing, payload_prices
 from sim.pipelines.composed import Pipeline, composed, run_parts
 from sim.pipelines.parts import shape_of
 from sim.pipelines.times import forward_passes
 from sim.policies import MICROBATCHED, POLICIES, SPLIT_ATTENTION, TILED
+from sim.policies.cached import cached
 from sim.port_loads import port_loads
 from sim.pricing import Prices, price
 from sim.program import OpList, compile_program
@@ -73,8 +77,9 @@ def compare_in(session: Session, axes: CompareSpec, version: str, progress: Prog
         axes.parallel or [spec.parallel],
         axes.placement or [spec.placement],
         axes.schedule or [spec.schedule],
+        axes.memory or [spec.memory],
     )
-    plans = [Plan(cluster=c, parallel=p, placement=e, schedule=s) for c, p, e, s in combinations]
+    plans = [Plan(cluster=c, parallel=p, placement=e, schedule=s, memory=m) for c, p, e, s, m in combinations]
     workloads = axes.workload or (spec.workload,)
     tables: list[Table] = []
     for workload in workloads:
@@ -88,13 +93,14 @@ def compare_in(session: Session, axes: CompareSpec, version: str, progress: Prog
         tables.append(_table(spec, setting, results))
     settings = session.settings.values()
     kernels = {one.exchange.kernel for plan in plans for one in plan.schedule.search or (plan.schedule,)}
+    hosts = any(plan.memory.offload is not None for plan in plans)
     return Comparison(
         scenario=spec.name,
         description=spec.description,
         model=session.model.name,
         cluster=", ".join(dict.fromkeys(setting.cluster.name for setting in settings)),
         tables=tuple(tables),
-        constants=tuple(dict.fromkeys(constant for setting in settings for constant in constants_of(setting, kernels))),
+        constants=tuple(dict.fromkeys(c for setting in settings for c in constants_of(setting, kernels, hosts=hosts))),
         provenance=provenance(spec, session, version),
         wall_s=time.perf_counter() - started,
     )
@@ -118,7 +124,8 @@ def _mean_step_s(session: Session, setting: Setting, plan: Plan) -> float:
         return _result(session, setting, plan).metrics["step_time_s"]
     placement = session.plan_of(setting, plan).placement
     reduction = session.reduction(setting, placement, plan.schedule)
-    execution = execute_schedule(setting, placement, reduction, plan.schedule)
+    offloaded = _offloaded(setting, placement, reduction, plan)
+    execution = execute_schedule(setting, placement, reduction, plan.schedule, offloaded)
     return float(execution.step_times_s.mean()) + plan.schedule.step_overhead
 
 
@@ -132,9 +139,11 @@ def _result(session: Session, setting: Setting, plan: Plan) -> RunResult:
 
 def _piped(session: Session, setting: Setting, plan: Plan, placement: Placement) -> RunResult:
     """One plan whose stages make a pipeline: each part of the model is simulated by itself, then all are composed."""
+    if plan.memory.offload is not None:
+        raise ScenarioError("memory.offload: experts in the host's memory and pipeline stages do not go together yet")
     shape = shape_of(setting.n_stages, setting.workload, plan.schedule)
     parts = session.parts(setting, placement, shape.n_parts, plan.parallel.stage_layers)
-    memory = [device_memory(part.setting, part.placement, session.spec.memory) for part in parts]
+    memory = [device_memory(part.setting, part.placement, plan.memory) for part in parts]
     stages = [stage_memory([memory[part] for part in shape.parts_of(stage)]) for stage in range(shape.n_stages)]
     for stage in stages:
         check_memory(stage, setting, placement)
@@ -148,15 +157,17 @@ def _piped(session: Session, setting: Setting, plan: Plan, placement: Placement)
 
 def _simulated(session: Session, setting: Setting, plan: Plan, placement: Placement) -> RunResult:
     """One plan without a pipeline: check memory, reduce, price, execute, measure."""
-    memory = device_memory(setting, placement, session.spec.memory)
+    memory = device_memory(setting, placement, plan.memory)
     check_memory(memory, setting, placement)
+    check_host(setting, placement, plan.memory)
     schedule = plan.schedule
     reduction = session.reduction(setting, placement, schedule)
     if reduction.moves is not None:
         buffers = 2 if schedule.overlap == "prefetch" else 1
         memory = with_copies(memory, reduction.moves, setting.model, buffers=buffers)
         check_memory(memory, setting, placement)
-    op_list, prices = _priced(setting, placement, reduction, schedule)
+    offloaded = _offloaded(setting, placement, reduction, plan)
+    op_list, prices = _priced(setting, placement, reduction, schedule, offloaded)
     execution = _executed(op_list, prices, setting, schedule)
     band = step_band(setting, prices, op_list, schedule)
     begins_s = replay(execution.step_times_s, schedule.step_overhead)
@@ -176,6 +187,7 @@ def _simulated(session: Session, setting: Setting, plan: Plan, placement: Placem
                 setting, reduction, schedule, moved_bytes(setting, placement, reduction, schedule)
             ),
             **measure.memory_metrics(memory),
+            **_offload_metrics(setting, offloaded, execution, prices, schedule),
         },
         breakdown_s=measure.breakdown_s(execution, schedule.step_overhead),
         step_times_s=execution.step_times_s + schedule.step_overhead,
@@ -190,13 +202,38 @@ def _simulated(session: Session, setting: Setting, plan: Plan, placement: Placem
     )
 
 
-def execute_schedule(setting: Setting, placement: Placement, reduction: Reduction, schedule: ScheduleSpec) -> Execution:
+def execute_schedule(
+    setting: Setting,
+    placement: Placement,
+    reduction: Reduction,
+    schedule: ScheduleSpec,
+    offloaded: Offloaded | None = None,
+) -> Execution:
     """All steps of the setting, priced and executed."""
-    return _executed(*_priced(setting, placement, reduction, schedule), setting, schedule)
+    return _executed(*_priced(setting, placement, reduction, schedule, offloaded), setting, schedule)
+
+
+def _offloaded(setting: Setting, placement: Placement, reduction: Reduction, plan: Plan) -> Offloaded | None:
+    spec = plan.memory.offload
+    return None if spec is None else offloaded_of(setting, placement, reduction, plan.schedule, spec)
+
+
+def _offload_metrics(
+    setting: Setting, offloaded: Offloaded | None, execution: Execution, prices: Prices, schedule: ScheduleSpec
+) -> dict[str, float]:
+    """What the slots did, and how much of the step their copies cost: the step again with copies that take no time."""
+    if offloaded is None:
+        return {}
+    free = _executed(execution.op_list, prices.times(dict.fromkeys(COPIES, 0.0)), setting, schedule)
+    return offload_metrics(offloaded, execution, free.step_times_s)
 
 
 def _priced(
-    setting: Setting, placement: Placement, reduction: Reduction, schedule: ScheduleSpec
+    setting: Setting,
+    placement: Placement,
+    reduction: Reduction,
+    schedule: ScheduleSpec,
+    offloaded: Offloaded | None = None,
 ) -> tuple[OpList, Prices]:
     microbatched, tiling = schedule.overlap in MICROBATCHED, TILED.get(schedule.overlap)
     step = build_step(
@@ -218,7 +255,11 @@ def _priced(
         step = moving(step, reduction.moves)
         machine = machine_of(setting, schedule.exchange)
         prices = prices.plus_chunks(move_prices(setting, placement, reduction.moves, machine))
-    op_list = compile_program(POLICIES[schedule.overlap], step)
+    policy = POLICIES[schedule.overlap]
+    if offloaded is not None:
+        step, prices = serving(step, prices, offloaded, (setting, placement, reduction, schedule))
+        policy = cached
+    op_list = compile_program(policy, step)
     return op_list, launched_eagerly(prices, setting, schedule) if schedule.launch == "eager" else prices
 
 

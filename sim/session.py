@@ -20,7 +20,7 @@ from scenarios.errors import PlacementError
 from scenarios.models import ModelCard
 from scenarios.placement_specs import PlacementSpec
 from scenarios.schedule_specs import ExchangeSpec, ScheduleSpec
-from scenarios.specs import ScenarioSpec
+from scenarios.specs import MemorySpec, ScenarioSpec
 from scenarios.workload_specs import WorkloadSpec
 from sim.kernel_pricing import machine_of
 from sim.pipelines.parts import Part, cut_model
@@ -41,6 +41,18 @@ class Plan:
     parallel: ParallelSpec
     placement: PlacementSpec
     schedule: ScheduleSpec
+    memory: MemorySpec
+
+    @classmethod
+    def of(cls, spec: ScenarioSpec) -> Plan:
+        """The plan of the scenario's own sections."""
+        return cls(
+            cluster=spec.cluster,
+            parallel=spec.parallel,
+            placement=spec.placement,
+            schedule=spec.schedule,
+            memory=spec.memory,
+        )
 
 
 @dataclass(slots=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -26,6 +26,7 @@ from traces.stats import expert_loads
 from traces.storage import load_trace
 from traces.synth import fit_knobs, knobs_from_spec, synthesise
 
+FIT_TOKENS = 1 << 15  # enough to know which of 256 experts follow which: 128 tokens an expert at the least top-k
 FIT_STEPS = 64  # `joint` anneals on half of them on eight devices, and `auto` compares plans on the others
 
 
@@ -35,6 +36,7 @@ class Setting:
 
     fit_loads    int64[layer, expert]: routed tokens of the sequences that plans are fitted on.
     fit_batches  `FIT_STEPS` steps of the same sequences, for solvers that look at steps or tokens.
+    fit_tokens   int64[token]: those sequences' tokens, indices into the trace; at most `FIT_TOKENS`.
     batches      the steps that plans are judged on, of other sequences.
     cluster      the devices of one expert group, as they see each other; ranks: where that group lies in the whole
                  cluster, None where it is the cluster.
@@ -52,6 +54,7 @@ class Setting:
     batches: Batches
     judged_sequences: int
     fit_batches: Batches | None = None
+    fit_tokens: NDArray[np.int64] = field(default_factory=lambda: np.empty(0, np.int64))
     ranks: Ranks | None = None
     is_first: bool = True
     is_last: bool = True
@@ -107,9 +110,16 @@ def make_setting(
         fit_loads=expert_loads(select_sequences(trace, parts.fit)),
         fit_sequences=len(parts.fit) if workload.split.fit > 0 else 0,
         fit_batches=_spread_batches(trace, parts.fit, layout.n_devices, workload, np.random.default_rng([seed, 2])),
+        fit_tokens=_tokens_of(trace, parts.fit)[:FIT_TOKENS],
         batches=batches,
         judged_sequences=len(parts.judged),
     )
+
+
+def _tokens_of(trace: RoutingTrace, sequences: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Indices of the tokens of some sequences."""
+    spans = [np.arange(trace.offsets[s], trace.offsets[s + 1]) for s in sequences.tolist()]
+    return np.concatenate(spans) if spans else np.empty(0, np.int64)
 
 
 def _spread_batches(

@@ -64,6 +64,7 @@ def comparison_columns(table: Table) -> tuple[Column, ...]:
         Column(header="gain", cells=gains, meaning=f"tokens/s over {shown_name(table.first)}"),
         *_load_columns(results),
         *_traffic_columns(results),
+        *_offload_columns(results),
         *_memory_columns(results),
     )
 
@@ -173,8 +174,13 @@ def _step_times(results: Sequence[RunResult]) -> Iterator[Column]:
         )
 
 
+def _alone(results: Sequence[RunResult]) -> bool:
+    """Whether every plan has one device, whose load is the mean and which all tokens visit."""
+    return all(result.device_tokens.shape[-1] == 1 for result in results)
+
+
 def _load_columns(results: Sequence[RunResult]) -> Iterator[Column]:
-    if not _has(results, "load_imbalance"):
+    if not _has(results, "load_imbalance") or _alone(results):
         return
     judged = _cells(results, "load_imbalance", "{:.2f}".format)
     if not _has(results, "load_imbalance.fit"):
@@ -189,7 +195,7 @@ def _load_columns(results: Sequence[RunResult]) -> Iterator[Column]:
 
 
 def _traffic_columns(results: Sequence[RunResult]) -> Iterator[Column]:
-    if _has(results, "devices_per_token"):
+    if _has(results, "devices_per_token") and not _alone(results):
         cells = _cells(results, "devices_per_token", "{:.2f}".format)
         yield Column(header="devices\n/token", cells=cells, meaning="distinct devices that a token visits in a layer")
     if any(result.metrics.get("cross_node_frac", 0.0) > 0 for result in results):
@@ -198,6 +204,17 @@ def _traffic_columns(results: Sequence[RunResult]) -> Iterator[Column]:
     if any(result.metrics.get("hidden_comm_frac", 0.0) > 0 for result in results):
         cells = _cells(results, "hidden_comm_frac", shown_percent)
         yield Column(header="hidden\ncomm.", cells=cells, meaning="communication that runs behind computing")
+
+
+def _offload_columns(results: Sequence[RunResult]) -> Iterator[Column]:
+    """What slots for experts hold and cost; a plan with all experts on its devices always hits."""
+    if not any("cache_hit_frac" in result.metrics for result in results):
+        return
+    hits = tuple(shown_percent(result.metrics.get("cache_hit_frac", 1.0)) for result in results)
+    yield Column(header="hits", cells=hits, meaning="experts that were on the device, or on their way, when asked for")
+    exposed = [r.metrics.get("exposed_copy_s", 0.0) / r.metrics["step_time_s"] for r in results]
+    cells = tuple(map(shown_percent, exposed))
+    yield Column(header="copies\nshown", cells=cells, meaning="of the step: how much shorter it is with free copies")
 
 
 def _memory_columns(results: Sequence[RunResult]) -> Iterator[Column]:

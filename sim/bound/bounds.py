@@ -87,7 +87,11 @@ def bounds_of(session: Session, progress: Callable[[str, float], None] | None = 
     """Bounds of the session's scenario. Raises what the stages of a simulation raise."""
     say = progress or (lambda _what, _share: None)
     spec = session.spec
-    plan = Plan(cluster=spec.cluster, parallel=spec.parallel, placement=spec.placement, schedule=spec.schedule)
+    plan = Plan.of(spec)
+    if plan.memory.offload is not None:
+        raise ScenarioError(
+            "memory.offload: bounds are of experts on the devices, and do not know what hosts add; leave it out"
+        )
     setting = session.setting(plan.cluster, plan.parallel, spec.workload)
     if setting.n_stages * setting.n_groups > 1:
         raise ScenarioError(

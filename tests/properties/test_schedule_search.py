@@ -1,5 +1,6 @@
 """Fused schedules and the search over schedules, on whole scenarios."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -119,7 +120,7 @@ def test_no_schedule_exceeds_the_bound(overlap: str, bandwidth: str) -> None:
     spec = ScenarioSpec.model_validate({**BASE, "cluster": cluster, "schedule": {"overlap": overlap}})
     session = Session(spec, Path())
     setting = session.setting(spec.cluster, spec.parallel, spec.workload)
-    plan = Plan(cluster=spec.cluster, parallel=spec.parallel, placement=spec.placement, schedule=spec.schedule)
+    plan = Plan.of(spec)
     bound = bound_of(session, setting, session.plan_of(setting, plan).placement, plan)
     assert simulate(session, setting, plan).metrics["tokens_per_s"] <= bound.tokens_per_s * (1 + 1e-9)
 
@@ -131,7 +132,7 @@ def test_tiles_are_parts_of_one_kernel_and_of_one_exchange(overlap: str) -> None
     spec = spec_of(overlap=overlap, sms=12) if overlap == "tiles" else spec_of(overlap=overlap)
     session, schedule = Session(spec, Path()), spec.schedule
     setting = session.setting(spec.cluster, spec.parallel, spec.workload)
-    plan = Plan(cluster=spec.cluster, parallel=spec.parallel, placement=spec.placement, schedule=schedule)
+    plan = replace(Plan.of(spec), schedule=schedule)
     placement = session.plan_of(setting, plan).placement
     reduction = session.reduction(setting, placement, schedule)
     whole = price(setting, placement, reduction, schedule.exchange)

@@ -31,9 +31,10 @@ def first_cells(text: str) -> list[str]:
 
 
 def metric_names() -> set[str]:
-    """Metrics that the functions of `sim/metrics.py` give, with `<link kind>` for what is filled in."""
-    tree = ast.parse((ROOT / "sim" / "metrics.py").read_text())
-    functions = [node for node in tree.body if isinstance(node, ast.FunctionDef) and node.name.endswith("_metrics")]
+    """Metrics that functions called `..._metrics` give, with `<link kind>` for what is filled in."""
+    trees = [ast.parse((ROOT / "sim" / name).read_text()) for name in ("metrics.py", "offload/measures.py")]
+    bodies = [node for tree in trees for node in tree.body]
+    functions = [node for node in bodies if isinstance(node, ast.FunctionDef) and node.name.endswith("_metrics")]
     nodes = [node for function in functions for node in ast.walk(function)]
     keys = [key for node in nodes if isinstance(node, ast.Dict) for key in node.keys]
     keys += [node.slice for node in nodes if isinstance(node, ast.Subscript) and isinstance(node.ctx, ast.Store)]

@@ -52,7 +52,13 @@ def result_of(spec: ScenarioSpec) -> RunResult:
 
 def parts_of(spec: ScenarioSpec, n_parts: int) -> list[Part]:
     session = Session(spec, GOLDEN)
-    plan = Plan(cluster=spec.cluster, parallel=spec.parallel, placement=spec.placement, schedule=spec.schedule)
+    plan = Plan(
+        cluster=spec.cluster,
+        parallel=spec.parallel,
+        placement=spec.placement,
+        schedule=spec.schedule,
+        memory=spec.memory,
+    )
     setting = session.setting(spec.cluster, spec.parallel, spec.workload)
     return session.parts(setting, session.plan_of(setting, plan).placement, n_parts, ())
 
@@ -156,6 +162,7 @@ def test_microbatches_follow_each_other_in_turn() -> None:
 @pytest.mark.parametrize(("sections", "words"), [
     ({"workload": {"microbatches": 1}}, "pipeline of 2 stages needs as many at least, and 1 leave stages idle"),
     ({"workload": {"microbatches": None}}, "and none are given; give 2 or more"),
+    ({"memory": {"offload": {"slots": 4}}}, "memory.offload: .* pipeline stages"),
     ({"workload": {"phase": "decode"}}, "2 pipeline stages in decode"),
     ({"schedule": {"pipeline": "zb1p"}}, "zb1p orders backward passes, and phase prefill has none"),
     ({"schedule": {"pipeline": "interleaved"}, "workload": {"microbatches": 7}}, "7 microbatches .* divisible by 2"),
