@@ -225,6 +225,16 @@ def compile_ops(ops: Sequence[Op]) -> OpList:
     return OpList(tuple(ops), tuple(waits), tuple(lane_waits))
 
 
+def list_ops(ops: Sequence[Op]) -> OpList:
+    """Op list with all waits kept: for programs of so many operations that sets of ancestors would fill the memory."""
+    last_on_lane: dict[Lane, int] = {}
+    lane_waits: list[tuple[tuple[Lane, int], ...]] = []
+    for index, op in enumerate(ops):
+        lane_waits.append(tuple((lane, last_on_lane[lane]) for lane in op.lanes if lane in last_on_lane))
+        last_on_lane.update(dict.fromkeys(op.lanes, index))
+    return OpList(tuple(ops), tuple(op.after for op in ops), tuple(lane_waits))
+
+
 def _implied(dep: int, deps: Sequence[int], ancestors: Sequence[int]) -> bool:
     return any(ancestors[other] >> dep & 1 for other in deps if other != dep)
 

@@ -13,7 +13,7 @@ from sim.durations import Seconds, at_steps
 from sim.events import execute_events
 from sim.pipelines.tasks import Order, Pass, PipelineShape, Task
 from sim.pipelines.times import StageTimes
-from sim.program import OpList, Program, StageLane, Work, compile_ops
+from sim.program import OpList, Program, StageLane, Work, list_ops
 from sim.vector import Finished, execute
 
 
@@ -151,7 +151,7 @@ def run_pipeline(
 ) -> Pipelined:
     """The orders of all stages, executed. Raises DeadlockError where stages wait for each other for ever."""
     issued = issue_orders(shape, orders)
-    op_list = compile_ops(issued.program.ops)
+    op_list = list_ops(issued.program.ops)
     durations = [times.between(task) if isinstance(task, int) else times.of(task) for task in issued.tasks]
     n_steps = max(len(duration) for duration in durations)
     durations = [np.broadcast_to(duration, (n_steps, 1)) for duration in durations]
