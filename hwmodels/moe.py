@@ -32,17 +32,21 @@ class ExpertShape:
     """One routed expert as one device holds it; `intermediate_size` is already divided by expert TP.
 
     Sizes are numbers, or arrays where rows of a table differ in shape.
+    transposed  the weights are, as where gradients of the results become gradients of the inputs.
     """
 
     hidden_size: Sizes
     intermediate_size: Sizes
     gated: bool
     weight_dtype: str
+    transposed: bool = False
 
     @property
     def gemm_sizes(self) -> tuple[tuple[Sizes, Sizes], tuple[Sizes, Sizes]]:
-        """(N, K) of the two GEMMs: up (with the gate beside it, where gated) and down."""
+        """(N, K) of the two GEMMs: up (with the gate beside it, where gated) and down; transposed in reverse."""
         up_columns = (2 if self.gated else 1) * self.intermediate_size
+        if self.transposed:
+            return (self.intermediate_size, self.hidden_size), (self.hidden_size, up_columns)
         return (up_columns, self.hidden_size), (self.hidden_size, self.intermediate_size)
 
     @property
@@ -209,9 +213,13 @@ def moe_s(
 
 
 def activation_bytes(routed_tokens: ArrayLike, shape: ExpertShape, own_tokens: ArrayLike = 0) -> Times:
-    """Bytes of bf16 activations that move outside the GEMMs: float64[...]; see `moe_s`."""
+    """Bytes of bf16 activations that move outside the GEMMs: float64[...]; see `moe_s`.
+
+    Backwards the activation reads the gradient of its result and its inputs, and writes the gradients of its inputs.
+    """
     hidden, intermediate = shape.hidden_size, shape.intermediate_size
-    values = 3 * hidden + (3 if shape.gated else 2) * intermediate
+    of_activation = (5 if shape.gated else 3) if shape.transposed else (3 if shape.gated else 2)
+    values = 3 * hidden + of_activation * intermediate
     routed, own = np.asarray(routed_tokens, dtype=np.float64), np.asarray(own_tokens, dtype=np.float64)
     return BYTES_PER_VALUE["bf16"] * (values * routed + hidden * own)
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from hwmodels.moe import expert_shape, grouped_gemm_moe_s
+from hwmodels.moe import ExpertShape, expert_shape, grouped_gemm_moe_s
 from placement.exchange_time import Machine, Seconds, Side, port_times_s
 from placement.plan import Placement
 from placement.reduction import Reduction, reduce_trace
@@ -98,14 +98,16 @@ def together(dispatch: tuple[Seconds, Seconds], experts_s: Seconds, combine: tup
     )
 
 
-def expert_times_s(machine: Machine, placement: Placement, reduction: Reduction) -> Seconds:
-    """Time of the experts of every rank, float64[layer, part, rank] [s]."""
+def expert_times_s(
+    machine: Machine, placement: Placement, reduction: Reduction, shape: ExpertShape | None = None
+) -> Seconds:
+    """Time of the experts of every rank, float64[layer, part, rank] [s]; of the model's shape by default."""
     summed = reduction.summed_tokens
     # Without deduplication every choice travels and is called as a token.
     arrived = None if machine.exchange.dedup == "none" else summed
     return grouped_gemm_moe_s(
         tokens_by_rank(placement, reduction.slot_tokens),
-        expert_shape(machine.model, machine.layout.tp),
+        shape or expert_shape(machine.model, machine.layout.tp),
         machine.cluster.device,
         summed,
         arrived,

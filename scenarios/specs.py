@@ -12,6 +12,7 @@ from scenarios.offload_specs import OffloadSpec
 from scenarios.placement_specs import PlacementSpec
 from scenarios.schedule_specs import ScheduleSpec
 from scenarios.sources import Spec
+from scenarios.training_specs import TrainingSpec
 from scenarios.units import Dollars, Watts
 from scenarios.workload_specs import WorkloadSpec
 
@@ -94,6 +95,7 @@ class ScenarioSpec(Spec):
     placement: PlacementSpec = PlacementSpec()
     schedule: ScheduleSpec = ScheduleSpec()
     memory: MemorySpec = MemorySpec()
+    training: TrainingSpec = Field(default=TrainingSpec(), description="of workload.phase train")
     compare: CompareSpec | None = None
     budget: BudgetSpec | None = Field(default=None, description="bound: what may be bought")
     seed: int = Field(default=0, ge=0)

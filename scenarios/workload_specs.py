@@ -8,6 +8,8 @@ from pydantic import Field, model_validator
 
 from scenarios.sources import Spec
 
+Phase = Literal["decode", "prefill", "train"]
+
 
 class SynthesisSpec(Spec):
     """A made-up routing trace; `fit` takes the knobs from a real trace instead of from here."""
@@ -45,7 +47,9 @@ class WorkloadSpec(Spec):
         default=None, description="path of a .npz trace, relative to the scenario, or the name of a shipped one"
     )
     synthetic: SynthesisSpec | None = None
-    phase: Literal["decode", "prefill"] = "decode"
+    phase: Phase = Field(
+        default="decode", description="train: a microbatch of packed sequences, forward and backward; see `training`"
+    )
     tokens_per_device: int = Field(default=64, gt=0)
     context_tokens: int | None = Field(default=None, gt=0, description="context of every token; default: its position")
     steps: int = Field(default=64, gt=0)

@@ -12,7 +12,7 @@ import simpy
 from placement.plan import Placement
 from scenarios.cluster_specs import ParallelSpec
 from scenarios.offload_specs import OffloadSpec
-from scenarios.schedule_specs import ScheduleSpec
+from scenarios.schedule_specs import GradientsSpec, ScheduleSpec
 from scenarios.specs import CompareSpec, MemorySpec, ScenarioSpec
 from scenarios.workload_specs import WorkloadSpec
 from sim.session import Plan, Session
@@ -83,6 +83,7 @@ def schedule_name(schedule: ScheduleSpec) -> str:
     special += [f"compressed to {schedule.payload.rate:g}"] if schedule.payload is not None else []
     special += [schedule.move.kind] if schedule.move is not None else []
     special += ["peers"] if schedule.chunks_by == "peers" else []
+    special += [_gradients_name(schedule.gradients)] if schedule.gradients != GradientsSpec() else []
     special += [schedule.pipeline] if schedule.pipeline is not None else []
     return f"{name} ({', '.join(special)})" if special else name
 
@@ -104,6 +105,11 @@ def way_name(spec: OffloadSpec) -> str:
         options = (spec.prefetch.width, spec.prefetch.recall and f"{spec.prefetch.recall:.0%}")
         parts.append(" ".join(["prefetch", spec.prefetch.by, *(str(option) for option in options if option)]))
     return ", ".join(parts)
+
+
+def _gradients_name(gradients: GradientsSpec) -> str:
+    cut = "" if gradients.partition is None else f" in {gradients.partition / 1e6:g} MB"
+    return f"gradients {gradients.order}{cut}"
 
 
 def _parallel_name(parallel: ParallelSpec) -> str:

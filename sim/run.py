@@ -47,6 +47,7 @@ from sim.schedule_search import search
 from sim.session import Plan, Session
 from sim.setting import Setting, build_step
 from sim.tile_pricing import tile_prices
+from sim.train import check_training, train_program
 from sim.vector import Finished, execute
 
 Progress = Callable[[str, float], None]
@@ -181,6 +182,7 @@ def _simulated(session: Session, setting: Setting, plan: Plan, placement: Placem
         plan=described(plan, placement),
         metrics={
             **times,
+            **measure.training_metrics(execution, setting, reduction, schedule.step_overhead),
             **measure.error_metrics(times, band, schedule.step_overhead),
             **measure.load_metrics(setting, placement, reduction),
             **measure.traffic_metrics(
@@ -235,6 +237,8 @@ def _priced(
     schedule: ScheduleSpec,
     offloaded: Offloaded | None = None,
 ) -> tuple[OpList, Prices]:
+    if setting.trains:
+        check_training(schedule, setting.model)
     microbatched, tiling = schedule.overlap in MICROBATCHED, TILED.get(schedule.overlap)
     step = build_step(
         setting.model,
@@ -255,11 +259,13 @@ def _priced(
         step = moving(step, reduction.moves)
         machine = machine_of(setting, schedule.exchange)
         prices = prices.plus_chunks(move_prices(setting, placement, reduction.moves, machine))
-    policy = POLICIES[schedule.overlap]
-    if offloaded is not None:
+    if setting.trains:
+        op_list, prices = train_program(setting, placement, schedule, step, prices)
+    elif offloaded is not None:
         step, prices = serving(step, prices, offloaded, (setting, placement, reduction, schedule))
-        policy = cached
-    op_list = compile_program(policy, step)
+        op_list = compile_program(cached, step)
+    else:
+        op_list = compile_program(POLICIES[schedule.overlap], step)
     return op_list, launched_eagerly(prices, setting, schedule) if schedule.launch == "eager" else prices
 
 

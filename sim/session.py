@@ -86,6 +86,7 @@ class Session:
                 trace=self.traces[trace_key],
                 seed=self.spec.seed,
                 base=self.base,
+                training=self.spec.training,
             )
         return self.settings[key]
 

@@ -15,6 +15,7 @@ from scenarios.cluster_specs import ClusterSpec, ParallelSpec
 from scenarios.errors import ScenarioError, TraceError
 from scenarios.models import ModelCard
 from scenarios.schedule_specs import ExchangeSpec
+from scenarios.training_specs import TrainingSpec
 from scenarios.workload_specs import WorkloadSpec
 from sim.program import EXCHANGE_LANES, INSIDE_LANES, Chunk, Layer, Step, Tiling, Work
 from sim.ranks import Ranks, group_cluster, ranks_of
@@ -58,6 +59,7 @@ class Setting:
     ranks: Ranks | None = None
     is_first: bool = True
     is_last: bool = True
+    training: TrainingSpec = field(default_factory=TrainingSpec)
 
     @property
     def n_groups(self) -> int:
@@ -69,6 +71,16 @@ class Setting:
         """Pipeline stages."""
         return 1 if self.ranks is None else self.ranks.n_stages
 
+    @property
+    def trains(self) -> bool:
+        """Whether steps have a backward pass."""
+        return self.workload.phase == "train"
+
+    @property
+    def exchange_passes(self) -> int:
+        """How often tokens, or their gradients, travel to experts and back in a step."""
+        return 1 if not self.trains else 3 if self.training.recompute == "full" else 2
+
 
 def make_setting(
     *,
@@ -79,6 +91,7 @@ def make_setting(
     trace: RoutingTrace,
     seed: int,
     base: Path = Path(),
+    training: TrainingSpec | None = None,
 ) -> Setting:
     """The setting of these specs; a file of kernel constants is relative to `base`.
 
@@ -113,6 +126,7 @@ def make_setting(
         fit_tokens=_tokens_of(trace, parts.fit)[:FIT_TOKENS],
         batches=batches,
         judged_sequences=len(parts.judged),
+        training=training or TrainingSpec(),
     )
 
 

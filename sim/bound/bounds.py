@@ -98,6 +98,10 @@ def bounds_of(session: Session, progress: Callable[[str, float], None] | None = 
             f"parallel: bounds are of one group of experts that fills the cluster, not of {setting.n_stages} stages of "
             f"{setting.n_groups} groups (pp, edp); take one group's nodes"
         )
+    if setting.trains:
+        raise ScenarioError(
+            "workload.phase: bounds are known for decode and prefill; `run` and `compare` simulate train"
+        )
     placement = session.plan_of(setting, plan).placement
     memory = device_memory(setting, placement, spec.memory)
     check_memory(memory, setting, placement)
