@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Sequence
+from itertools import pairwise
 
 import numpy as np
 
@@ -24,38 +25,41 @@ BISECTIONS = 40
 def filled(setting: Setting, op_list: OpList, prices: Prices, buckets: Buckets, law: Law) -> Prices:
     """Prices with the pieces of order fill: each takes of the gradients that are ready what fits into its gap.
 
-    The last piece takes the rest. Sizes are the same in all steps, as those of a real run are set before it.
+    What they leave of a bucket is summed after the backward pass. Sizes are the same in all steps, as those of a real
+    run are set before it.
     """
     gaps = [index for index, op in enumerate(op_list.ops) if op.work.kind == FILL]
-    empty = on_ports(setting, np.zeros(setting.layout.n_devices))
-    unfilled = prices.plus_single({op_list.ops[index].work: empty for index in gaps})
+    nothing = on_ports(setting, np.zeros(setting.layout.n_devices))
+    unfilled = prices.plus_single({op_list.ops[index].work: nothing for index in gaps})
     windows_s = idle_windows_s(op_list, unfilled.durations(op_list), law)
     ready = deque(sorted(buckets, key=lambda key: _ready_at(op_list, key)))
     waiting: deque[tuple[tuple[str, int], float]] = deque()
     pieces: dict[Work, Duration] = {}
     for index, window_s in zip(gaps, windows_s, strict=True):
-        while ready and (index == gaps[-1] or _ready_at(op_list, ready[0]) <= max(op_list.ops[index].after)):
+        while ready and _ready_at(op_list, ready[0]) <= max(op_list.ops[index].after):
             waiting.append((ready.popleft(), 1.0))
-        budget_s = np.inf if index == gaps[-1] else window_s
-        pieces[op_list.ops[index].work] = on_ports(setting, _taken(setting, buckets, waiting, budget_s))
-    return prices.plus_single(pieces)
+        pieces[op_list.ops[index].work] = on_ports(setting, _taken(setting, buckets, waiting, window_s))
+    left = dict(waiting) | dict.fromkeys(ready, 1.0)
+    rest: dict[Work, Duration] = {
+        Work(*key, 0): on_ports(setting, sum_s(setting, bucket, left[key])) if key in left else nothing
+        for key, bucket in buckets.items()
+    }
+    return prices.plus_single(pieces | rest)
 
 
 def idle_windows_s(op_list: OpList, durations: Sequence[Duration], law: Law) -> list[float]:
-    """Time in which no device uses its ports at each piece of order fill, mean over steps [s]; pieces take none.
+    """Time in which no device uses its ports at each piece in a gap, mean over steps [s]; pieces take none.
 
     From when the last device could begin the piece until the first one begins the exchange after it.
     """
     finished = execute(op_list, durations, law=law)
     begins = begins_s(op_list, durations, finished)
     on_lane = [index for index, op in enumerate(op_list.ops) if op.lanes == EXCHANGE_LANES]
-    after = dict(zip(on_lane, [*on_lane[1:], None], strict=True))
     windows = []
-    for index, following in after.items():
-        if op_list.ops[index].work.kind != FILL:
-            continue
-        until_s = np.inf if following is None else begins[following].min(axis=-1)
-        windows.append(float(np.maximum(until_s - finished.end_s[index].max(axis=-1), 0.0).mean()))
+    for index, following in pairwise(on_lane):
+        if op_list.ops[index].work.kind == FILL:
+            idle_s = begins[following].min(axis=-1) - finished.end_s[index].max(axis=-1)
+            windows.append(float(np.maximum(idle_s, 0.0).mean()))
     return windows
 
 

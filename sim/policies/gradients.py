@@ -54,24 +54,17 @@ class Gradients:
 
 @dataclass(slots=True)
 class Filling(Gradients):
-    """Pieces of any gradients that are ready: work `FILL`, chunk n is the piece of the n-th gap that has some."""
+    """In a gap a piece of any gradients that are ready, work `FILL` with its number; at the end what they leave."""
 
     def gap(self) -> None:
         """One piece, after the latest of the gradients."""
         if self.waiting:
-            self._piece(self.waiting[-1][1])
-
-    def rest(self) -> None:
-        """The last piece: what the others leave."""
-        self.gap()
-        self.waiting.clear()
-
-    def _piece(self, after: int) -> None:
-        self.issued.append(self.program.exchange(Work(FILL, -1, len(self.issued)), after=after))
+            piece = Work(FILL, -1, len(self.issued))
+            self.issued.append(self.program.exchange(piece, after=self.waiting[-1][1]))
 
 
 FILL = "fill"
-"""Kind of the pieces of order fill."""
+"""Kind of the pieces of order fill in gaps."""
 
 ORDERS: dict[GradientOrder, Callable[[Program], Gradients]] = {
     "after": Gradients,
