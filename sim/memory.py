@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -14,8 +14,9 @@ from scenarios.errors import MemoryInfeasible
 from scenarios.models import BYTES_PER_VALUE, GroupedQueryAttention, ModelCard
 from scenarios.specs import MemorySpec
 from sim.offload.slots import slots_of
+from sim.pipelines.tasks import Order
 from sim.setting import Setting
-from sim.training_memory import TrainingMemory, divided_weights, training_memory
+from sim.training_memory import TrainingMemory, divided_weights, in_flight, training_memory
 
 GIB = 2**30
 
@@ -92,14 +93,16 @@ def with_copies(memory: DeviceMemory, moves: Moves, model: ModelCard, *, buffers
     return replace(memory, expert_bytes=memory.expert_bytes + buffers * copies * model.expert_bytes)
 
 
-def stage_memory(parts: Sequence[DeviceMemory]) -> DeviceMemory:
-    """Memory of the devices of a pipeline stage, which hold several parts of the model."""
-    return replace(
-        parts[0],
-        expert_bytes=np.sum([part.expert_bytes for part in parts], axis=0),
-        other_weight_bytes=sum(part.other_weight_bytes for part in parts),
-        kv_bytes=sum(part.kv_bytes for part in parts),
+def stage_memory(parts: Mapping[int, DeviceMemory], order: Order) -> DeviceMemory:
+    """Memory of the devices of a pipeline stage, which hold several parts of the model and work in this order."""
+    whole = replace(
+        next(iter(parts.values())),
+        expert_bytes=np.sum([part.expert_bytes for part in parts.values()], axis=0),
+        other_weight_bytes=sum(part.other_weight_bytes for part in parts.values()),
+        kv_bytes=sum(part.kv_bytes for part in parts.values()),
     )
+    trained = {number: part.training for number, part in parts.items() if part.training is not None}
+    return replace(whole, training=in_flight(trained, order)) if trained else whole
 
 
 def check_memory(memory: DeviceMemory, setting: Setting, placement: Placement) -> None:
@@ -197,8 +200,7 @@ def _other_weight_bytes(setting: Setting) -> float:
         n_moe * (model.shared_parameters + model.bottleneck_parameters)
         + (model.n_layers - n_moe) * model.dense_parameters
     )
-    matrices = max(setting.is_first, setting.is_last) if model.tied_embeddings else setting.is_first + setting.is_last
-    embeddings = matrices * model.vocab_size * model.hidden_size / attention_tp
+    embeddings = setting.n_vocabularies * model.vocab_size * model.hidden_size / attention_tp
     router = n_moe * model.n_experts * model.hidden_size
     weights = (attention + ffn) * BYTES_PER_VALUE[model.weight_dtype]
     return weights + (embeddings + router) * BYTES_PER_VALUE[model.activation_dtype]

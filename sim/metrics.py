@@ -71,7 +71,7 @@ def training_metrics(
     """Parts of a training step, one after the other, and the use of the devices' peak; none where nothing trains."""
     if not setting.trains:
         return {}
-    forward_s, backward_s, sums_s, step_s = (float(ends_s.mean()) for ends_s in _ends_of_parts(execution))
+    forward_s, backward_s, sums_s, step_s = (float(ends_s.mean()) for ends_s in ends_of_parts(execution))
     routed = float(reduction.slot_tokens.sum(dtype=np.int64)) / setting.batches.n_steps
     flop = 3 * sum(demand.flop for demand in demands(setting, Visits(routed=routed, active=0.0)))
     peak = setting.layout.n_devices * setting.cluster.device.peak_flop_per_s(setting.model.weight_dtype)
@@ -85,7 +85,7 @@ def training_metrics(
     }
 
 
-def _ends_of_parts(execution: Execution) -> list[Seconds]:
+def ends_of_parts(execution: Execution) -> list[Seconds]:
     """When the last device has done forward and backward pass, sums of gradients, and the update: float64[step]."""
     ends_s = execution.finished.end_s.max(axis=-1)
     parts = np.array([part_of_step(op.work.kind) for op in execution.op_list.ops])

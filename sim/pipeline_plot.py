@@ -14,7 +14,13 @@ from numpy.typing import NDArray
 from sim.pipelines.pipeline import StageBar
 from sim.wording import shown_percent, shown_time, time_unit
 
-COLORS = {"forward": "#4477aa", "backward": "#ee6677", "backward-input": "#cc3311", "backward-weight": "#ccbb44"}
+COLORS = {
+    "forward": "#4477aa",
+    "backward": "#ee6677",
+    "backward-input": "#cc3311",
+    "backward-weight": "#ccbb44",
+    "update": "#777777",
+}
 TURNED = {"forward": "#99bbdd", "backward": "#f7b5bd", "backward-input": "#e59a8d", "backward-weight": "#e8dfa5"}
 """Colours of passes, and of those that enter at the last stage."""
 DIGIT_IN = 0.055
@@ -59,7 +65,7 @@ def _draw(axes: Axes, bars: Sequence[StageBar], length_s: float, width_in: float
             boxes.setdefault((TURNED if turned else COLORS)[kind], []).append(corners)
         kind, microbatch, turned = bar.passes[0]
         wide_in = (right - left) / axes.get_xlim()[1] * (width_in - 0.8)
-        if len(bar.passes) == 1 and wide_in > DIGIT_IN * (len(str(microbatch)) + 0.5):
+        if len(bar.passes) == 1 and microbatch >= 0 and wide_in > DIGIT_IN * (len(str(microbatch)) + 0.5):
             ink = "#222" if turned or kind == "backward-weight" else "white"
             middle = ((left + right) / 2, bar.stage)
             axes.text(*middle, str(microbatch), ha="center", va="center", fontsize=5, color=ink, clip_on=True)

@@ -17,11 +17,12 @@ from hwmodels.cluster import Cluster
 from scenarios.cluster_specs import AttentionParallelSpec, ExpertParallelSpec, ParallelSpec
 from scenarios.errors import ScenarioError
 
-GroupName = Literal["tp", "cp", "dp", "experts", "edp"]
+GroupName = Literal["tp", "cp", "dp", "stage", "experts", "edp"]
 GROUPS: dict[GroupName, str] = {
     "tp": "tensor-parallel attention",
     "cp": "context-parallel attention",
     "dp": "replicas of attention's weights",
+    "stage": "a pipeline stage",
     "experts": "ep x tp of experts",
     "edp": "replicas of an expert's weights",
 }
@@ -61,6 +62,8 @@ class Ranks:
         if name == "dp":
             alike = places.reshape(self.n_stages, attention.dp * attention.cp, attention.tp)
             return alike.swapaxes(1, 2).reshape(-1, attention.dp * attention.cp)
+        if name == "stage":
+            return places.reshape(self.n_stages, -1)
         shape = (self.n_stages, experts.edp, experts.ep * experts.tp)
         stages = places.reshape(shape)
         if not experts.folded:  # (stages and outer replicas, ep, cp, tp): one group for every part of a sequence

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from itertools import product
 from pathlib import Path
 
@@ -27,16 +28,15 @@ from sim.kernel_pricing import machine_of
 from sim.launches import launched_eagerly
 from sim.laws import LAWS
 from sim.log import step_log
-from sim.memory import check_host, check_memory, device_memory, stage_memory, with_copies
+from sim.memory import check_host, check_memory, device_memory, with_copies
 from sim.metrics import Execution
 from sim.moving import move_prices, moved_bytes, moving
 from sim.offload.measures import offload_metrics
 from sim.offload.offloaded import Offloaded, offloaded_of, serving
 from sim.offload.prices import COPIES
 from sim.payload import compressing, payload_prices
-from sim.pipelines.composed import Pipeline, composed, run_parts
-from sim.pipelines.parts import shape_of
-from sim.pipelines.times import forward_passes
+from sim.pipelines.passes import Engine
+from sim.pipelines.piped import piped
 from sim.policies import MICROBATCHED, POLICIES, SPLIT_ATTENTION, TILED
 from sim.policies.cached import cached
 from sim.port_loads import port_loads
@@ -121,7 +121,7 @@ def simulate(session: Session, setting: Setting, plan: Plan) -> RunResult:
 
 def _mean_step_s(session: Session, setting: Setting, plan: Plan) -> float:
     """Mean step time of a plan, host time included [s]."""
-    if setting.n_stages > 1:
+    if setting.n_stages > 1 or setting.workload.microbatches is not None:
         return _result(session, setting, plan).metrics["step_time_s"]
     placement = session.plan_of(setting, plan).placement
     reduction = session.reduction(setting, placement, plan.schedule)
@@ -133,27 +133,10 @@ def _mean_step_s(session: Session, setting: Setting, plan: Plan) -> float:
 def _result(session: Session, setting: Setting, plan: Plan) -> RunResult:
     """One plan, its stages composed where it has several."""
     placement = session.plan_of(setting, plan).placement
-    if setting.n_stages == 1:
+    if setting.n_stages == 1 and setting.workload.microbatches is None:
         return _simulated(session, setting, plan, placement)
-    return _piped(session, setting, plan, placement)
-
-
-def _piped(session: Session, setting: Setting, plan: Plan, placement: Placement) -> RunResult:
-    """One plan whose stages make a pipeline: each part of the model is simulated by itself, then all are composed."""
-    if plan.memory.offload is not None:
-        raise ScenarioError("memory.offload: experts in the host's memory and pipeline stages do not go together yet")
-    shape = shape_of(setting.n_stages, setting.workload, plan.schedule)
-    parts = session.parts(setting, placement, shape.n_parts, plan.parallel.stage_layers)
-    memory = [device_memory(part.setting, part.placement, plan.memory) for part in parts]
-    stages = [stage_memory([memory[part] for part in shape.parts_of(stage)]) for stage in range(shape.n_stages)]
-    for stage in stages:
-        check_memory(stage, setting, placement)
-    alone = replace(plan, schedule=plan.schedule.model_copy(update={"step_overhead": 0.0}))
-    results = [_simulated(session, part.setting, alone, part.placement) for part in parts]
-    passes = [forward_passes(result.step_times_s) for result in results]
-    done = run_parts(setting, shape, plan.schedule, passes)
-    pipeline = Pipeline(setting=setting, shape=shape, schedule=plan.schedule, parts=results, memory=stages, done=done)
-    return composed(pipeline, plan_name(session.spec, plan, placement), described(plan, placement))
+    engine = Engine(simulated=partial(_simulated, session), priced=_priced, executed=_executed)
+    return piped(session, setting, plan, placement, engine)
 
 
 def _simulated(session: Session, setting: Setting, plan: Plan, placement: Placement) -> RunResult:

@@ -24,6 +24,7 @@ from scenarios.specs import MemorySpec, ScenarioSpec
 from scenarios.workload_specs import WorkloadSpec
 from sim.kernel_pricing import machine_of
 from sim.pipelines.parts import Part, cut_model
+from sim.pipelines.tasks import PipelineShape
 from sim.plan_files import ReadPlan, plan_of_file
 from sim.setting import Setting, make_setting, open_trace
 from sim.size import check_schedule
@@ -118,11 +119,13 @@ class Session:
             self.reductions[key] = reduced(setting, placement, schedule)
         return self.reductions[key]
 
-    def parts(self, setting: Setting, placement: Placement, n_parts: int, layers: tuple[int, ...]) -> list[Part]:
+    def parts(
+        self, setting: Setting, placement: Placement, shape: PipelineShape, layers: tuple[int, ...]
+    ) -> list[Part]:
         """The setting cut into parts of a pipeline, once for all schedules that cut it so."""
-        key = f"{id(setting)} {placement_digest(placement)} {n_parts} {layers}"
+        key = f"{id(setting)} {placement_digest(placement)} {shape.n_parts} {shape.bidirectional} {layers}"
         if key not in self.cuts:
-            self.cuts[key] = cut_model(setting, placement, n_parts, layers)
+            self.cuts[key] = cut_model(setting, placement, shape, layers)
         return self.cuts[key]
 
 

@@ -42,6 +42,7 @@ class Setting:
     cluster      the devices of one expert group, as they see each other; ranks: where that group lies in the whole
                  cluster, None where it is the cluster.
     is_first, is_last  whether the model's embedding and its head are here: parts of a pipeline lack one or both.
+    updates      whether a training step ends with the update; all microbatches of a step but the last one do not.
     """
 
     model: ModelCard
@@ -59,12 +60,18 @@ class Setting:
     ranks: Ranks | None = None
     is_first: bool = True
     is_last: bool = True
+    updates: bool = True
     training: TrainingSpec = field(default_factory=TrainingSpec)
 
     @property
     def n_groups(self) -> int:
         """Expert groups of a stage; each does the same on other tokens."""
         return 1 if self.ranks is None else self.ranks.experts.edp
+
+    @property
+    def n_vocabularies(self) -> int:
+        """Matrices of the vocabulary that are here: of embedding and head, or both in one."""
+        return max(self.is_first, self.is_last) if self.model.tied_embeddings else self.is_first + self.is_last
 
     @property
     def n_stages(self) -> int:

@@ -48,7 +48,8 @@ def backward_prices(setting: Setting, tokens: Tokens, forward: dict[str, Seconds
     positions = tokens * tp
     head_s = product_gradients_s(positions, -(-model.vocab_size // tp), hidden, model.activation_dtype, device)
     # The loss reads the logits twice and leaves their gradients in place.
-    prices["head"] = norm + head_s + stream_s(tokens * (3.0 * LOGIT_BYTES * model.vocab_size), device)
+    loss_s = stream_s(tokens * (3.0 * LOGIT_BYTES * model.vocab_size), device)
+    prices["head"] = norm + head_s + loss_s if setting.is_last else np.zeros_like(norm)
     for kind, width, gated, own in (
         ("shared", model.shared_intermediate_size, model.gated, 0.0),
         ("mlp", model.dense_intermediate_size, model.dense_gated, norms),

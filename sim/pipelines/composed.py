@@ -14,13 +14,17 @@ from sim.bands import StepBand
 from sim.kernel_pricing import token_bytes
 from sim.memory import DeviceMemory
 from sim.metrics import error_metrics, memory_metrics, pipeline_metrics
-from sim.pipelines import PIPELINES
-from sim.pipelines.pipeline import Pipelined, run_pipeline
-from sim.pipelines.tasks import PipelineShape, forward_only
-from sim.pipelines.times import PassTimes, stage_times
+from sim.pipelines.pipeline import Pipelined
+from sim.pipelines.tasks import PipelineShape
 from sim.port_loads import PortLoads
 from sim.result import RunResult
 from sim.setting import Setting
+
+NOT_SHARED = (
+    *("step_time_s", "tokens_per_s", "model_error", "memory_bytes"),
+    *("forward_s", "backward_s", "reduction_s", "update_s"),
+)
+"""Metrics of a part that say nothing of the whole, or that the whole has its own of."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -33,16 +37,6 @@ class Pipeline:
     parts: Sequence[RunResult]
     memory: Sequence[DeviceMemory]
     done: Pipelined
-
-
-def run_parts(setting: Setting, shape: PipelineShape, schedule: ScheduleSpec, passes: Sequence[PassTimes]) -> Pipelined:
-    """The pipeline of parts whose passes take so long."""
-    order_of = PIPELINES[schedule.pipeline or "1f1b"]
-    orders = [order_of(shape, stage) for stage in range(shape.n_stages)]
-    if setting.workload.phase == "prefill":
-        orders = [forward_only(order) for order in orders]
-    times = stage_times(passes, shape.n_microbatches, transfers_s(setting, shape))
-    return run_pipeline(shape, orders, times, schedule.executor)
 
 
 def transfers_s(setting: Setting, shape: PipelineShape) -> list[float]:
@@ -120,30 +114,38 @@ def _of_parts(pipeline: Pipeline) -> dict[str, float]:
     times_s = np.array([part.metrics["step_time_s"] for part in parts])
     layers = [len(part.layer_imbalance) for part in parts]
     working = 1 - float(pipeline.done.bubble_s.mean() / pipeline.done.step_times_s.mean())
+    pace_s = float((pipeline.done.step_times_s + pipeline.schedule.step_overhead).mean()) * pipeline.shape.n_stages
     found: dict[str, float] = {}
     for name in parts[0].metrics:
         values = np.array([part.metrics.get(name, 0.0) for part in parts])
         if name.startswith("bytes."):
             found[name] = float(values.sum() * microbatches)
+        elif name == "mfu":
+            found[name] = float((values * times_s).sum() * microbatches / pace_s)
         elif name.startswith("busy_frac."):
             found[name] = float(np.average(values, weights=times_s) * working)
         elif name == "hidden_comm_frac":
             found[name] = float(np.average(values, weights=times_s))
         elif name == "load_imbalance.worst_layer":
             found[name] = float(values.max())
-        elif not name.startswith(("step_time_s", "tokens_per_s", "model_error", "memory_bytes")):
+        elif not name.startswith(NOT_SHARED):
             found[name] = float(np.average(values, weights=layers))
     return found
 
 
 def _breakdown_s(pipeline: Pipeline) -> dict[str, float]:
-    """Mean time of a device per step by cause: what its parts do, then the bubble, and the host."""
+    """Mean time of a device per step by cause: passes of its parts, the end of the step, the bubble, and the host.
+
+    Passes that hide each other, and the turns in which batches are drawn, shorten all causes alike.
+    """
+    done, overhead_s = pipeline.done, pipeline.schedule.step_overhead
     causes = dict.fromkeys(cause for part in pipeline.parts for cause in part.breakdown_s)
     summed = {cause: sum(part.breakdown_s.get(cause, 0.0) for part in pipeline.parts) for cause in causes}
-    share = float(pipeline.done.busy_s.mean()) / sum(summed.values())
-    overhead_s = pipeline.schedule.step_overhead
-    own = {cause: time_s * share for cause, time_s in summed.items()} | {"bubble": float(pipeline.done.bubble_s.mean())}
-    return own | ({"host": overhead_s} if overhead_s else {})
+    closing_s = float(done.closing_s.mean())
+    share = (float(done.busy_s.mean()) - closing_s) / sum(summed.values())
+    own = {cause: time_s * share for cause, time_s in summed.items()}
+    own |= {"update": closing_s} if "update" in own else {}
+    return own | {"bubble": float(done.bubble_s.mean())} | ({"host": overhead_s} if overhead_s else {})
 
 
 def _all_ports(loads: Sequence[PortLoads]) -> PortLoads:

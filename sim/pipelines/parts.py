@@ -43,8 +43,8 @@ def shape_of(n_stages: int, workload: WorkloadSpec, schedule: ScheduleSpec) -> P
         )
     if workload.phase == "decode":
         raise ScenarioError(
-            f"parallel: {n_stages} pipeline stages in decode, where the next token of a request waits for the last "
-            "stage, are not modelled; use phase prefill, or pp 1"
+            f"parallel: pipelines ({n_stages} stages, workload.microbatches) in decode, where the next token of a "
+            "request waits for the last stage, are not modelled; use phase prefill or train, or pp 1 without microbatches"
         )
     microbatches = workload.microbatches
     if microbatches is None or microbatches < n_stages:
@@ -61,12 +61,16 @@ def shape_of(n_stages: int, workload: WorkloadSpec, schedule: ScheduleSpec) -> P
     )
 
 
-def cut_model(setting: Setting, placement: Placement, n_parts: int, layers: tuple[int, ...]) -> list[Part]:
-    """The model in `n_parts` parts of so many layers each, or as many in all where none are given.
+def cut_model(setting: Setting, placement: Placement, shape: PipelineShape, layers: tuple[int, ...]) -> list[Part]:
+    """The model in the parts of a pipeline, of so many layers each, or as many in all where none are given.
+
+    A microbatch of a part has no sums of gradients and no update; where two stages hold each part, both sum theirs.
 
     Raises ScenarioError where layers are left over, or a part has none with experts.
     """
-    model = setting.model
+    model, n_parts = setting.model, shape.n_parts
+    training = setting.training.model_copy(update={"replicas": setting.training.replicas * (1 + shape.bidirectional)})
+    setting = replace(setting, updates=False, training=training)
     counts = layers or _even_layers(model, n_parts)
     if len(counts) != n_parts or sum(counts) != model.n_layers:
         raise ScenarioError(

@@ -11,7 +11,7 @@ import numpy as np
 from scenarios.errors import DeadlockError
 from sim.durations import Seconds, at_steps
 from sim.events import execute_events
-from sim.pipelines.tasks import Order, Pass, PipelineShape, Task
+from sim.pipelines.tasks import Closing, Job, Order, Pass, PipelineShape, Task, Transfer
 from sim.pipelines.times import StageTimes
 from sim.program import OpList, Program, StageLane, Work, list_ops
 from sim.vector import Finished, execute
@@ -19,11 +19,11 @@ from sim.vector import Finished, execute
 
 @dataclass(slots=True)
 class PipelineProgram:
-    """Orders of stages, issued: `tasks[i]` is what operation i does, or the part that a transfer starts or ends at."""
+    """Orders of stages, issued: `jobs[i]` is what operation i does."""
 
     shape: PipelineShape
     program: Program
-    tasks: list[Task | int]
+    jobs: list[Job]
     forwarded: dict[Pass, int]
     returned: dict[Pass, int]
     """Operations after which the next stage can go on with a pass, forwards and backwards."""
@@ -48,7 +48,7 @@ class PipelineProgram:
         after = [done[work] for done, work in self.awaited(task)]
         named = Work(task.kind, layer=task.first.part, chunk=task.first.microbatch)
         end = self.program.beside(named, StageLane(f"stage {stage}"), after=after)
-        self.tasks.append(task)
+        self.jobs.append(task)
         if task.forward is not None:
             self.forwarded[task.forward] = self._sent(task.forward, end, towards=1)
         if task.backward is not None:
@@ -63,25 +63,30 @@ class PipelineProgram:
         if here == there:
             return end
         lane = StageLane(f"stage {here} to {there}")
-        self.tasks.append(min(work.part, target.part))
+        self.jobs.append(Transfer(min(work.part, target.part)))
         return self.program.beside(Work("transfer", work.part, work.microbatch), lane, after=end)
 
 
-def issue_orders(shape: PipelineShape, orders: Sequence[Order]) -> PipelineProgram:
+def issue_orders(shape: PipelineShape, orders: Sequence[Order], *, closes: bool = False) -> PipelineProgram:
     """The program of all stages' orders; results leave at once, beside what a stage does next.
+
+    closes  each stage ends the step with more than its passes.
 
     Raises DeadlockError where stages wait for each other for ever.
     """
     issued = PipelineProgram(shape, Program(), [], {}, {})
     left = [deque(order) for order in orders]
     while any(left):
-        before = len(issued.tasks)
+        before = len(issued.jobs)
         for stage, tasks in enumerate(left):
             while tasks and issued.is_ready(tasks[0]):
                 issued.issue(stage, tasks.popleft())
-        if len(issued.tasks) == before:
+        if len(issued.jobs) == before:
             stage = next(stage for stage, tasks in enumerate(left) if tasks)
             raise DeadlockError(f"stage {stage} of the pipeline waits for ever before {left[stage][0]}")
+    for stage in range(shape.n_stages if closes else 0):
+        issued.program.beside(Work("update"), StageLane(f"stage {stage}"), after=None)
+        issued.jobs.append(Closing(shape.parts_of(stage)))
     return issued
 
 
@@ -100,10 +105,10 @@ class StageBar:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Pipelined:
-    """An executed pipeline; arrays float64[step, 1] in `finished` and `durations`, `tasks` as issued."""
+    """An executed pipeline; arrays float64[step, 1] in `finished` and `durations`, `jobs` as issued."""
 
     shape: PipelineShape
-    tasks: Sequence[Task | int]
+    jobs: Sequence[Job]
     op_list: OpList
     durations: Sequence[Seconds]
     finished: Finished
@@ -125,6 +130,12 @@ class Pipelined:
         return busy_s
 
     @property
+    def closing_s(self) -> Seconds:
+        """Time in which each stage ends the step, float64[step, stage]; part of `busy_s`."""
+        ends = [d for job, d in zip(self.jobs, self.durations, strict=True) if isinstance(job, Closing)]
+        return np.concatenate(ends, axis=1) if ends else np.zeros((len(self.step_times_s), self.shape.n_stages))
+
+    @property
     def bubble_s(self) -> Seconds:
         """Time in which each stage waits, float64[step, stage]."""
         waits_s: Seconds = self.step_times_s[:, None] - self.busy_s
@@ -133,13 +144,16 @@ class Pipelined:
     def bars(self, step: int = 0) -> tuple[StageBar, ...]:
         """What the stages do in one step, without transfers."""
         found = []
-        for task, duration, end_s in zip(self.tasks, self.durations, self.finished.end_s, strict=True):
-            if isinstance(task, int):
+        stage_of: dict[str, int] = {f"stage {stage}": stage for stage in range(self.shape.n_stages)}
+        for index, (job, op) in enumerate(zip(self.jobs, self.op_list.ops, strict=True)):
+            if isinstance(job, Transfer):
                 continue
-            end = float(end_s[step, 0])
-            begin = end - float(duration[step, 0])
-            passes = tuple((kind, one.microbatch, self._is_turned(one)) for kind, one in task.passes)
-            found.append(StageBar(stage=self.shape.stage_of(task.first), passes=passes, begin_s=begin, end_s=end))
+            passes: tuple[tuple[str, int, bool], ...] = (("update", -1, False),)
+            if isinstance(job, Task):
+                passes = tuple((kind, one.microbatch, self._is_turned(one)) for kind, one in job.passes)
+            end_s = float(self.finished.end_s[index, step, 0])
+            begin_s = end_s - float(self.durations[index][step, 0])
+            found.append(StageBar(stage=stage_of[op.lanes[0]], passes=passes, begin_s=begin_s, end_s=end_s))
         return tuple(found)
 
     def _is_turned(self, work: Pass) -> bool:
@@ -150,9 +164,9 @@ def run_pipeline(
     shape: PipelineShape, orders: Sequence[Order], times: StageTimes, executor: str = "vector"
 ) -> Pipelined:
     """The orders of all stages, executed. Raises DeadlockError where stages wait for each other for ever."""
-    issued = issue_orders(shape, orders)
+    issued = issue_orders(shape, orders, closes=times.closing_s is not None)
     op_list = list_ops(issued.program.ops)
-    durations = [times.between(task) if isinstance(task, int) else times.of(task) for task in issued.tasks]
+    durations = [times.of(job) for job in issued.jobs]
     n_steps = max(len(duration) for duration in durations)
     durations = [np.broadcast_to(duration, (n_steps, 1)) for duration in durations]
     if executor == "vector":
@@ -161,4 +175,4 @@ def run_pipeline(
         steps = [execute_events(op_list, [at_steps(d, step) for d in durations]) for step in range(n_steps)]
         ends = np.stack([step.end_s for step in steps], axis=1)
         finished = Finished(end_s=ends, send_end_s=list(ends))
-    return Pipelined(shape=shape, tasks=issued.tasks, op_list=op_list, durations=durations, finished=finished)
+    return Pipelined(shape=shape, jobs=issued.jobs, op_list=op_list, durations=durations, finished=finished)

@@ -52,6 +52,23 @@ class Task:
         return work
 
 
+@dataclass(frozen=True, slots=True)
+class Transfer:
+    """The result of a pass on its way between `part` and the next one, there or back."""
+
+    part: int
+
+
+@dataclass(frozen=True, slots=True)
+class Closing:
+    """What a stage does at the end of a step for all of its parts: sums of gradients, the update."""
+
+    parts: tuple[int, ...]
+
+
+Job = Task | Transfer | Closing
+
+
 def forward(part: int, microbatch: int) -> Task:
     """A forward pass by itself."""
     return Task(forward=Pass(part, microbatch))

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from sim.durations import Seconds
-from sim.pipelines.tasks import Pass, Task
+from sim.pipelines.tasks import Closing, Job, Pass, Transfer
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -20,6 +20,8 @@ class StageTimes:
     overlapped_s       a forward pass and a whole backward pass that hide each other's communication, by the part and
                        the microbatch of the forward pass.
     transfer_s         between two neighbouring parts, there or back: float64[step, part, 1] of the first one.
+    closing_s          what ends a step beyond its passes, sums of gradients and the update: float64[step, part, 1];
+                       None where nothing does.
     """
 
     forward_s: Seconds
@@ -27,22 +29,24 @@ class StageTimes:
     backward_weight_s: Seconds
     overlapped_s: Seconds
     transfer_s: Seconds
+    closing_s: Seconds | None = None
 
-    def of(self, task: Task) -> Seconds:
-        """Duration of a task, float64[step, 1]: its device axis is that of the executors."""
-        if task.forward is not None and task.backward is not None:
-            return _at(self.overlapped_s, task.forward)
+    def of(self, job: Job) -> Seconds:
+        """Duration of a job, float64[step, 1]: its device axis is that of the executors."""
+        if isinstance(job, Transfer):
+            return _at(self.transfer_s, Pass(job.part, 0))
+        if isinstance(job, Closing):
+            ends = np.zeros((1, 1, 1)) if self.closing_s is None else self.closing_s
+            return np.asarray(np.sum([_at(ends, Pass(part, 0)) for part in job.parts], axis=0))
+        if job.forward is not None and job.backward is not None:
+            return _at(self.overlapped_s, job.forward)
         pairs = (
-            (self.forward_s, task.forward),
-            (self.backward_input_s, task.backward),
-            (self.backward_weight_s, task.weights),
+            (self.forward_s, job.forward),
+            (self.backward_input_s, job.backward),
+            (self.backward_weight_s, job.weights),
         )
         total: Seconds = np.sum([_at(times_s, work) for times_s, work in pairs if work is not None], axis=0)
         return total
-
-    def between(self, part: int) -> Seconds:
-        """Duration of a transfer between `part` and the next one, float64[step, 1]."""
-        return _at(self.transfer_s, Pass(part, 0))
 
 
 def _at(times_s: Seconds, work: Pass) -> Seconds:
@@ -57,12 +61,14 @@ class PassTimes:
     """Times of the passes of one part of the model, each float64[batch] [s]: what a simulation of the part gives.
 
     overlapped_s  a forward and a whole backward pass that hide each other's communication.
+    closing_s     what the last microbatch of a step takes beyond its passes; None where nothing is trained.
     """
 
     forward_s: Seconds
     backward_input_s: Seconds
     backward_weight_s: Seconds
     overlapped_s: Seconds
+    closing_s: Seconds | None = None
 
 
 def forward_passes(forward_s: Seconds) -> PassTimes:
@@ -80,14 +86,16 @@ def stage_times(parts: Sequence[PassTimes], n_microbatches: int, transfer_s: Seq
     n_steps = max(1, n_batches // n_microbatches)
     batches = np.arange(n_steps * n_microbatches).reshape(n_steps, n_microbatches) % n_batches
 
-    def drawn(name: str) -> Seconds:
-        by_part: Seconds = np.stack([getattr(part, name)[batches] for part in parts], axis=1)
+    def drawn(times: Sequence[Seconds]) -> Seconds:
+        by_part: Seconds = np.stack([one[batches] for one in times], axis=1)
         return by_part
 
+    closing = [part.closing_s for part in parts if part.closing_s is not None]
     return StageTimes(
-        forward_s=drawn("forward_s"),
-        backward_input_s=drawn("backward_input_s"),
-        backward_weight_s=drawn("backward_weight_s"),
-        overlapped_s=drawn("overlapped_s"),
+        forward_s=drawn([part.forward_s for part in parts]),
+        backward_input_s=drawn([part.backward_input_s for part in parts]),
+        backward_weight_s=drawn([part.backward_weight_s for part in parts]),
+        overlapped_s=drawn([part.overlapped_s for part in parts]),
         transfer_s=np.array(transfer_s or [0.0], dtype=np.float64)[None, :, None],
+        closing_s=drawn(closing)[..., -1:] if closing else None,
     )

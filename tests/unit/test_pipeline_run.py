@@ -10,6 +10,7 @@ from scenarios.errors import MemoryInfeasible, ScenarioError
 from scenarios.specs import ScenarioSpec
 from sim.memory import device_memory
 from sim.pipelines.parts import Part, cut_model
+from sim.pipelines.tasks import PipelineShape
 from sim.pipelines.times import PassTimes, stage_times
 from sim.result import RunResult
 from sim.run import execute_schedule, run
@@ -51,6 +52,7 @@ def result_of(spec: ScenarioSpec) -> RunResult:
 
 
 def parts_of(spec: ScenarioSpec, n_parts: int) -> list[Part]:
+    shape = PipelineShape(n_stages=n_parts, n_microbatches=MICROBATCHES)
     session = Session(spec, GOLDEN)
     plan = Plan(
         cluster=spec.cluster,
@@ -60,7 +62,7 @@ def parts_of(spec: ScenarioSpec, n_parts: int) -> list[Part]:
         memory=spec.memory,
     )
     setting = session.setting(spec.cluster, spec.parallel, spec.workload)
-    return session.parts(setting, session.plan_of(setting, plan).placement, n_parts, ())
+    return session.parts(setting, session.plan_of(setting, plan).placement, shape, ())
 
 
 def flow_shop_s(forward_s: np.ndarray, apart_s: float) -> float:
@@ -100,7 +102,7 @@ def test_parts_hold_the_model_once() -> None:
     model = tiny_model(n_layers=4, first_moe_layer=1, dense_intermediate_size=32)
     setting = tiny_setting(model, tiny_cluster(1, 4), random_trace(model), phase="prefill")
     placement = even_placement(model, 4)
-    parts = cut_model(setting, placement, 2, ())
+    parts = cut_model(setting, placement, PipelineShape(n_stages=2, n_microbatches=2), ())
     assert [part.setting.model.moe_layers for part in parts] == [(1,), (0, 1)]
     assert [part.setting.trace.moe_layers for part in parts] == [(1,), (2, 3)]
     ids = np.concatenate([part.setting.trace.ids for part in parts])
@@ -162,8 +164,8 @@ def test_microbatches_follow_each_other_in_turn() -> None:
 @pytest.mark.parametrize(("sections", "words"), [
     ({"workload": {"microbatches": 1}}, "pipeline of 2 stages needs as many at least, and 1 leave stages idle"),
     ({"workload": {"microbatches": None}}, "and none are given; give 2 or more"),
-    ({"memory": {"offload": {"slots": 4}}}, "memory.offload: .* pipeline stages"),
-    ({"workload": {"phase": "decode"}}, "2 pipeline stages in decode"),
+    ({"memory": {"offload": {"slots": 4}}}, "memory.offload: .* pipelines"),
+    ({"workload": {"phase": "decode"}}, "pipelines .2 stages, .* in decode"),
     ({"schedule": {"pipeline": "zb1p"}}, "zb1p orders backward passes, and phase prefill has none"),
     ({"schedule": {"pipeline": "interleaved"}, "workload": {"microbatches": 7}}, "7 microbatches .* divisible by 2"),
     ({"schedule": {"pipeline": "interleaved", "stage_chunks": 4}}, "4 layers of .* do not divide into 8 parts"),
