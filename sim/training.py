@@ -10,9 +10,9 @@ from scenarios.training_specs import TrainingSpec
 from sim.policies.gradients import FILL
 from sim.program import BackwardLayer, Chunk, Layer, Step, Training, Work
 
-BACKWARD, AGAIN = " backward", " again"
+BACKWARD, AGAIN = ".backward", ".again"
 """Ends of the kinds of works of a backward pass, and of works of the forward pass that are issued again."""
-DENSE_SUM, EXPERT_SUM, HEAD_SUM = "reduce", "reduce experts", "reduce head"
+DENSE_SUM, EXPERT_SUM, HEAD_SUM = "reduce", "reduce.experts", "reduce.head"
 """Kinds of sums of gradients over devices; `DENSE_SUM` of layer -1 is that of the embedding."""
 SUMS = frozenset({DENSE_SUM, EXPERT_SUM, HEAD_SUM, FILL})
 

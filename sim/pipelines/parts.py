@@ -44,7 +44,7 @@ def shape_of(n_stages: int, workload: WorkloadSpec, schedule: ScheduleSpec) -> P
     if workload.phase == "decode":
         raise ScenarioError(
             f"parallel: pipelines ({n_stages} stages, workload.microbatches) in decode, where the next token of a "
-            "request waits for the last stage, are not modelled; use phase prefill or train, or pp 1 without microbatches"
+            "request waits for the last stage, are not modelled; use phase prefill or train, or leave them out"
         )
     microbatches = workload.microbatches
     if microbatches is None or microbatches < n_stages:

@@ -40,8 +40,8 @@ CASES = [(model, spec, chunks) for model, spec in product(MODELS, SPECS) for chu
 def pieces_of(n_layers: int, n_pieces: int = 2) -> Pieces:
     """Sums of every layer but the second, in two pieces (that of the first layer's experts in three)."""
     layers = [layer for layer in range(n_layers) if layer != 1]
-    keys = [(kind, layer) for kind in ("reduce", "reduce experts") for layer in layers]
-    return dict.fromkeys([*keys, ("reduce", -1), ("reduce head", -1)], n_pieces) | {("reduce experts", 0): 3}
+    keys = [(kind, layer) for kind in ("reduce", "reduce.experts") for layer in layers]
+    return dict.fromkeys([*keys, ("reduce", -1), ("reduce.head", -1)], n_pieces) | {("reduce.experts", 0): 3}
 
 
 def step_of(overlap: str, model: str, spec: str, chunks: int, *, collectives: bool = True) -> Step:
@@ -147,7 +147,7 @@ def test_overlapped_sums_never_wait_for_tokens_that_are_not_ready(overlap: str) 
     works = [op.work for op in compiled((overlap, "overlapped"), step).ops if op.is_exchange]
     for layer in (2, 1):
         sums = [place for place, work in enumerate(works) if work.kind in SUMS and work.layer == layer]
-        below = [i for i, w in enumerate(works) if (w.kind, w.layer) == ("dispatch backward", layer - 1)]
+        below = [i for i, w in enumerate(works) if (w.kind, w.layer) == ("dispatch.backward", layer - 1)]
         assert not sums or max(sums) < min(below)
 
 

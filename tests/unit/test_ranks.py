@@ -45,6 +45,7 @@ def test_groups_share_all_other_places(ranks: Ranks) -> None:
         "tp": ("pp", "dp", "cp"),
         "cp": ("pp", "dp", "tp"),
         "dp": ("pp", "tp"),
+        "stage": ("pp",),
         "experts": ("pp", "edp"),
         "edp": ("pp", "ep", "etp"),
     }

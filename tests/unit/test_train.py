@@ -119,7 +119,7 @@ def test_who_sums_what() -> None:
     model = tiny_model()
     setting = setting_of(model=model)
     buckets = buckets_of(setting, even(setting))
-    assert set(buckets) == {("reduce", 0), ("reduce", 1), ("reduce", -1), ("reduce head", -1)}
+    assert set(buckets) == {("reduce", 0), ("reduce", 1), ("reduce", -1), ("reduce.head", -1)}
     attention, router = 64 * 16 * 2 * (4 + 2), 8 * 64
     assert [share.parameters[0] for share in buckets["reduce", 0]] == [attention, router]
     assert {share.group for bucket in buckets.values() for share in bucket} == {Group(4, 4)}
@@ -139,11 +139,11 @@ def test_copies_of_experts_are_summed_and_replicas_of_the_cluster_too() -> None:
     )
     one = 3 * 64 * 32
     setting = setting_of()
-    (share,) = buckets_of(setting, placement)["reduce experts", 0]
+    (share,) = buckets_of(setting, placement)["reduce.experts", 0]
     assert share.parameters.tolist() == [one, 0, 0, one]
     assert share.group == Group(2, 2)
     twice = setting_of(TrainingSpec(replicas=3))
-    by_group = {share.group: share.parameters.tolist() for share in buckets_of(twice, placement)["reduce experts", 0]}
+    by_group = {share.group: share.parameters.tolist() for share in buckets_of(twice, placement)["reduce.experts", 0]}
     assert by_group == {Group(6, 1): [one, 0, 0, one], Group(3, 1): [one, 2 * one, 2 * one, 2 * one]}
     assert buckets_of(twice, placement)["reduce", -1][0].group == Group(12, 4)
     assert model.n_experts == 8
@@ -224,9 +224,11 @@ def test_activations_by_hand() -> None:
     token = 2 * (4 * 64 + 2 * 64 + 2 * 2 * 16) + 4 * (4 + 8)
     row = 2 * (2 * 64 + 3 * 32)
     logits = 32 * (4 * 256 + 2 * 64)
-    assert activation_bytes(whole, even(whole)).mean() == pytest.approx(2 * (32 * token + 64 * row) + logits)
-    inputs = 2 * 32 * 64 * 2
-    fullest = activation_bytes(full, even(full)) - inputs
+    kept, working = activation_bytes(whole, even(whole))
+    assert kept.mean() == pytest.approx(2 * (32 * token + 64 * row))
+    assert working == pytest.approx(logits)
+    kept, fullest = activation_bytes(full, even(full))
+    assert kept == pytest.approx(2 * 32 * 64 * 2)
     assert fullest.min() >= logits
     assert fullest.max() <= 32 * token + 4 * 64 * row
 
@@ -323,7 +325,7 @@ def fsmoe_layer(r: int) -> OpList:
         tiny_model(n_layers=1), chunks=r, attention_tp=1, exchange=ExchangeSpec.model_validate({"algorithm": "sliced"})
     )
     return compile_program(
-        TRAINING["chunked", "fill"], training_step(forward, {("reduce head", -1): 1}, TrainingSpec())
+        TRAINING["chunked", "fill"], training_step(forward, {("reduce.head", -1): 1}, TrainingSpec())
     )
 
 
@@ -341,14 +343,14 @@ def fsmoe_durations(op_list: OpList, times: dict[str, np.ndarray], piece_s: np.n
 def drawn(r: int) -> dict[str, np.ndarray]:
     a2a, ag, experts = np.random.default_rng(r).lognormal(0, 1, (3, 1000))
     kinds = {"dispatch": a2a, "combine": a2a, "forward": ag, "collect": ag, "experts": experts}
-    return {f"{kind} backward": times for kind, times in kinds.items()}
+    return {f"{kind}.backward": times for kind, times in kinds.items()}
 
 
 @pytest.mark.parametrize("r", [1, 2, 4])
 def test_a_layer_with_gradients_meets_the_cases_of_fsmoe(r: int) -> None:
     """Case 1, 2 r t_a2a + t_gar, where gradients exceed what is idle; else the layer takes no longer than without."""
     op_list, times = fsmoe_layer(r), drawn(r)
-    a2a, ag, experts = (times[f"{kind} backward"] for kind in ("dispatch", "forward", "experts"))
+    a2a, ag, experts = (times[f"{kind}.backward"] for kind in ("dispatch", "forward", "experts"))
     without = np.maximum.reduce(
         [2 * a2a + 2 * ag + r * experts, 2 * r * a2a + 2 * ag, 2 * a2a + 2 * r * ag]
     )  # cases 2, 3 and 4
@@ -364,7 +366,7 @@ def test_a_layer_with_gradients_meets_the_cases_of_fsmoe(r: int) -> None:
 def test_windows_add_up_to_those_of_fsmoe(r: int) -> None:
     """Idle time of the ports, section 5: r e + ag + rs - 2 (r - 1) a; ag + rs; r (ag + rs) - 2 (r - 1) a."""
     op_list, times = fsmoe_layer(r), drawn(r)
-    a2a, ag, experts = (times[f"{kind} backward"] for kind in ("dispatch", "forward", "experts"))
+    a2a, ag, experts = (times[f"{kind}.backward"] for kind in ("dispatch", "forward", "experts"))
     for place in range(20):
         one = {kind: values[place : place + 1] for kind, values in times.items()}
         windows = idle_windows_s(op_list, fsmoe_durations(op_list, one, np.zeros(1)), port)
