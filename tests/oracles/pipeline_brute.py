@@ -1,6 +1,6 @@
 """Every order that stages of a small pipeline can have, and its makespan by plain recursion; knows no schedule."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import lru_cache
 from itertools import product
 
@@ -29,8 +29,16 @@ def stage_orders(kinds: str, n_microbatches: int, most_in_flight: int) -> list[t
     return found
 
 
-def makespan_s(orders: Sequence[tuple[Job, ...]], times_s: dict[str, float]) -> float:
-    """Time until all is done, or infinity where stages wait for each other for ever."""
+def makespan_s(
+    orders: Sequence[tuple[Job, ...]],
+    took_s: Callable[[int, Job], float],
+    apart_s: float = 0.0,
+    stage: int | None = None,
+) -> float:
+    """Time until all stages are done, or one of them; infinity where stages wait for each other for ever.
+
+    took_s: time of a stage's job; apart_s: of a result on its way to a neighbour.
+    """
     last = len(orders) - 1
     place = [{job: index for index, job in enumerate(order)} for order in orders]
     pending: set[tuple[int, Job]] = set()
@@ -41,20 +49,20 @@ def makespan_s(orders: Sequence[tuple[Job, ...]], times_s: dict[str, float]) -> 
             return float("inf")
         pending.add((stage, job))
         kind, microbatch = job
-        before = [(stage, orders[stage][place[stage][job] - 1])] if place[stage][job] else []
+        ready_s = [end_s(stage, orders[stage][place[stage][job] - 1])] if place[stage][job] else [0.0]
         if kind == "F" and stage > 0:
-            before.append((stage - 1, job))
+            ready_s.append(end_s(stage - 1, job) + apart_s)
         if kind == "B":
-            before.append((stage, ("F", microbatch)) if stage == last else (stage + 1, job))
-        ends = [end_s(*needed) for needed in before]
+            ready_s.append(end_s(stage, ("F", microbatch)) if stage == last else end_s(stage + 1, job) + apart_s)
         pending.discard((stage, job))
-        return max(ends, default=0.0) + times_s[kind]
+        return max(ready_s) + took_s(stage, job)
 
-    return max(end_s(stage, order[-1]) for stage, order in enumerate(orders))
+    asked = range(len(orders)) if stage is None else (stage,)
+    return max(end_s(one, orders[one][-1]) for one in asked)
 
 
 def best_s(kinds: str, shape: tuple[int, int, int], times_s: dict[str, float]) -> float:
     """Least makespan of (stages, microbatches, most in flight) over all orders."""
     n_stages, n_microbatches, most = shape
     orders = stage_orders(kinds, n_microbatches, most)
-    return min(makespan_s(chosen, times_s) for chosen in product(orders, repeat=n_stages))
+    return min(makespan_s(chosen, lambda _, job: times_s[job[0]]) for chosen in product(orders, repeat=n_stages))
