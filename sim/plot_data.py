@@ -42,7 +42,7 @@ KIND_COLORS = {
     "reduce": "#222255",
     "reduce.experts": "#663333",
     "reduce.head": "#225555",
-    "fill": "#444477",
+    "fill": "#444488",
     "transfer": "#228833",
     "waiting": "#e3e3e3",
     "host": "#777777",

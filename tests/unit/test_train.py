@@ -15,17 +15,17 @@ from scenarios.cluster_specs import ClusterSpec
 from scenarios.errors import HardwareError, MemoryInfeasible, ScenarioError
 from scenarios.schedule_specs import TRAINED, ExchangeSpec, ScheduleSpec
 from scenarios.specs import MemorySpec
-from scenarios.training_specs import TrainingSpec
+from scenarios.training_specs import OptimizerSpec, TrainingSpec
 from sim.durations import Duration, ExchangeTime
 from sim.filling import idle_windows_s
 from sim.gradient_sums import Group, buckets_of, pieces_of, ring_s, sum_s
 from sim.laws import port
 from sim.memory import check_memory, device_memory
 from sim.metrics import training_metrics
-from sim.optimizer import divided_parameters, held_parameters
+from sim.optimizer import divided_parameters, held_parameters, optimizer_prices
 from sim.policies import TRAINING
 from sim.policies.gradients import FILL
-from sim.program import OpList, compile_program
+from sim.program import OpList, Work, compile_program
 from sim.run import execute_schedule
 from sim.session import reduced
 from sim.setting import Setting, build_step
@@ -92,6 +92,12 @@ def test_a_host_core_has_no_law_of_gradients() -> None:
         expert_weight_gradients_s(
             np.ones((1, 2), np.int64), shape, build_cluster(ClusterSpec(node="zen4-core-1")).device, "bf16"
         )
+
+
+def test_microbatches_begin_with_a_sequence() -> None:
+    """Sequences of 16 tokens: 24 tokens are one and a half, from the first token on, in every step."""
+    setting = setting_of(tokens_per_device=24, steps=5)
+    assert (setting.batches.contexts == np.tile(1 + np.arange(24) % 16, (5, 4, 1))).all()
 
 
 # --- sums of gradients
@@ -375,3 +381,33 @@ def test_windows_add_up_to_those_of_fsmoe(r: int) -> None:
         case_2 = r * e + 2 * g - 2 * (r - 1) * a
         want = case_2 if (q1 and q2) or (not q1 and q3) else 2 * g if q1 else 2 * r * g - 2 * (r - 1) * a
         assert sum(windows) == pytest.approx(want)
+
+
+# --- update and weights
+
+
+def test_updates_by_the_host_cost_copies_and_its_memory() -> None:
+    """A node's host serves 8 devices; 28 bytes a parameter go through its DRAM, 4 over the link."""
+    cluster = build_cluster(ClusterSpec(node="h100-sxm-8"))
+    setting = setting_of(TrainingSpec(optimizer=OptimizerSpec(offload="all")), cluster=cluster, steps=1)
+    placement = even(setting)
+    times = optimizer_prices(setting, placement, buckets_of(setting, placement))[Work("update")]
+    assert isinstance(times, np.ndarray)
+    held = held_parameters(setting, placement)
+    count = held.experts[0] + held.others[0]
+    assert cluster.host is not None
+    assert cluster.host_link is not None
+    link_s = 4 * count / cluster.host_link.effective_bytes_per_s
+    dram_s = 28 * count / (cluster.host.dram_bytes_per_s.value / 8)
+    launch_s = cluster.device.kernels.launch().kernel_s
+    assert times[0, 0] == pytest.approx(link_s + dram_s + launch_s)
+
+
+def test_divided_weights_come_a_layer_ahead() -> None:
+    """Stage 3: the weights of a layer are asked for before the layer below begins, in both passes."""
+    setting = setting_of(TrainingSpec(zero=3))
+    placement, schedule = even(setting), ScheduleSpec()
+    ops = execute_schedule(setting, placement, reduced(setting, placement, schedule), schedule).op_list.ops
+    works = [op.work for op in ops]
+    assert works.index(Work("weights", 1)) < works.index(Work("attention", 0))
+    assert works.index(Work("weights.backward", 0)) < works.index(Work("attention.backward", 1))
