@@ -11,6 +11,7 @@ from scenarios.cluster_specs import ClusterSpec, ParallelSpec
 from scenarios.offload_specs import OffloadSpec
 from scenarios.placement_specs import PlacementSpec
 from scenarios.schedule_specs import ScheduleSpec
+from scenarios.serving_specs import ServingSpec
 from scenarios.sources import Spec
 from scenarios.training_specs import TrainingSpec
 from scenarios.units import Dollars, Watts
@@ -43,6 +44,7 @@ class CompareSpec(Spec):
     cluster: tuple[ClusterSpec, ...] = ()
     workload: tuple[WorkloadSpec, ...] = ()
     memory: tuple[MemorySpec, ...] = ()
+    serving: tuple[ServingSpec, ...] = ()
 
 
 class OfferSpec(Spec):
@@ -96,6 +98,9 @@ class ScenarioSpec(Spec):
     schedule: ScheduleSpec = ScheduleSpec()
     memory: MemorySpec = MemorySpec()
     training: TrainingSpec = Field(default=TrainingSpec(), description="of workload.phase train")
+    serving: ServingSpec | None = Field(
+        default=None, description="requests under load, instead of steps of workload.tokens_per_device"
+    )
     compare: CompareSpec | None = None
     budget: BudgetSpec | None = Field(default=None, description="bound: what may be bought")
     seed: int = Field(default=0, ge=0)

@@ -128,7 +128,7 @@ def place(
     session = Session(spec, base)
     told("reading the trace")
     setting = session.setting(spec.cluster, spec.parallel, spec.workload)
-    plan = Plan.of(spec)
+    plan = replace(Plan.of(spec), serving=None)  # plans are judged on steps
     told(f"solving {spec.placement.solver}")
     found = session.plan_of(setting, plan)
     axes = CompareSpec(placement=(*_references(setting, spec.placement), spec.placement))

@@ -16,6 +16,7 @@ from placement.plan import Placement
 from placement.reduction import Reduction
 from scenarios.errors import ScenarioError
 from scenarios.schedule_specs import ScheduleSpec
+from scenarios.serving_specs import ServingSpec
 from scenarios.specs import CompareSpec, ScenarioSpec
 from sim import metrics as measure
 from sim.bands import step_band
@@ -42,14 +43,19 @@ from sim.policies.cached import cached
 from sim.port_loads import port_loads
 from sim.pricing import Prices, price
 from sim.program import OpList, compile_program
-from sim.result import Comparison, RunResult, Table
+from sim.result import LATENCIES, Comparison, RunResult, Table
 from sim.schedule_search import search
+from sim.serving.simulate import serve_plan
 from sim.session import Plan, Session
 from sim.setting import Setting, build_step
 from sim.tile_pricing import tile_prices
-from sim.train import check_training, train_program
+from sim.training_program import check_training, train_program
 from sim.vector import Finished, execute
 
+RANKED_BY = ("goodput_tokens_per_s", "e2e_s.mean", "tokens_per_s")
+"""Metrics that plans are ranked by, the first that all of them have."""
+OF_STEPS = ("step_time_s", "tokens_per_s", "model_error", "exposed_copy_s")
+"""Beginnings of metrics that are not those of a served load where only a step of typical size is simulated."""
 Progress = Callable[[str, float], None]
 """Called with what is being done and the share that is done."""
 
@@ -79,8 +85,12 @@ def compare_in(session: Session, axes: CompareSpec, version: str, progress: Prog
         axes.placement or [spec.placement],
         axes.schedule or [spec.schedule],
         axes.memory or [spec.memory],
+        axes.serving or [spec.serving],
     )
-    plans = [Plan(cluster=c, parallel=p, placement=e, schedule=s, memory=m) for c, p, e, s, m in combinations]
+    plans = [
+        Plan(cluster=c, parallel=p, placement=e, schedule=s, memory=m, serving=load)
+        for c, p, e, s, m, load in combinations
+    ]
     workloads = axes.workload or (spec.workload,)
     tables: list[Table] = []
     for workload in workloads:
@@ -108,7 +118,9 @@ def compare_in(session: Session, axes: CompareSpec, version: str, progress: Prog
 
 
 def simulate(session: Session, setting: Setting, plan: Plan) -> RunResult:
-    """One plan, with the best schedule where its own is a search."""
+    """One plan, with the best schedule where its own is a search; under load where it serves requests."""
+    if plan.serving is not None:
+        return _served(session, plan, plan.serving)
     if not plan.schedule.search:
         return _result(session, setting, plan)
     found = search(plan.schedule.search, lambda one: _mean_step_s(session, setting, replace(plan, schedule=one)))
@@ -123,11 +135,37 @@ def _mean_step_s(session: Session, setting: Setting, plan: Plan) -> float:
     """Mean step time of a plan, host time included [s]."""
     if setting.n_stages > 1 or setting.workload.microbatches is not None:
         return _result(session, setting, plan).metrics["step_time_s"]
+    return float(_execution(session, setting, plan).step_times_s.mean()) + plan.schedule.step_overhead
+
+
+def _execution(session: Session, setting: Setting, plan: Plan) -> Execution:
+    """All steps of a setting under a plan, executed."""
     placement = session.plan_of(setting, plan).placement
     reduction = session.reduction(setting, placement, plan.schedule)
     offloaded = _offloaded(setting, placement, reduction, plan)
-    execution = execute_schedule(setting, placement, reduction, plan.schedule, offloaded)
-    return float(execution.step_times_s.mean()) + plan.schedule.step_overhead
+    return execute_schedule(setting, placement, reduction, plan.schedule, offloaded)
+
+
+def _served(session: Session, plan: Plan, spec: ServingSpec) -> RunResult:
+    """Requests served by the plan; what its devices do is shown of a step of typical size.
+
+    Raises ScenarioError for a search: what is best depends on the iteration.
+    """
+    if plan.schedule.search:
+        raise ScenarioError("serving: a search over schedules has no iteration of its own; name one schedule")
+    if any(side is not None and side.pp > 1 for side in (plan.parallel.attention, plan.parallel.experts)):
+        raise ScenarioError("serving: pipelines of requests under load are not modelled; leave parallel.*.pp out")
+    alone = replace(plan, serving=None)
+    load = serve_plan(session, plan, spec, lambda setting: _execution(session, setting, alone).step_times_s.mean())
+    shown = _simulated(session, load.typical, plan, session.plan_of(load.typical, plan).placement)
+    kept = {name: value for name, value in shown.metrics.items() if not name.startswith(OF_STEPS)}
+    return replace(
+        shown,
+        plan=shown.plan | {"serving": spec.model_dump(exclude_none=True)},
+        metrics=load.metrics | kept,
+        notes=(load.note,),
+        served=load.served,
+    )
 
 
 def _result(session: Session, setting: Setting, plan: Plan) -> RunResult:
@@ -221,7 +259,7 @@ def _priced(
     offloaded: Offloaded | None = None,
 ) -> tuple[OpList, Prices]:
     if setting.trains:
-        check_training(schedule, setting.model)
+        check_training(schedule, setting.model, offloads=offloaded is not None)
     microbatched, tiling = schedule.overlap in MICROBATCHED, TILED.get(schedule.overlap)
     step = build_step(
         setting.model,
@@ -275,10 +313,13 @@ def _table(spec: ScenarioSpec, setting: Setting, results: list[RunResult]) -> Ta
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
         raise ScenarioError(f"compare: several plans are called {', '.join(twice)}; give them a `name:`")
+    ranked_by = next(name for name in RANKED_BY if all(name in result.metrics for result in results))
+    sign = 1 if ranked_by in LATENCIES else -1
     return Table(
         title=table_title(setting.workload, spec),
         workload=setting.workload.model_dump(exclude_none=True),
-        results=tuple(sorted(results, key=lambda result: -result.metrics["tokens_per_s"])),
+        results=tuple(sorted(results, key=lambda result: sign * result.metrics[ranked_by])),
+        ranked_by=ranked_by,
         first=results[0].name,
         moe_layers=setting.model.moe_layers,
         notes=(*notes(setting), *(note for result in results for note in result.notes)),

@@ -20,6 +20,7 @@ from scenarios.errors import PlacementError
 from scenarios.models import ModelCard
 from scenarios.placement_specs import PlacementSpec
 from scenarios.schedule_specs import ExchangeSpec, ScheduleSpec
+from scenarios.serving_specs import ServingSpec
 from scenarios.specs import MemorySpec, ScenarioSpec
 from scenarios.workload_specs import WorkloadSpec
 from sim.kernel_pricing import machine_of
@@ -43,6 +44,7 @@ class Plan:
     placement: PlacementSpec
     schedule: ScheduleSpec
     memory: MemorySpec
+    serving: ServingSpec | None = None
 
     @classmethod
     def of(cls, spec: ScenarioSpec) -> Plan:
@@ -53,6 +55,7 @@ class Plan:
             placement=spec.placement,
             schedule=spec.schedule,
             memory=spec.memory,
+            serving=spec.serving,
         )
 
 

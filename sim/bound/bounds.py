@@ -92,6 +92,10 @@ def bounds_of(session: Session, progress: Callable[[str, float], None] | None = 
         raise ScenarioError(
             "memory.offload: bounds are of experts on the devices, and do not know what hosts add; leave it out"
         )
+    if plan.serving is not None:
+        raise ScenarioError(
+            "serving: bounds are of steps of workload.tokens_per_device, not of requests under load; leave serving out"
+        )
     setting = session.setting(plan.cluster, plan.parallel, spec.workload)
     if setting.n_stages * setting.n_groups > 1:
         raise ScenarioError(

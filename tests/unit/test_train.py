@@ -12,43 +12,21 @@ from hwmodels.links import all_reduce_s, reduce_scatter_s
 from hwmodels.moe import expert_shape, grouped_gemm_moe_s
 from placement.plan import Placement
 from scenarios.cluster_specs import ClusterSpec
-from scenarios.errors import HardwareError, MemoryInfeasible, ScenarioError
-from scenarios.schedule_specs import TRAINED, ExchangeSpec, ScheduleSpec
-from scenarios.specs import MemorySpec
+from scenarios.errors import HardwareError, ScenarioError
+from scenarios.schedule_specs import TRAINED, ScheduleSpec
 from scenarios.training_specs import OptimizerSpec, TrainingSpec
-from sim.durations import Duration, ExchangeTime
-from sim.filling import idle_windows_s
 from sim.gradient_sums import Group, buckets_of, pieces_of, ring_s, sum_s
-from sim.laws import port
-from sim.memory import check_memory, device_memory
 from sim.metrics import training_metrics
-from sim.optimizer import divided_parameters, held_parameters, optimizer_prices
-from sim.policies import TRAINING
-from sim.policies.gradients import FILL
-from sim.program import OpList, Work, compile_program
+from sim.optimizer import held_parameters, optimizer_prices
+from sim.program import Work
 from sim.run import execute_schedule
 from sim.session import reduced
-from sim.setting import Setting, build_step
-from sim.train import check_training
-from sim.training import training_step
-from sim.training_memory import activation_bytes, row_values, token_values
-from sim.vector import execute
+from sim.training_program import check_training
 from tests.devices import round_gpu
-from tests.small import even_placement, gqa, random_trace, tiny_cluster, tiny_model, tiny_setting
+from tests.small import tiny_cluster, tiny_model
+from tests.training import even, setting_of
 
 ORDERS = ({"order": "after"}, {"order": "overlapped"}, {"order": "priority", "partition": "4 kB"}, {"order": "fill"})
-
-
-def setting_of(spec: TrainingSpec | None = None, **fields: object) -> Setting:
-    model = fields.pop("model", None) or tiny_model()
-    cluster = fields.pop("cluster", None) or tiny_cluster()
-    load = {"phase": "train", "tokens_per_device": 32} | fields
-    setting = tiny_setting(model, cluster, random_trace(model), **load)  # type: ignore[arg-type]
-    return replace(setting, training=spec or TrainingSpec())
-
-
-def even(setting: Setting) -> Placement:
-    return even_placement(setting.model, setting.layout.n_ranks)
 
 
 # --- prices
@@ -168,84 +146,6 @@ def test_replicas_need_a_network() -> None:
         sum_s(setting, buckets_of(setting, even(setting))["reduce", 0])
 
 
-# --- memory
-
-
-@pytest.mark.parametrize("zero", [0, 1, 2, 3])
-def test_states_by_zero_stage(zero: int) -> None:
-    """ZeRO, figure 1: (2 + 2 + 12) bytes a parameter, of which 12, 14 or 16 are divided among 4 devices."""
-    setting = setting_of(TrainingSpec(zero=zero))  # type: ignore[arg-type]
-    placement = even(setting)
-    memory = device_memory(setting, placement, MemorySpec())
-    held = held_parameters(setting, placement)
-    dense, experts = held.others[0], held.experts[0]
-    assert dense == 2 * 64 * 16 * 2 * (4 + 2) + 2 * 8 * 64 + 2 * 256 * 64
-    assert experts == 2 * 2 * 3 * 64 * 32
-    assert memory.training is not None
-    divided = [1, 4, 4, 4][zero], [1, 1, 4, 4][zero], [1, 1, 1, 4][zero]
-    assert memory.training.optimizer_bytes[0] == pytest.approx(12 * (experts + dense / divided[0]))
-    assert memory.training.gradient_bytes[0] == pytest.approx(2 * (experts + dense / divided[1]))
-    assert memory.other_weight_bytes == pytest.approx(2 * dense / divided[2])
-    assert memory.expert_bytes[0] == 2 * experts
-    assert memory.kv_bytes == 0
-    parts = [memory.expert_bytes, memory.training.total_bytes]
-    assert memory.used_bytes[0] == pytest.approx(sum(part[0] for part in parts) + memory.other_weight_bytes)
-
-
-def test_replicas_divide_states_of_experts() -> None:
-    setting = setting_of(TrainingSpec(zero=1, replicas=2))
-    held = held_parameters(setting, even(setting))
-    kept = divided_parameters(held, buckets_of(setting, even(setting)))
-    assert kept.experts[0] == held.experts[0] / 2
-    assert kept.others[0] == pytest.approx(held.others[0] / 8)
-
-
-def test_values_of_a_dense_layer_are_those_of_korthikanti() -> None:
-    """arXiv 2205.05198, equation 2 without attention's scores: 34 h bytes, of which 2 h are masks of dropout."""
-    h = 1024
-    model = tiny_model(
-        hidden_size=h,
-        attention=gqa(n_heads=16, n_kv_heads=16, head_dim=64),
-        n_layers=3,
-        moe_layer_list=[1],
-        dense_intermediate_size=4 * h,
-        dense_gated=False,
-    )
-    assert 2 * token_values(model, False, "none") == 34 * h - 2 * h
-    assert 2 * token_values(model, False, "selective") == 32 * h - 2 * (2 * h + 4 * h)
-
-
-def test_values_of_rows_are_those_of_megascale_moe() -> None:
-    """arXiv 2505.11432: the terms with k are 2 k + 3 k f of h; f is the expert's size over h."""
-    model = tiny_model(hidden_size=1024, expert_intermediate_size=3584)
-    assert row_values(model, "none", 1) == (2 + 3 * 3.5) * 1024
-    assert row_values(model, "selective", 1) == (2 + 2 * 3.5) * 1024
-    assert row_values(model, "none", 2) == (2 + 3 * 3.5 / 2) * 1024
-
-
-def test_activations_by_hand() -> None:
-    """32 tokens a device, of which 64 rows come to each rank of balanced experts on average; 4 bytes of fp32 logits."""
-    fields = {"steps": 1, "tokens_per_device": 32}
-    whole, full = (setting_of(TrainingSpec(recompute=name), **fields) for name in ("none", "full"))  # type: ignore[arg-type]
-    token = 2 * (4 * 64 + 2 * 64 + 2 * 2 * 16) + 4 * (4 + 8)
-    row = 2 * (2 * 64 + 3 * 32)
-    logits = 32 * (4 * 256 + 2 * 64)
-    kept, working = activation_bytes(whole, even(whole))
-    assert kept.mean() == pytest.approx(2 * (32 * token + 64 * row))
-    assert working == pytest.approx(logits)
-    kept, fullest = activation_bytes(full, even(full))
-    assert kept == pytest.approx(2 * 32 * 64 * 2)
-    assert fullest.min() >= logits
-    assert fullest.max() <= 32 * token + 4 * 64 * row
-
-
-def test_what_does_not_fit_names_the_levers() -> None:
-    setting = setting_of()
-    placement = even(setting)
-    with pytest.raises(MemoryInfeasible, match=r"optimizer .* activations .* training.zero 1, training.recompute full"):
-        check_memory(device_memory(setting, placement, MemorySpec(reserve=0.999999)), setting, placement)
-
-
 # --- whole steps
 
 
@@ -318,69 +218,10 @@ def test_schedules_without_a_backward_pass_are_refused(schedule: dict[str, objec
 
 
 def test_weights_that_are_not_trained_are_refused() -> None:
+    with pytest.raises(ScenarioError, match=r"memory\.offload"):
+        check_training(ScheduleSpec(), tiny_model(), offloads=True)
     with pytest.raises(ScenarioError, match="mxfp4 are not trained"):
         check_training(ScheduleSpec(), tiny_model(expert_dtype="mxfp4"))
-
-
-# --- FSMoE (arXiv 2501.10714, section 5): one layer in r chunks, gradients between the last dispatch and the combines
-
-
-def fsmoe_layer(r: int) -> OpList:
-    """The backward pass of one layer alone, with the pieces of order fill."""
-    forward = build_step(
-        tiny_model(n_layers=1), chunks=r, attention_tp=1, exchange=ExchangeSpec.model_validate({"algorithm": "sliced"})
-    )
-    return compile_program(
-        TRAINING["chunked", "fill"], training_step(forward, {("reduce.head", -1): 1}, TrainingSpec())
-    )
-
-
-def fsmoe_durations(op_list: OpList, times: dict[str, np.ndarray], piece_s: np.ndarray) -> list[Duration]:
-    """Times of the layer's backward works; the first piece takes `piece_s`, all else no time."""
-    durations: list[Duration] = []
-    for op in op_list.ops:
-        time_s = times.get(op.work.kind, np.zeros_like(piece_s))[:, None]
-        if op.work.kind == FILL and op.work.chunk == 0:
-            time_s = piece_s[:, None]
-        durations.append(ExchangeTime(send_s=time_s, receive_s=time_s, group_size=1) if op.is_exchange else time_s)
-    return durations
-
-
-def drawn(r: int) -> dict[str, np.ndarray]:
-    a2a, ag, experts = np.random.default_rng(r).lognormal(0, 1, (3, 1000))
-    kinds = {"dispatch": a2a, "combine": a2a, "forward": ag, "collect": ag, "experts": experts}
-    return {f"{kind}.backward": times for kind, times in kinds.items()}
-
-
-@pytest.mark.parametrize("r", [1, 2, 4])
-def test_a_layer_with_gradients_meets_the_cases_of_fsmoe(r: int) -> None:
-    """Case 1, 2 r t_a2a + t_gar, where gradients exceed what is idle; else the layer takes no longer than without."""
-    op_list, times = fsmoe_layer(r), drawn(r)
-    a2a, ag, experts = (times[f"{kind}.backward"] for kind in ("dispatch", "forward", "experts"))
-    without = np.maximum.reduce(
-        [2 * a2a + 2 * ag + r * experts, 2 * r * a2a + 2 * ag, 2 * a2a + 2 * r * ag]
-    )  # cases 2, 3 and 4
-    gar = np.random.default_rng(99).lognormal(0, 1.5, 1000)
-    end_s = execute(op_list, fsmoe_durations(op_list, times, gar)).end_s[-1, :, 0]
-    want = np.maximum(without, 2 * r * a2a + gar)
-    case_3 = (2 * r * a2a + 2 * ag >= without * (1 - 1e-12)) & (r > 1)
-    np.testing.assert_allclose(end_s[~case_3], want[~case_3], rtol=1e-9)
-    assert (end_s[case_3] >= want[case_3] * (1 - 1e-9)).all()
-
-
-@pytest.mark.parametrize("r", [1, 2, 4])
-def test_windows_add_up_to_those_of_fsmoe(r: int) -> None:
-    """Idle time of the ports, section 5: r e + ag + rs - 2 (r - 1) a; ag + rs; r (ag + rs) - 2 (r - 1) a."""
-    op_list, times = fsmoe_layer(r), drawn(r)
-    a2a, ag, experts = (times[f"{kind}.backward"] for kind in ("dispatch", "forward", "experts"))
-    for place in range(20):
-        one = {kind: values[place : place + 1] for kind, values in times.items()}
-        windows = idle_windows_s(op_list, fsmoe_durations(op_list, one, np.zeros(1)), port)
-        a, g, e = a2a[place], ag[place], experts[place]
-        q1, q2, q3 = a > g, r * e > 2 * (r - 1) * a, r * e > (r - 1) * 2 * g
-        case_2 = r * e + 2 * g - 2 * (r - 1) * a
-        want = case_2 if (q1 and q2) or (not q1 and q3) else 2 * g if q1 else 2 * r * g - 2 * (r - 1) * a
-        assert sum(windows) == pytest.approx(want)
 
 
 # --- update and weights

@@ -38,8 +38,12 @@ def train_program(
     return op_list, filled(setting, op_list, prices, buckets, LAWS[schedule.exchange.law])
 
 
-def check_training(schedule: ScheduleSpec, model: ModelCard) -> None:
-    """Raise ScenarioError where a schedule has no backward pass, or weights are kept in a type that is not trained."""
+def check_training(schedule: ScheduleSpec, model: ModelCard, *, offloads: bool = False) -> None:
+    """Raise ScenarioError where a schedule has no backward pass, or weights are kept as they are not trained."""
+    if offloads:
+        raise ScenarioError(
+            "memory.offload: experts in the host's memory are not trained; use training.optimizer: {offload: experts}"
+        )
     if schedule.overlap not in TRAINED:
         raise ScenarioError(
             f"schedule.overlap: {schedule.overlap} has no backward pass; workload.phase train has {', '.join(TRAINED)}"
