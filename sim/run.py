@@ -153,8 +153,10 @@ def _served(session: Session, plan: Plan, spec: ServingSpec) -> RunResult:
     """
     if plan.schedule.search:
         raise ScenarioError("serving: a search over schedules has no iteration of its own; name one schedule")
-    if any(side is not None and side.pp > 1 for side in (plan.parallel.attention, plan.parallel.experts)):
-        raise ScenarioError("serving: pipelines of requests under load are not modelled; leave parallel.*.pp out")
+    if plan.parallel.experts is not None and plan.parallel.experts.pp * plan.parallel.experts.edp > 1:
+        raise ScenarioError(
+            "serving: requests under load go to one expert group: leave parallel.experts.pp and edp out"
+        )
     alone = replace(plan, serving=None)
     load = serve_plan(session, plan, spec, lambda setting: _execution(session, setting, alone).step_times_s.mean())
     shown = _simulated(session, load.typical, plan, session.plan_of(load.typical, plan).placement)
