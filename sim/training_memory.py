@@ -129,7 +129,7 @@ def token_values(model: ModelCard, is_moe: bool, kept: RecomputeName) -> float:
     hidden = model.hidden_size
     inner = model.shared_intermediate_size if is_moe else model.dense_intermediate_size
     gated = model.gated if is_moe else model.dense_gated
-    values = 2.0 * hidden + attention_values(model.attention) + (2 if gated else 1) * inner
+    values = 2.0 * hidden + attention_values(model.attention, kept) + (2 if gated else 1) * inner
     if is_moe and model.bottleneck_size is not None:
         values += 2 * model.bottleneck_size
     return values if kept == "selective" else values + 2 * hidden + inner
@@ -146,13 +146,18 @@ def row_values(model: ModelCard, kept: RecomputeName, tp: int) -> float:
     return inputs if kept == "selective" else inputs + inner
 
 
-def attention_values(attention: Attention) -> float:
-    """Values that attention keeps for a token: queries, keys, values, latents and the result, all heads."""
+def attention_values(attention: Attention, kept: RecomputeName) -> float:
+    """Values that attention keeps for a token: queries, keys, values, latents and the result, all heads.
+
+    Selective recomputation makes what MLA projects up from its latents again (DeepSeek-V3, arXiv 2412.19437, 3.2.3).
+    """
     heads = attention.n_heads
     if isinstance(attention, GroupedQueryAttention):
         return float(2 * heads * attention.head_dim + attention.kv_values_per_token())
-    key = attention.qk_nope_head_dim + attention.qk_rope_head_dim
     latents = (attention.q_lora_rank or 0) + attention.kv_values_per_token()
+    if kept == "selective":
+        return float(latents + heads * attention.v_head_dim)
+    key = attention.qk_nope_head_dim + attention.qk_rope_head_dim
     return float(latents + heads * (2 * key + 2 * attention.v_head_dim))
 
 
