@@ -17,6 +17,7 @@ from hwmodels.core_constants import CoreMoeConstants
 from hwmodels.cores import Rows, experts_s
 from hwmodels.devices import Device, computed_bytes
 from hwmodels.measured_tables import log_of, moe_shape
+from hwmodels.short_axes import reduced
 from hwmodels.tiles import FASTEST, TILE_RULES, Tile
 from scenarios.errors import ScenarioError
 from scenarios.models import BYTES_PER_VALUE, ModelCard
@@ -143,18 +144,18 @@ def expert_work(
     """The work of int[..., slot] tokens, in tiles of the given numbers of rows; up to few_tokens are few."""
     # Small integer types would overflow where a tile is rounded up; fractions of tokens raise TypeError.
     counts = np.asarray(slot_tokens).astype(np.int64, casting="same_kind", copy=False)
-    routed = counts.sum(axis=-1)
-    few = counts * (counts <= few_tokens)
+    routed = reduced(np.add, counts)
+    few = counts * (counts <= few_tokens) if few_tokens else counts[..., :0]
     return ExpertWork(
         routed=routed,
-        active=np.count_nonzero(counts, axis=-1),
-        row_tiles={number: ((counts + (number - 1)) >> (number.bit_length() - 1)).sum(axis=-1) for number in rows},
+        active=reduced(np.add, counts != 0),
+        row_tiles={number: reduced(np.add, (counts + (number - 1)) >> (number.bit_length() - 1)) for number in rows},
         n_slots=counts.shape[-1],
         own_tokens=own_tokens,
         call_tokens=routed if call_tokens is None else call_tokens,
         touched=routed,
-        few=np.count_nonzero(few, axis=-1),
-        few_routed=few.sum(axis=-1),
+        few=reduced(np.add, few != 0),
+        few_routed=reduced(np.add, few),
     )
 
 

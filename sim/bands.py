@@ -18,8 +18,9 @@ from hwmodels.devices import Device
 from hwmodels.kernels import stretched_to
 from hwmodels.measured_tables import moe_shape
 from hwmodels.moe import expert_shape
+from placement.exchange_time import SIDES
 from scenarios.schedule_specs import ScheduleSpec
-from sim.kernel_pricing import SIDES, exchange_band
+from sim.kernel_pricing import exchange_band
 from sim.launches import launched_eagerly
 from sim.laws import LAWS
 from sim.offload.prices import COMPUTED, HOSTED, host_bands
@@ -67,7 +68,8 @@ def step_band(setting: Setting, prices: Prices, op_list: OpList, schedule: Sched
 
     predicted_s = mean_s(sampled)
     ends: dict[str, tuple[float, float]] = {}
-    beside = ("links", "host") if HOSTED[0] in prices.per_chunk else ("links",)
+    hosted = HOSTED[0] in prices.per_chunk or "page" in prices.per_layer
+    beside = ("links", "host") if hosted else ("links",)
     for family in (*KERNEL_FAMILIES, *beside):
         low, high = (mean_s(_moved(sample, sampled, schedule, family, end)) / predicted_s for end in ENDS)
         ends[family] = (min(low, 1.0), max(high, 1.0))

@@ -47,10 +47,10 @@ def shown_bytes(amount_bytes: float) -> str:
     return f"{value:,.{decimals(value, 3)}f} {unit}"
 
 
-def shown_percent(fraction: float, *, signed: bool = False) -> str:
-    """Fraction in percent with one decimal: `12.5%`, or signed `+12.5%`."""
-    percent = round(100 * fraction, 1) + 0.0
-    return f"{percent:+.1f}%" if signed else f"{percent:.1f}%"
+def shown_percent(fraction: float, *, signed: bool = False, places: int = 1) -> str:
+    """Fraction in percent with one decimal, or so many: `12.5%`, or signed `+12.5%`."""
+    percent = round(100 * fraction, places) + 0.0
+    return f"{percent:+.{places}f}%" if signed else f"{percent:.{places}f}%"
 
 
 def shown_rate(per_s: float) -> str:

@@ -88,9 +88,10 @@ def bounds_of(session: Session, progress: Callable[[str, float], None] | None = 
     say = progress or (lambda _what, _share: None)
     spec = session.spec
     plan = Plan.of(spec)
-    if plan.memory.offload is not None:
+    if plan.memory.offload is not None or plan.memory.stream is not None:
         raise ScenarioError(
-            "memory.offload: bounds are of experts on the devices, and do not know what hosts add; leave it out"
+            "memory.offload, memory.stream: bounds are of experts on the devices, and do not know what hosts add; "
+            "leave them out"
         )
     if plan.serving is not None:
         raise ScenarioError(

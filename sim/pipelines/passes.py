@@ -33,11 +33,11 @@ class Engine:
 
     simulated: Callable[[Setting, Plan, Placement], RunResult]
     priced: Callable[[Setting, Placement, Reduction, ScheduleSpec], tuple[OpList, Prices]]
-    executed: Callable[[OpList, Prices, Setting, ScheduleSpec], Execution]
+    executed: Callable[[OpList, Prices, ScheduleSpec], Execution]
 
     def run(self, setting: Setting, part: Part, reduction: Reduction, schedule: ScheduleSpec) -> Execution:
         """All batches of the part in a setting of its own."""
-        return self.executed(*self.priced(setting, part.placement, reduction, schedule), setting, schedule)
+        return self.executed(*self.priced(setting, part.placement, reduction, schedule), schedule)
 
 
 def trained_passes(engine: Engine, part: Part, reduction: Reduction, schedule: ScheduleSpec) -> PassTimes:
@@ -83,7 +83,7 @@ def paired_s(
     }
     slowed = {work: d if isinstance(d, ExchangeTime) else d * slower for work, d in own.items()}
     prices = Prices(per_layer={}, per_chunk={}, windowed_layers=frozenset(), moe_row={}, single=slowed)
-    return engine.executed(op_list, prices, ahead.setting, schedule).step_times_s
+    return engine.executed(op_list, prices, schedule).step_times_s
 
 
 def _step(setting: Setting, schedule: ScheduleSpec) -> Step:

@@ -24,13 +24,14 @@ from sim.setting import Setting
 
 def piped(session: Session, setting: Setting, plan: Plan, placement: Placement, engine: Engine) -> RunResult:
     """The plan's result. Raises ScenarioError for a pipeline that cannot be, MemoryInfeasible for a stage too full."""
-    if plan.memory.offload is not None:
-        raise ScenarioError("memory.offload: experts in the host's memory and pipelines do not go together yet")
+    for name in ("offload", "stream"):
+        if getattr(plan.memory, name) is not None:
+            raise ScenarioError(f"memory.{name}: weights in the host's memory and pipelines do not go together yet")
     shape = shape_of(setting.n_stages, setting.workload, plan.schedule)
     orders = _orders(setting, shape, plan)
     parts = session.parts(setting, placement, shape, plan.parallel.stage_layers)
     memory = _memory(parts, shape, orders, plan)
-    for stage in memory:
+    for stage in memory if not session.spills else ():
         check_memory(stage, setting, placement)
     alone = replace(plan, schedule=plan.schedule.model_copy(update={"step_overhead": 0.0}))
     results = [engine.simulated(part.setting, alone, part.placement) for part in parts]
