@@ -9,9 +9,18 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
+import matplotlib as mpl
+import numpy as np
+from matplotlib.figure import Figure
+
 from moesim import api
 from scenarios.files import whole_file
-from sim.plots import png_bytes
+from sim import pipelines
+from sim.pipeline_plot import draw_pipelines
+from sim.pipelines.pipeline import run_pipeline
+from sim.pipelines.tasks import PipelineShape
+from sim.pipelines.times import PassTimes, stage_times
+from sim.plots import STYLE, WIDTH_IN, png_bytes
 from sim.result import RunResult
 from sim.timeline_plot import timelines_figure
 
@@ -169,11 +178,68 @@ PICTURES = (
 )
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PipelinePicture:
+    """Two pipelines under each other, by their names in scenarios, of stages that take equally long [s]."""
+
+    name: str
+    titles: tuple[str, str]
+    pipelines: tuple[str, str]
+    shape: tuple[int, int]
+    passes_s: tuple[float, float, float]
+
+
+# Forward, gradients of inputs and of weights: computation of a layer (attention and experts) in the training profile
+# of DeepSeek (repository profile-data), H800, 4096 tokens; a pair that overlaps computes as long as both.
+DEEPSEEK_S = (8.97e-3, 14.65e-3, 5.93e-3)
+PIPELINES = (
+    PipelinePicture(
+        name="zb1p",
+        titles=("1F1B", "ZB1P: gradients of weights wait"),
+        pipelines=("1f1b", "zb1p"),
+        shape=(8, 20),
+        passes_s=DEEPSEEK_S,
+    ),
+    PipelinePicture(
+        name="dualpipe",
+        titles=("1F1B", "DualPipe (DeepSeek-V3)"),
+        pipelines=("1f1b", "dualpipe"),
+        shape=(8, 20),
+        passes_s=DEEPSEEK_S,
+    ),
+)
+
+
+def draw_orders(picture: PipelinePicture) -> Path:
+    """Path of the picture, drawn anew."""
+    forward_s, input_s, weight_s = (np.full(1, time_s) for time_s in picture.passes_s)
+    passes = PassTimes(
+        forward_s=forward_s,
+        backward_input_s=input_s,
+        backward_weight_s=weight_s,
+        overlapped_s=forward_s + input_s + weight_s,
+    )
+    n_stages, n_microbatches = picture.shape
+    times = stage_times([passes] * n_stages, n_microbatches, [0.0] * (n_stages - 1))
+    panels = []
+    for title, name in zip(picture.titles, picture.pipelines, strict=True):
+        shape = PipelineShape(
+            n_stages=n_stages, n_microbatches=n_microbatches, bidirectional=name in pipelines.BIDIRECTIONAL
+        )
+        orders = [pipelines.PIPELINES[name](shape, stage) for stage in range(n_stages)]
+        panels.append((title, run_pipeline(shape, orders, times).bars()))
+    with mpl.rc_context(STYLE):
+        return _written(picture.name, draw_pipelines(panels, WIDTH_IN))
+
+
 def draw(picture: Picture) -> Path:
     """Path of the picture, drawn anew."""
     results = (_run(picture, picture.without), _run(picture, picture.use))
-    target = HERE / "images" / f"schedule-{picture.name}.png"
-    figure = timelines_figure(tuple(zip(picture.titles, results, strict=True)), picture.n_layers)
+    return _written(picture.name, timelines_figure(tuple(zip(picture.titles, results, strict=True)), picture.n_layers))
+
+
+def _written(name: str, figure: Figure) -> Path:
+    target = HERE / "images" / f"schedule-{name}.png"
     with whole_file(target) as temporary:
         temporary.write_bytes(png_bytes(figure))
     return target
@@ -187,12 +253,12 @@ def _run(picture: Picture, overrides: tuple[str, ...]) -> RunResult:
 
 def main(names: list[str]) -> None:
     """Draw the pictures of these names, or all."""
-    unknown = set(names) - {picture.name for picture in PICTURES}
-    if unknown:
-        sys.exit(f"no picture is called {', '.join(sorted(unknown))}; there are {', '.join(p.name for p in PICTURES)}")
-    for picture in PICTURES:
-        if not names or picture.name in names:
-            print(draw(picture))
+    pictures = {picture.name: picture for picture in (*PICTURES, *PIPELINES)}
+    if unknown := set(names) - pictures.keys():
+        sys.exit(f"no picture is called {', '.join(sorted(unknown))}; there are {', '.join(pictures)}")
+    for name in names or pictures:
+        picture = pictures[name]
+        print(draw(picture) if isinstance(picture, Picture) else draw_orders(picture))
 
 
 if __name__ == "__main__":

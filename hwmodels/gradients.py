@@ -26,11 +26,16 @@ CORE_BACKWARD = 2.5 * 0.73 / 0.63
 def product_gradients_s(tokens: ArrayLike, n: int, k: int, dtype: str, device: Device, batch: int = 1) -> Times:
     """Time of both gradients of `batch` products [tokens, k] x [k, n]: float64[...] [s].
 
-    That of the input is a product [tokens, n] x [n, k], that of the weights one of [k, tokens] x [tokens, n].
+    That of the input is a product [tokens, n] x [n, k].
     """
+    return gemm_s(tokens, k, n, dtype, device, batch) + weight_gradients_s(tokens, n, k, dtype, device, batch)
+
+
+def weight_gradients_s(tokens: ArrayLike, n: int, k: int, dtype: str, device: Device, batch: int = 1) -> Times:
+    """Time of the gradients of the weights of such products, [k, tokens] x [tokens, n]: float64[...] [s]."""
     depths, place = np.unique(np.asarray(tokens), return_inverse=True)
-    of_weights = product_s(k, n, depths, dtype, device, device.kernels.gemm(dtype), batch)
-    return gemm_s(tokens, k, n, dtype, device, batch) + of_weights[place].reshape(np.shape(tokens))
+    times_s = product_s(k, n, depths, dtype, device, device.kernels.gemm(dtype), batch)
+    return times_s[place].reshape(np.shape(tokens))
 
 
 def mlp_gradients_s(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Annotated
+
 from pydantic import Field
 
 from scenarios.sources import Spec
@@ -36,17 +38,26 @@ class ClusterSpec(Spec):
 
 
 class AttentionParallelSpec(Spec):
-    """Layout of attention: `dp` replicas of `tp` devices each."""
+    """Layout of attention: `pp` stages of `dp` replicas of `cp` x `tp` devices each."""
 
     dp: int = Field(gt=0)
     tp: int = Field(default=1, gt=0)
+    cp: int = Field(default=1, gt=0, description="devices that share the tokens of a sequence (context parallelism)")
+    pp: int = Field(default=1, gt=0, description="pipeline stages")
 
 
 class ExpertParallelSpec(Spec):
-    """Layout of experts: `ep` ranks of `tp` devices each."""
+    """Layout of experts: `pp` stages of `edp` replicas of `ep` ranks of `tp` devices each."""
 
     ep: int = Field(gt=0)
     tp: int = Field(default=1, gt=0)
+    edp: int = Field(default=1, gt=0, description="replicas of all experts of a stage (expert data parallelism)")
+    pp: int = Field(default=1, gt=0, description="pipeline stages, those of attention")
+    folded: bool = Field(
+        default=True,
+        description="expert groups are neighbours; false: replicas of attention at a stride of its tp x cp, as in "
+        "Megatron-Core before folding, where the experts' tp is that of attention",
+    )
 
 
 class ParallelSpec(Spec):
@@ -54,3 +65,6 @@ class ParallelSpec(Spec):
 
     attention: AttentionParallelSpec | None = None
     experts: ExpertParallelSpec | None = None
+    stage_layers: tuple[Annotated[int, Field(gt=0)], ...] = Field(
+        default=(), description="layers of each part of the model that a pipeline stage holds; default: as many each"
+    )

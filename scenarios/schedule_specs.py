@@ -17,6 +17,7 @@ ResidentName = Literal[
 ]
 """Schedules of weights that stay where they are."""
 OverlapName = Literal[ResidentName, StreamingName]
+PipelineName = Literal["gpipe", "1f1b", "interleaved", "zb1p", "dualpipe"]
 LawName = Literal["port", "fifo", "maxmin"]
 DedupName = Literal["none", "device", "node"]
 FittedKernelName = Literal["deepep-normal", "deepep-low-latency", "nvl72-one-sided", "nvl72-two-sided"]
@@ -173,6 +174,10 @@ class ScheduleSpec(Spec):
         description="chunked: parts of a device's tokens, or groups of devices that exchange at a stride (FasterMoE)",
     )
     executor: Literal["vector", "event"] = "vector"
+    pipeline: PipelineName | None = Field(
+        default=None, description="order of a stage's passes where parallel.*.pp is above 1; default: 1f1b"
+    )
+    stage_chunks: int = Field(default=2, ge=2, description="interleaved: parts of the model that a stage holds")
     step_overhead: Seconds = Field(default=0.0, description="host time between steps")
     launch: Literal["graph", "eager"] = Field(
         default="graph", description="kernels replayed as a CUDA graph, or launched one by one by the host"

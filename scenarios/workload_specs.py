@@ -60,6 +60,12 @@ class WorkloadSpec(Spec):
     tokens_per_device: int = Field(default=64, gt=0)
     context_tokens: int | None = Field(default=None, gt=0, description="context of every token; default: its position")
     steps: int = Field(default=64, gt=0)
+    microbatches: int | None = Field(
+        default=None,
+        gt=0,
+        description="of a pipeline step (parallel.*.pp above 1), `tokens_per_device` each; `steps` different ones are "
+        "simulated and drawn in turn",
+    )
     generate: GenerateSpec | None = Field(
         default=None,
         description="with memory.stream: prefill and decode of tokens_per_device requests; `steps` decode passes, "

@@ -92,6 +92,7 @@ def schedule_name(schedule: ScheduleSpec) -> str:
     special += [schedule.move.kind] if schedule.move is not None else []
     special += ["peers"] if schedule.chunks_by == "peers" else []
     special += [_gradients_name(schedule.gradients)] if schedule.gradients != GradientsSpec() else []
+    special += [schedule.pipeline] if schedule.pipeline is not None else []
     return f"{name} ({', '.join(special)})" if special else name
 
 
@@ -130,9 +131,15 @@ def serving_name(serving: ServingSpec) -> str:
 
 
 def _parallel_name(parallel: ParallelSpec) -> str:
-    attention = "" if parallel.attention is None else f"DP{parallel.attention.dp} TP{parallel.attention.tp} "
-    experts = "" if parallel.experts is None else f"EP{parallel.experts.ep} ETP{parallel.experts.tp}"
-    return f"{attention}{experts}".strip() or "default layout"
+    attention, experts = parallel.attention, parallel.experts
+    words: list[str] = []
+    if attention is not None:
+        words += [f"DP{attention.dp} TP{attention.tp}", *([f"CP{attention.cp}"] if attention.cp > 1 else [])]
+    if experts is not None:
+        words += [f"EP{experts.ep} ETP{experts.tp}", *([f"EDP{experts.edp}"] if experts.edp > 1 else [])]
+        words += [] if experts.folded else ["unfolded"]
+    stages = max((side.pp for side in (attention, experts) if side is not None), default=1)
+    return " ".join([*words, *([f"PP{stages}"] if stages > 1 else [])]) or "default layout"
 
 
 def described(plan: Plan, placement: Placement) -> dict[str, Any]:

@@ -70,8 +70,9 @@ def buckets_of(setting: Setting, placement: Placement) -> dict[tuple[str, int], 
         found[DENSE_SUM, layer] = shares((attention, split), (_other_parameters(model, layer in moe_row), whole))
         if layer in moe_row:
             found[EXPERT_SUM, layer] = _expert_shares(setting, placement, moe_row[layer])
-    found[DENSE_SUM, -1] = shares((of_vocabulary, split))
-    if not model.tied_embeddings:
+    if setting.is_first or (model.tied_embeddings and setting.is_last):
+        found[DENSE_SUM, -1] = shares((of_vocabulary, split))
+    if setting.is_last and not model.tied_embeddings:
         found[HEAD_SUM, -1] = shares((of_vocabulary, split))
     return {key: bucket for key, bucket in found.items() if bucket}
 
@@ -79,7 +80,10 @@ def buckets_of(setting: Setting, placement: Placement) -> dict[tuple[str, int], 
 def _dense_group(setting: Setting, tp: int) -> Group:
     """Devices that hold the same part of weights which `tp` neighbours share, all replicas of the cluster together."""
     cluster, copies = setting.cluster, setting.training.replicas
-    return Group(cluster.n_devices // tp * copies, cluster.devices_per_node // tp)
+    if setting.ranks is None:
+        return Group(cluster.n_devices // tp * copies, cluster.devices_per_node // tp)
+    nodes, per_node = setting.ranks.nodes_of("stage" if tp < setting.attention_tp else "dp")
+    return Group(nodes * per_node * copies, per_node)
 
 
 def _other_parameters(model: ModelCard, is_moe: bool) -> int:
@@ -91,12 +95,13 @@ def _other_parameters(model: ModelCard, is_moe: bool) -> int:
 
 def _expert_shares(setting: Setting, placement: Placement, row: int) -> Bucket:
     """Experts of one layer by the number of ranks that hold them; two copies on one rank are summed there."""
-    layout, copies = setting.layout, setting.training.replicas
+    layout, copies = setting.layout, setting.training.replicas * setting.n_groups
+    beside = 1 if setting.ranks is None else setting.ranks.nodes_of("edp")[1]
     held = np.zeros((placement.n_experts, layout.n_ranks), bool)
     held[placement.expert_of_slot[row], placement.rank_of_slot[row]] = True
     in_nodes = held.reshape(placement.n_experts, layout.n_nodes, -1).any(axis=-1).sum(axis=1)
     groups = [
-        Group(n, n) if copies == 1 and nodes == 1 else Group(n * copies, 1)
+        Group(n, n) if copies == 1 and nodes == 1 else Group(n * copies, beside if n == 1 else 1)
         for n, nodes in zip(held.sum(axis=1).tolist(), in_nodes.tolist(), strict=True)
     ]
     parameters = setting.model.expert_parameters / layout.tp

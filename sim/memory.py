@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -13,8 +14,9 @@ from scenarios.errors import MemoryInfeasible
 from scenarios.models import BYTES_PER_VALUE, GroupedQueryAttention, ModelCard
 from scenarios.specs import MemorySpec
 from sim.offload.slots import slots_of
+from sim.pipelines.tasks import Order
 from sim.setting import Setting
-from sim.training_memory import TrainingMemory, divided_weights, training_memory
+from sim.training_memory import TrainingMemory, divided_weights, in_flight, training_memory
 
 GIB = 2**30
 
@@ -48,7 +50,7 @@ def device_memory(setting: Setting, placement: Placement, spec: MemorySpec) -> D
     model, layout = setting.model, setting.layout
     slots = _resident_experts(placement, spec)
     expert_bytes = np.repeat(slots * (model.expert_bytes / layout.tp), layout.tp)
-    other_bytes = _other_weight_bytes(model, setting.attention_tp)
+    other_bytes = _other_weight_bytes(setting)
     if setting.trains:
         kept = divided_weights(setting, placement)
         expert_bytes, other_bytes = expert_bytes * kept.experts, other_bytes * float(kept.others[0])
@@ -93,6 +95,18 @@ def with_copies(memory: DeviceMemory, moves: Moves, model: ModelCard, *, buffers
     """Memory with the copies of experts that a device fetches for a layer, in so many buffers of the fullest layer."""
     copies = moves.fetched.sum(axis=-1).max(axis=(0, 1))
     return replace(memory, expert_bytes=memory.expert_bytes + buffers * copies * model.expert_bytes)
+
+
+def stage_memory(parts: Mapping[int, DeviceMemory], order: Order) -> DeviceMemory:
+    """Memory of the devices of a pipeline stage, which hold several parts of the model and work in this order."""
+    whole = replace(
+        next(iter(parts.values())),
+        expert_bytes=np.sum([part.expert_bytes for part in parts.values()], axis=0),
+        other_weight_bytes=sum(part.other_weight_bytes for part in parts.values()),
+        kv_bytes=sum(part.kv_bytes for part in parts.values()),
+    )
+    trained = {number: part.training for number, part in parts.items() if part.training is not None}
+    return replace(whole, training=in_flight(trained, order)) if trained else whole
 
 
 def check_memory(memory: DeviceMemory, setting: Setting, placement: Placement) -> None:
@@ -185,14 +199,15 @@ def _requests(setting: Setting, spec: MemorySpec) -> tuple[int, int]:
     ), context
 
 
-def _other_weight_bytes(model: ModelCard, attention_tp: int) -> float:
+def _other_weight_bytes(setting: Setting) -> float:
+    model, attention_tp = setting.model, setting.attention_tp
     n_moe = len(model.moe_layers)
     attention = model.n_layers * model.attention.parameters(model.hidden_size) / attention_tp
     ffn = (
         n_moe * (model.shared_parameters + model.bottleneck_parameters)
         + (model.n_layers - n_moe) * model.dense_parameters
     )
-    embeddings = model.vocab_size * model.hidden_size * (1 if model.tied_embeddings else 2) / attention_tp
+    embeddings = setting.n_vocabularies * model.vocab_size * model.hidden_size / attention_tp
     router = n_moe * model.n_experts * model.hidden_size
     weights = (attention + ffn) * BYTES_PER_VALUE[model.weight_dtype]
     return weights + (embeddings + router) * BYTES_PER_VALUE[model.activation_dtype]

@@ -42,7 +42,8 @@ class Execution:
 def time_metrics(execution: Execution, times_s: Seconds, setting: Setting, overhead_s: float) -> dict[str, float]:
     """Step time, throughput and use of lanes; `times_s` float64[step + 1] are the begins of the steps."""
     step_s = execution.step_times_s + overhead_s
-    n_tokens = setting.layout.n_devices * setting.workload.tokens_per_device
+    n_devices = setting.layout.n_devices * setting.n_groups
+    n_tokens = n_devices * setting.workload.tokens_per_device
     tokens_per_s = len(step_s) * n_tokens / times_s[-1]
     transfer_s, exposed_s = _communication_s(execution)
     ports_s = _ports_busy_s(execution)
@@ -52,7 +53,7 @@ def time_metrics(execution: Execution, times_s: Seconds, setting: Setting, overh
         "step_time_s.p50": float(np.quantile(step_s, 0.5)),
         "step_time_s.p99": float(np.quantile(step_s, 0.99)),
         "tokens_per_s": float(tokens_per_s),
-        "tokens_per_s_per_device": float(tokens_per_s / setting.layout.n_devices),
+        "tokens_per_s_per_device": float(tokens_per_s / n_devices),
         "busy_frac.compute": float(sum(_compute_s(execution).values()) / total_s),
         "busy_frac.send": ports_s["send"] / total_s,
         "busy_frac.receive": ports_s["receive"] / total_s,
@@ -70,7 +71,7 @@ def training_metrics(
     """Parts of a training step, one after the other, and the use of the devices' peak; none where nothing trains."""
     if not setting.trains:
         return {}
-    forward_s, backward_s, sums_s, step_s = (float(ends_s.mean()) for ends_s in _ends_of_parts(execution))
+    forward_s, backward_s, sums_s, step_s = (float(ends_s.mean()) for ends_s in ends_of_parts(execution))
     routed = float(reduction.slot_tokens.sum(dtype=np.int64)) / setting.batches.n_steps
     flop = 3 * sum(demand.flop for demand in demands(setting, Visits(routed=routed, active=0.0)))
     peak = setting.layout.n_devices * setting.cluster.device.peak_flop_per_s(setting.model.weight_dtype)
@@ -84,7 +85,7 @@ def training_metrics(
     }
 
 
-def _ends_of_parts(execution: Execution) -> list[Seconds]:
+def ends_of_parts(execution: Execution) -> list[Seconds]:
     """When the last device has done forward and backward pass, sums of gradients, and the update: float64[step]."""
     ends_s = execution.finished.end_s.max(axis=-1)
     parts = np.array([part_of_step(op.work.kind) for op in execution.op_list.ops])
@@ -115,6 +116,23 @@ def error_metrics(times: Mapping[str, float], band: StepBand, overhead_s: float)
         "tokens_per_s.low": tokens / high_s,
         "tokens_per_s.high": tokens / low_s,
         "model_error": max(1 - low_s / times["step_time_s"], high_s / times["step_time_s"] - 1),
+    }
+
+
+def pipeline_metrics(
+    step_times_s: Seconds, bubble_s: Seconds, setting: Setting, n_microbatches: int
+) -> dict[str, float]:
+    """Step time and throughput of a pipeline, step_times_s float64[step]; bubble_s[step, stage] is what stages wait."""
+    n_devices = setting.layout.n_devices * setting.n_groups * setting.n_stages
+    n_tokens = n_devices // setting.n_stages * setting.workload.tokens_per_device * n_microbatches
+    tokens_per_s = n_tokens / float(step_times_s.mean())
+    return {
+        "step_time_s": float(step_times_s.mean()),
+        "step_time_s.p50": float(np.quantile(step_times_s, 0.5)),
+        "step_time_s.p99": float(np.quantile(step_times_s, 0.99)),
+        "tokens_per_s": tokens_per_s,
+        "tokens_per_s_per_device": tokens_per_s / n_devices,
+        "bubble_frac": float(bubble_s.mean() / step_times_s.mean()),
     }
 
 
@@ -163,7 +181,8 @@ def traffic_metrics(
     n_steps, cluster = setting.batches.n_steps, setting.cluster
     at_home = nodes[np.arange(cluster.n_devices), cluster.node_of_device()].sum()
     n_tokens = n_steps * cluster.n_devices * setting.workload.tokens_per_device * len(reduction.pairs_total)
-    both_ways = setting.exchange_passes * _exchange_bytes(setting, schedule) / n_steps
+    both_ways = setting.exchange_passes * _exchange_bytes(setting, schedule) * setting.n_groups / n_steps
+    moved = (moved[0] * setting.n_groups, moved[1] * setting.n_groups)
     metrics = {
         "cross_device_frac": float(1 - np.trace(pairs) / pairs.sum()),
         "cross_node_frac": float(1 - at_home / nodes.sum()),

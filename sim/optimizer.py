@@ -32,9 +32,10 @@ def held_parameters(setting: Setting, placement: Placement) -> Parameters:
     model, layout = setting.model, setting.layout
     slots = placement.slots_per_rank().sum(axis=0)
     routed = len(model.moe_layers) * model.n_experts * model.expert_parameters
-    split = model.n_layers * model.attention.parameters(model.hidden_size)
-    split += model.vocab_size * model.hidden_size * (1 if model.tied_embeddings else 2)
-    whole = model.total_parameters - routed - split
+    vocabulary = model.vocab_size * model.hidden_size
+    attention = model.n_layers * model.attention.parameters(model.hidden_size)
+    whole = model.total_parameters - routed - attention - vocabulary * (1 if model.tied_embeddings else 2)
+    split = attention + setting.n_vocabularies * vocabulary
     return Parameters(
         experts=np.repeat(slots * (model.expert_parameters / layout.tp), layout.tp),
         others=np.full(layout.n_devices, whole + split / setting.attention_tp),
@@ -62,9 +63,10 @@ def optimizer_prices(setting: Setting, placement: Placement, buckets: Buckets) -
     held = held_parameters(setting, placement)
     kept = divided_parameters(held, buckets) if setting.training.zero else held
     shape = (setting.batches.n_steps, setting.layout.n_devices)
+    updated_s, refreshed_s = _update_s(setting, kept), gathered_s(setting, list(buckets.values()))
     prices: dict[Work, Duration] = {
-        Work("update"): np.broadcast_to(_update_s(setting, kept), shape),
-        Work("refresh"): on_ports(setting, gathered_s(setting, list(buckets.values()))),
+        Work("update"): np.broadcast_to(updated_s * setting.updates, shape),
+        Work("refresh"): on_ports(setting, refreshed_s * setting.updates),
     }
     for layer in range(setting.model.n_layers):
         own = [buckets[kind, layer] for kind in (DENSE_SUM, EXPERT_SUM) if (kind, layer) in buckets]

@@ -20,6 +20,7 @@ from matplotlib.patches import Patch
 from numpy.typing import NDArray
 
 from sim.link_plot import draw_links
+from sim.pipeline_plot import draw_pipelines
 from sim.plot_data import (
     Panel,
     device_ticks,
@@ -247,8 +248,15 @@ def step_distribution_figure(table: Table) -> Figure:
     return figure
 
 
+@_styled
+def pipeline_figure(table: Table) -> Figure:
+    """What the stages of two plans do in a step of median time, where plans are pipelines."""
+    return draw_pipelines([(shown_name(result.name), result.stages) for result in _piped(table)], WIDTH_IN)
+
+
 FIGURES: dict[str, Draw] = {
     "step-time": step_time_figure,
+    "pipeline": pipeline_figure,
     "timeline": timeline_figure,
     "device-load": device_load_figure,
     "imbalance": imbalance_figure,
@@ -264,7 +272,13 @@ def figure_names(table: Table) -> list[str]:
     hidden = set() if is_spread else {"device-load", "imbalance", "traffic", "links"}
     if not all(result.log for result in contrasted(table)):
         hidden.add("timeline")
+    if not _piped(table):
+        hidden.add("pipeline")
     return [name for name in FIGURES if name not in hidden]
+
+
+def _piped(table: Table) -> list[RunResult]:
+    return [result for result in contrasted(table) if result.stages]
 
 
 def _two_plans(table: Table) -> list[Panel]:

@@ -21,6 +21,7 @@ from placement.plan import Placement
 from placement.reduction import Reduction, chunk_of_tokens
 from scenarios.models import GroupedQueryAttention
 from scenarios.schedule_specs import ExchangeSpec
+from sim.context_parallel import ring_attention_s
 from sim.durations import Duration, ExchangeTime, Seconds, at_steps, scaled
 from sim.exchange_pricing import exchange_prices
 from sim.kernel_pricing import by_chunk, machine_of, slowdown_beside_exchange, token_bytes
@@ -161,7 +162,7 @@ def _part_prices(setting: Setting) -> dict[str, Duration]:
     prices: dict[str, Duration] = {
         **_attention(setting, None),
         "gate": norm + gate_s(tokens, model.hidden_size, model.n_experts, model.top_k, model.router_dtype, device),
-        "head": norm + _head(setting, tokens),
+        "head": norm + _head(setting, tokens) if setting.is_last else np.zeros(shape),
     }
     if isinstance(model.attention, GroupedQueryAttention) and model.attention.window_tokens is not None:
         windowed = _attention(setting, model.attention.window_tokens)
@@ -204,7 +205,8 @@ def _attention(setting: Setting, window_tokens: int | None) -> dict[str, Seconds
         attention = attention.model_copy(update={"window_tokens": window_tokens})
     norm = norm_s(tokens, model.hidden_size, model.activation_dtype, device)
     around = (tokens, attention, model.hidden_size, tp, model.weight_dtype, device)
-    whole = norm + attention_projections_s(*around) + law(tokens, attended, attention, tp, model.kv_dtype, device)
+    core = ring_attention_s(setting, law(tokens, attended, attention, tp, model.kv_dtype, device), tokens)
+    whole = norm + attention_projections_s(*around) + core
     before = norm + input_projections_s(*around)
     return {"attention": whole, "projections": before, "core": whole - before}
 

@@ -9,13 +9,16 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
-from typing import Literal
+from typing import Literal, NewType
 
 from scenarios.errors import DeadlockError
 
-Lane = Literal["compute", "send", "receive", "send-inside", "receive-inside", "to-device", "to-host", "host"]
+StageLane = NewType("StageLane", str)
+"""A pipeline stage, or the way from one to another (sim/pipelines)."""
+DeviceLane = Literal["compute", "send", "receive", "send-inside", "receive-inside", "to-device", "to-host", "host"]
 """Kernels of a device; its ports, and those inside its node where a stage of an exchange has them to itself; the
 engines that copy from the host's memory and to it; the host's cores."""
+Lane = DeviceLane | StageLane
 Lanes = tuple[Lane, ...]
 COMPUTE_LANE: Lanes = ("compute",)
 EXCHANGE_LANES: Lanes = ("send", "receive")
@@ -284,6 +287,16 @@ def compile_ops(ops: Sequence[Op]) -> OpList:
         ancestors.append(reached | _followed(before, ancestors))
         last_on_lane.update(dict.fromkeys(op.lanes, index))
     return OpList(tuple(ops), tuple(waits), tuple(lane_waits))
+
+
+def list_ops(ops: Sequence[Op]) -> OpList:
+    """Op list with all waits kept: for programs of so many operations that sets of ancestors would fill the memory."""
+    last_on_lane: dict[Lane, int] = {}
+    lane_waits: list[tuple[tuple[Lane, int], ...]] = []
+    for index, op in enumerate(ops):
+        lane_waits.append(tuple((lane, last_on_lane[lane]) for lane in op.lanes if lane in last_on_lane))
+        last_on_lane.update(dict.fromkeys(op.lanes, index))
+    return OpList(tuple(ops), tuple(op.after for op in ops), tuple(lane_waits))
 
 
 def _implied(dep: int, deps: Sequence[int], ancestors: Sequence[int]) -> bool:

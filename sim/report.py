@@ -58,6 +58,11 @@ CAPTIONS = {
         "effective bandwidth, without latency. Above each device its link inside the node, below it that between them. "
         "The colour scale starts at zero only where the least busy port is below half of the busiest.",
     ),
+    "pipeline": (
+        "Stages of the pipeline",
+        "What every stage does in a step of median time, with its microbatches by number; where nothing stands, it "
+        "waits.",
+    ),
     "step-distribution": (
         "Spread of the step times",
         "Quartiles and median over the simulated steps; the line runs from the 1st to the 99th percentile.",

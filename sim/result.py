@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sim.log import OpTimes
+from sim.pipelines.pipeline import StageBar
 from sim.port_loads import PortLoads
 from sim.serving.loop import Served
 
@@ -40,6 +41,7 @@ class RunResult:
     port_loads         bytes and busy time of the ports of each device.
     devices_per_node   neighbours in these arrays that share a node.
     log                operations of one typical step (the one of median time).
+    stages             of a pipeline: what its stages do in a step of median time.
     notes              what a reader must know of this plan: what a search chose.
     served             what happened to requests, where a load was served; arrays above are then of a typical step.
     """
@@ -57,6 +59,7 @@ class RunResult:
     devices_per_node: int
     log: tuple[OpTimes, ...] = field(repr=False)
     logged_step: int = 0
+    stages: tuple[StageBar, ...] = field(default=(), repr=False)
     notes: tuple[str, ...] = ()
     served: Served | None = field(default=None, repr=False)
 

@@ -5,9 +5,11 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import product
 from pathlib import Path
 
+from placement.plan import Placement
 from scenarios.errors import ScenarioError
 from scenarios.serving_specs import ServingSpec
 from scenarios.specs import CompareSpec, ScenarioSpec
@@ -24,6 +26,7 @@ from sim.moving import moved_bytes
 from sim.offload.measures import offload_metrics
 from sim.offload.prices import COPIES
 from sim.outcome import Outcome, result_of
+from sim.pipelines.piped import piped
 from sim.priced_steps import PricedSteps, Steps, priced
 from sim.result import LATENCIES, Comparison, RunResult, Table
 from sim.schedule_search import Speed, search
@@ -110,7 +113,9 @@ def simulate(session: Session, setting: Setting, plan: Plan) -> RunResult:
     )
     result = result_of_best()
     name = plan_name(session.spec, plan, session.plan_of(setting, plan).placement)
-    return replace(result, name=name, plan={**result.plan, "search": found.as_json()}, notes=(found.sentence(),))
+    return replace(
+        result, name=name, plan={**result.plan, "search": found.as_json()}, notes=(found.sentence(), *result.notes)
+    )
 
 
 def _timed(session: Session, setting: Setting, plan: Plan) -> tuple[Speed, Callable[[], RunResult]]:
@@ -119,9 +124,14 @@ def _timed(session: Session, setting: Setting, plan: Plan) -> tuple[Speed, Calla
         step_s, tokens_per_s = generation_speed(session, setting, plan)
         speed = Speed(step_time_s=step_s, tokens_per_s=tokens_per_s)
         return speed, lambda: simulate_generation(session, setting, plan)
-    ran = _ran(session, setting, plan)
+    placement = session.plan_of(setting, plan).placement
+    if setting.n_stages > 1 or setting.workload.microbatches is not None:
+        result = piped(session, setting, plan, placement, partial(_simulated, session))
+        metrics = result.metrics
+        return Speed(step_time_s=metrics["step_time_s"], tokens_per_s=metrics["tokens_per_s"]), lambda: result
+    ran = _ran(session, setting, plan, placement)
     step_s = float(ran.execution.step_times_s.mean()) + plan.schedule.step_overhead
-    n_tokens = setting.layout.n_devices * setting.workload.tokens_per_device
+    n_tokens = setting.layout.n_devices * setting.n_groups * setting.workload.tokens_per_device
     return Speed(step_time_s=step_s, tokens_per_s=n_tokens / step_s), lambda: _measured(session, plan, ran)
 
 
@@ -132,15 +142,20 @@ def _served(session: Session, plan: Plan, spec: ServingSpec) -> RunResult:
     """
     if plan.schedule.search:
         raise ScenarioError("serving: a search over schedules has no iteration of its own; name one schedule")
+    if plan.parallel.experts is not None and plan.parallel.experts.pp * plan.parallel.experts.edp > 1:
+        raise ScenarioError(
+            "serving: requests under load go to one expert group: leave parallel.experts.pp and edp out"
+        )
     if plan.schedule.overlap in GENERATING:
         raise ScenarioError(f"serving: {plan.schedule.overlap} generates for all requests at once; leave serving out")
     alone = replace(plan, serving=None)
 
     def step_s(setting: Setting) -> float:
-        return float(priced(_steps(session, setting, alone)).executed().step_times_s.mean())
+        steps = _steps(session, setting, alone, session.plan_of(setting, alone).placement)
+        return float(priced(steps).executed().step_times_s.mean())
 
     load = serve_plan(session, plan, spec, step_s)
-    shown = _measured(session, plan, _ran(session, load.typical, alone))
+    shown = _simulated(session, load.typical, plan, session.plan_of(load.typical, plan).placement)
     kept = {name: value for name, value in shown.metrics.items() if not name.startswith(OF_STEPS)}
     return replace(
         shown,
@@ -160,11 +175,15 @@ class _Ran:
     execution: Execution
 
 
-def _ran(session: Session, setting: Setting, plan: Plan) -> _Ran:
-    """One plan: solve, check memory, reduce, price, execute."""
-    placement = session.plan_of(setting, plan).placement
+def _simulated(session: Session, setting: Setting, plan: Plan, placement: Placement) -> RunResult:
+    """One plan without a pipeline, executed and measured."""
+    return _measured(session, plan, _ran(session, setting, plan, placement))
+
+
+def _ran(session: Session, setting: Setting, plan: Plan, placement: Placement) -> _Ran:
+    """One plan: check memory, reduce, price, execute."""
     memory = checked_memory(setting, placement, plan, spills=session.spills)
-    steps = _steps(session, setting, plan)
+    steps = _steps(session, setting, plan, placement)
     if steps.reduction.moves is not None:
         buffers = 2 if plan.schedule.overlap == "prefetch" else 1
         memory = with_copies(memory, steps.reduction.moves, setting.model, buffers=buffers)
@@ -174,8 +193,7 @@ def _ran(session: Session, setting: Setting, plan: Plan) -> _Ran:
     return _Ran(memory=memory, priced=ready, execution=ready.executed())
 
 
-def _steps(session: Session, setting: Setting, plan: Plan) -> Steps:
-    placement = session.plan_of(setting, plan).placement
+def _steps(session: Session, setting: Setting, plan: Plan, placement: Placement) -> Steps:
     return Steps(
         setting=setting,
         placement=placement,

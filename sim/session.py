@@ -24,13 +24,15 @@ from scenarios.serving_specs import ServingSpec
 from scenarios.specs import MemorySpec, ScenarioSpec
 from scenarios.workload_specs import WorkloadSpec
 from sim.kernel_pricing import machine_of
+from sim.pipelines.parts import Part, cut_model
+from sim.pipelines.tasks import PipelineShape
 from sim.plan_files import ReadPlan, plan_of_file
 from sim.setting import Setting, make_setting, open_trace
 from sim.size import check_schedule
 from sim.transforms import transformed
 from traces.routing import RoutingTrace
 
-ReductionKey = tuple[int, str, str, int, str, str, bool, str]
+ReductionKey = tuple[int, int, str, str, int, str, str, bool, str]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -85,6 +87,7 @@ class Session:
     shared: Shared = field(default_factory=Shared)
     settings: dict[str, Setting] = field(default_factory=dict)
     plans: dict[str, Solved | ReadPlan] = field(default_factory=dict)
+    cuts: dict[str, list[Part]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.model = find_model(self.spec.model, self.base)
@@ -98,7 +101,8 @@ class Session:
             traces[trace_key] = open_trace(workload, self.model, self.base)
         key = f"{cluster} {parallel} {workload} {self.spec.training}"
         if key not in self.settings:
-            devices = (cluster.node, cluster.nodes, cluster.devices_per_node, cluster.cards)
+            group = parallel.experts and parallel.experts.ep * parallel.experts.tp
+            devices = (cluster.node, cluster.nodes, cluster.devices_per_node, cluster.cards, group)
             alike = f"{trace_key} {workload} {devices} {self.spec.seed}"
             self.settings[key] = make_setting(
                 model=self.model,
@@ -146,11 +150,20 @@ class Session:
         keep_pairs = exchange.law != "port"
         how = (exchange.dedup, exchange.algorithm, keep_pairs, _transforms(setting, schedule))
         digest, layout = placement_digest(placement), str(setting.layout)
-        key = (id(setting.batches), layout, digest, chunks, *how)
+        key = (id(setting.trace), id(setting.batches), layout, digest, chunks, *how)
         if key not in self.shared.reductions:
             self.shared.reductions[key] = reduced(setting, placement, schedule)
             self.shared.steps.setdefault(str(key), setting)  # as long as it is there nothing else has its id
         return self.shared.reductions[key]
+
+    def parts(
+        self, setting: Setting, placement: Placement, shape: PipelineShape, layers: tuple[int, ...]
+    ) -> list[Part]:
+        """The setting cut into parts of a pipeline, once for all schedules that cut it so."""
+        key = f"{id(setting)} {placement_digest(placement)} {shape.n_parts} {shape.bidirectional} {layers}"
+        if key not in self.cuts:
+            self.cuts[key] = cut_model(setting, placement, shape, layers)
+        return self.cuts[key]
 
 
 def _transforms(setting: Setting, schedule: ScheduleSpec) -> str:

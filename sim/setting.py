@@ -20,6 +20,7 @@ from scenarios.schedule_specs import ExchangeSpec
 from scenarios.training_specs import TrainingSpec
 from scenarios.workload_specs import WorkloadSpec
 from sim.program import EXCHANGE_LANES, INSIDE_LANES, Chunk, Layer, Step, Tiling, Work
+from sim.ranks import Ranks, group_cluster, ranks_of
 from sim.size import check_workload
 from traces.batches import Batches, compose_batches
 from traces.routing import RoutingTrace
@@ -40,6 +41,10 @@ class Setting:
     fit_batches  composes `FIT_STEPS` steps of the same sequences, once, for solvers that look at steps or tokens.
     fit_tokens   int64[token]: those sequences' tokens, indices into the trace; at most `FIT_TOKENS`.
     batches      the steps that plans are judged on, of other sequences.
+    cluster      the devices of one expert group, as they see each other; ranks: where that group lies in the whole
+                 cluster, None where it is the cluster.
+    is_first, is_last  whether the model's embedding and its head are here: parts of a pipeline lack one or both.
+    updates      whether a training step ends with the update; all microbatches of a step but the last one do not.
     """
 
     model: ModelCard
@@ -54,7 +59,26 @@ class Setting:
     judged_sequences: int
     fit_batches: Callable[[], Batches] | None = None
     fit_tokens: NDArray[np.int64] = field(default_factory=lambda: np.empty(0, np.int64))
+    ranks: Ranks | None = None
+    is_first: bool = True
+    is_last: bool = True
+    updates: bool = True
     training: TrainingSpec = field(default_factory=TrainingSpec)
+
+    @property
+    def n_groups(self) -> int:
+        """Expert groups of a stage; each does the same on other tokens."""
+        return 1 if self.ranks is None else self.ranks.experts.edp
+
+    @property
+    def n_vocabularies(self) -> int:
+        """Matrices of the vocabulary that are here: of embedding and head, or both in one."""
+        return max(self.is_first, self.is_last) if self.model.tied_embeddings else self.is_first + self.is_last
+
+    @property
+    def n_stages(self) -> int:
+        """Pipeline stages."""
+        return 1 if self.ranks is None else self.ranks.n_stages
 
     @property
     def trains(self) -> bool:
@@ -81,16 +105,18 @@ def make_setting(
 ) -> Setting:
     """The setting of these specs; a file of kernel constants is relative to `base`.
 
-    alike  a setting of the same trace, workload, number of devices and seed, whose steps this one takes over.
+    alike  a setting of the same trace, workload, devices of an expert group and seed, whose steps this one takes over.
     Raises ScenarioError or TraceError where they contradict each other.
     """
-    machine = build_cluster(cluster, base)
-    layout, attention_tp = _layout(machine, parallel)
+    whole = build_cluster(cluster, base)
+    ranks = ranks_of(whole, parallel)
+    machine = group_cluster(whole, ranks)
+    layout = ExpertLayout(n_devices=machine.n_devices, devices_per_node=machine.devices_per_node, tp=ranks.experts.tp)
     check_workload(workload, model, layout.n_devices)
     check_trace(trace, model)
     if alike is not None:
-        alike = replace(alike, training=training or TrainingSpec())
-        return replace(alike, model=model, cluster=machine, layout=layout, attention_tp=attention_tp)
+        alike = replace(alike, training=training or TrainingSpec(), ranks=ranks)
+        return replace(alike, model=model, cluster=machine, layout=layout, attention_tp=ranks.attention.tp)
     parts = sequence_parts(trace, workload, seed)
     batches = compose_batches(
         trace,
@@ -104,7 +130,8 @@ def make_setting(
         model=model,
         cluster=machine,
         layout=layout,
-        attention_tp=attention_tp,
+        attention_tp=ranks.attention.tp,
+        ranks=ranks,
         workload=workload,
         trace=trace,
         fit_loads=expert_loads(select_sequences(trace, parts.fit)),
@@ -276,27 +303,3 @@ def _chunk(layer: int, chunk: int, exchange: ExchangeSpec) -> Chunk:
     stages = {kind: Work(kind, layer, chunk) for kind in STAGES.get(exchange.algorithm, ())}
     lanes = INSIDE_LANES if exchange.inside == "own" else EXCHANGE_LANES
     return Chunk(dispatch, experts, combine, **stages, lanes=lanes)
-
-
-def _layout(cluster: Cluster, parallel: ParallelSpec) -> tuple[ExpertLayout, int]:
-    n_devices = cluster.n_devices
-    attention, experts = parallel.attention, parallel.experts
-    for name, degrees in (
-        ("attention", attention and (attention.dp, attention.tp)),
-        ("experts", experts and (experts.ep, experts.tp)),
-    ):
-        if degrees and degrees[0] * degrees[1] != n_devices:
-            kinds = "dp x tp" if name == "attention" else "ep x tp"
-            raise ScenarioError(
-                f"parallel.{name}: {kinds} = {degrees[0]} x {degrees[1]} = {degrees[0] * degrees[1]}, "
-                f"but the cluster has {n_devices} devices ({cluster.n_nodes} x {cluster.devices_per_node})"
-            )
-    attention_tp = attention.tp if attention else 1
-    if cluster.devices_per_node % attention_tp:
-        raise ScenarioError(
-            f"parallel.attention: tp {attention_tp} does not divide the {cluster.devices_per_node} devices of a node"
-        )
-    layout = ExpertLayout(
-        n_devices=n_devices, devices_per_node=cluster.devices_per_node, tp=experts.tp if experts else 1
-    )
-    return layout, attention_tp

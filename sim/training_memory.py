@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,6 +13,7 @@ from scenarios.models import BYTES_PER_ACTIVATION, BYTES_PER_VALUE, Attention, G
 from scenarios.training_specs import RecomputeName
 from sim.gradient_sums import buckets_of
 from sim.optimizer import Parameters, divided_parameters, held_parameters, parameters_on_host
+from sim.pipelines.tasks import Order
 from sim.setting import Setting
 from sim.training_pricing import LOGIT_BYTES, gradient_dtype
 
@@ -20,17 +22,23 @@ Floats = NDArray[np.float64]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrainingMemory:
-    """Bytes on each device, float64[device]; `host_bytes` are what its host keeps for it, of the optimizer."""
+    """Bytes on each device, float64[device].
+
+    activation_bytes  kept until their backward pass comes, of one microbatch; of a pipeline stage, of all in flight.
+    working_bytes     beside them while the fullest layer's turn is, or the head's.
+    host_bytes        what its host keeps for it, of the optimizer.
+    """
 
     gradient_bytes: Floats
     optimizer_bytes: Floats
     activation_bytes: Floats
+    working_bytes: Floats
     host_bytes: Floats
 
     @property
     def total_bytes(self) -> Floats:
         """All that is on the device."""
-        return self.gradient_bytes + self.optimizer_bytes + self.activation_bytes
+        return self.gradient_bytes + self.optimizer_bytes + self.activation_bytes + self.working_bytes
 
 
 def training_memory(setting: Setting, placement: Placement) -> TrainingMemory:
@@ -43,11 +51,32 @@ def training_memory(setting: Setting, placement: Placement) -> TrainingMemory:
     divided = divided_parameters(held, buckets_of(setting, placement))
     states, summed = (divided if spec.zero >= stage else held for stage in (1, 2))
     host_bytes = spec.optimizer.bytes_per_parameter * parameters_on_host(setting, states)
+    kept_bytes, working_bytes = activation_bytes(setting, placement)
     return TrainingMemory(
         gradient_bytes=BYTES_PER_VALUE[gradient_dtype(setting)] * (summed.experts + summed.others),
         optimizer_bytes=spec.optimizer.bytes_per_parameter * (states.experts + states.others) - host_bytes,
-        activation_bytes=activation_bytes(setting, placement),
+        activation_bytes=kept_bytes,
+        working_bytes=working_bytes,
         host_bytes=host_bytes,
+    )
+
+
+def in_flight(parts: Mapping[int, TrainingMemory], order: Order) -> TrainingMemory:
+    """Memory of a pipeline stage with these parts: activations of all passes that are under way at once, at most."""
+    of_parts = list(parts.values())
+    held = most = np.zeros_like(of_parts[0].activation_bytes)
+    for task in order:
+        if task.forward is not None:
+            held = held + parts[task.forward.part].activation_bytes
+            most = np.maximum(most, held)
+        if task.weights is not None:
+            held = held - parts[task.weights.part].activation_bytes
+    return TrainingMemory(
+        gradient_bytes=np.sum([part.gradient_bytes for part in of_parts], axis=0),
+        optimizer_bytes=np.sum([part.optimizer_bytes for part in of_parts], axis=0),
+        activation_bytes=most,
+        working_bytes=np.max([part.working_bytes for part in of_parts], axis=0),
+        host_bytes=np.sum([part.host_bytes for part in of_parts], axis=0),
     )
 
 
@@ -58,11 +87,11 @@ def divided_weights(setting: Setting, placement: Placement) -> Parameters:
     return Parameters(experts=kept.experts / np.maximum(held.experts, 1), others=kept.others / held.others)
 
 
-def activation_bytes(setting: Setting, placement: Placement) -> Floats:
-    """Bytes kept for the backward pass of one microbatch, float64[device].
+def activation_bytes(setting: Setting, placement: Placement) -> tuple[Floats, Floats]:
+    """Bytes kept for the backward pass of one microbatch, and those that are there only for a while, float64[device].
 
     Tokens that a rank's experts work on are those expected on the fitted part of the trace. Whole layers computed again
-    leave their inputs, and all of the fullest layer while its turn is.
+    leave their inputs, and all of the fullest layer while its turn is; logits are there until their backward pass.
     """
     model, workload, recompute = setting.model, setting.workload, setting.training.recompute
     tokens = float(workload.tokens_per_device)
@@ -79,12 +108,13 @@ def activation_bytes(setting: Setting, placement: Placement) -> Floats:
         routed_bytes: Floats = rows[moe_row[layer]] * row_values(model, kept, setting.layout.tp) * width
         return own + routed_bytes
 
-    logits = tokens * (LOGIT_BYTES * model.vocab_size + width * model.hidden_size)
+    logits = tokens * (LOGIT_BYTES * model.vocab_size + width * model.hidden_size) * setting.is_last
     if recompute == "full":
         inputs = model.n_layers * tokens * model.hidden_size * width
         fullest = np.max([of_layer(layer, "none") for layer in range(model.n_layers)], axis=0)
-        return np.asarray(inputs + np.maximum(fullest, logits))
-    return np.asarray(np.sum([of_layer(layer, recompute) for layer in range(model.n_layers)], axis=0) + logits)
+        return np.full_like(fullest, inputs), np.maximum(fullest, logits)
+    kept = np.sum([of_layer(layer, recompute) for layer in range(model.n_layers)], axis=0)
+    return np.asarray(kept), np.full_like(kept, logits)
 
 
 def token_values(model: ModelCard, is_moe: bool, kept: RecomputeName) -> float:
@@ -99,7 +129,7 @@ def token_values(model: ModelCard, is_moe: bool, kept: RecomputeName) -> float:
     hidden = model.hidden_size
     inner = model.shared_intermediate_size if is_moe else model.dense_intermediate_size
     gated = model.gated if is_moe else model.dense_gated
-    values = 2.0 * hidden + attention_values(model.attention) + (2 if gated else 1) * inner
+    values = 2.0 * hidden + attention_values(model.attention, kept) + (2 if gated else 1) * inner
     if is_moe and model.bottleneck_size is not None:
         values += 2 * model.bottleneck_size
     return values if kept == "selective" else values + 2 * hidden + inner
@@ -116,13 +146,18 @@ def row_values(model: ModelCard, kept: RecomputeName, tp: int) -> float:
     return inputs if kept == "selective" else inputs + inner
 
 
-def attention_values(attention: Attention) -> float:
-    """Values that attention keeps for a token: queries, keys, values, latents and the result, all heads."""
+def attention_values(attention: Attention, kept: RecomputeName) -> float:
+    """Values that attention keeps for a token: queries, keys, values, latents and the result, all heads.
+
+    Selective recomputation makes what MLA projects up from its latents again (DeepSeek-V3, arXiv 2412.19437, 3.2.3).
+    """
     heads = attention.n_heads
     if isinstance(attention, GroupedQueryAttention):
         return float(2 * heads * attention.head_dim + attention.kv_values_per_token())
-    key = attention.qk_nope_head_dim + attention.qk_rope_head_dim
     latents = (attention.q_lora_rank or 0) + attention.kv_values_per_token()
+    if kept == "selective":
+        return float(latents + heads * attention.v_head_dim)
+    key = attention.qk_nope_head_dim + attention.qk_rope_head_dim
     return float(latents + heads * (2 * key + 2 * attention.v_head_dim))
 
 

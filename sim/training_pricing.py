@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from hwmodels.attention import attention_projections_s, projection_products
 from hwmodels.devices import kept_bytes
-from hwmodels.gemm import norm_s, stream_s
+from hwmodels.gemm import gemm_s, norm_s, stream_s
 from hwmodels.gradients import (
     CORE_BACKWARD,
     expert_weight_gradients_s,
@@ -21,6 +21,7 @@ from hwmodels.moe import expert_shape
 from placement.moe_time import expert_times_s, tokens_by_rank
 from placement.plan import Placement
 from placement.reduction import Reduction
+from scenarios.models import LatentAttention
 from scenarios.schedule_specs import ExchangeSpec
 from sim.durations import Seconds
 from sim.kernel_pricing import machine_of
@@ -48,7 +49,8 @@ def backward_prices(setting: Setting, tokens: Tokens, forward: dict[str, Seconds
     positions = tokens * tp
     head_s = product_gradients_s(positions, -(-model.vocab_size // tp), hidden, model.activation_dtype, device)
     # The loss reads the logits twice and leaves their gradients in place.
-    prices["head"] = norm + head_s + stream_s(tokens * (3.0 * LOGIT_BYTES * model.vocab_size), device)
+    loss_s = stream_s(tokens * (3.0 * LOGIT_BYTES * model.vocab_size), device)
+    prices["head"] = norm + head_s + loss_s if setting.is_last else np.zeros_like(norm)
     for kind, width, gated, own in (
         ("shared", model.shared_intermediate_size, model.gated, 0.0),
         ("mlp", model.dense_intermediate_size, model.dense_gated, norms),
@@ -63,14 +65,19 @@ def backward_prices(setting: Setting, tokens: Tokens, forward: dict[str, Seconds
 
 
 def _attention(setting: Setting, tokens: Tokens, forward_s: Seconds) -> Seconds:
-    """Gradients of projections and core; the core's forward time is what norm and projections leave of `forward_s`."""
+    """Gradients of projections and core; the core's forward time is what norm and projections leave of `forward_s`.
+
+    With selective recomputation MLA projects queries, keys and values from their latents again.
+    """
     model, device, tp = setting.model, setting.cluster.device, setting.attention_tp
     hidden, dtype, grouped = model.hidden_size, model.weight_dtype, tokens * tp
     norm = norm_s(grouped, hidden, model.activation_dtype, device)
     core_s = forward_s - norm - attention_projections_s(grouped, model.attention, hidden, tp, dtype, device)
     products = projection_products(model.attention, hidden, tp)
-    projections_s = sum(product_gradients_s(grouped, n, k, dtype, device, batch) for n, k, batch in products)
-    return np.asarray(projections_s + CORE_BACKWARD * core_s)
+    times_s = [product_gradients_s(grouped, n, k, dtype, device, batch) for n, k, batch in products]
+    if setting.training.recompute == "selective" and isinstance(model.attention, LatentAttention):
+        times_s += [gemm_s(grouped, n, k, dtype, device, batch) for n, k, batch in products[1:-1]]
+    return np.asarray(np.sum(times_s, axis=0) + CORE_BACKWARD * core_s)
 
 
 def _activation_again_s(setting: Setting, tokens: Tokens, width: int, gated: bool) -> Seconds | float:

@@ -24,9 +24,10 @@ def train_program(
 ) -> tuple[OpList, Prices]:
     """The step's forward pass, trained: what is issued, and for how long.
 
+    Gradients of all microbatches of a step are summed once, those that are divided (ZeRO 2 and 3) after each of them.
     Raises ScenarioError where the schedule has no backward pass, or the cluster lacks a link that is asked for.
     """
-    buckets = buckets_of(setting, placement)
+    buckets = buckets_of(setting, placement) if setting.updates or setting.training.zero >= 2 else {}
     pieces = pieces_of(setting, buckets, schedule.gradients.partition)
     policy = TRAINING[schedule.overlap, schedule.gradients.order]
     op_list = compile_program(policy, training_step(step, pieces, setting.training))

@@ -98,6 +98,11 @@ def bounds_of(session: Session, progress: Callable[[str, float], None] | None = 
             "serving: bounds are of steps of workload.tokens_per_device, not of requests under load; leave serving out"
         )
     setting = session.setting(plan.cluster, plan.parallel, spec.workload)
+    if setting.n_stages * setting.n_groups > 1:
+        raise ScenarioError(
+            f"parallel: bounds are of one group of experts that fills the cluster, not of {setting.n_stages} stages of "
+            f"{setting.n_groups} groups (pp, edp); take one group's nodes"
+        )
     if setting.trains:
         raise ScenarioError(
             "workload.phase: bounds are known for decode and prefill; `run` and `compare` simulate train"

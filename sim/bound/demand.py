@@ -132,5 +132,7 @@ def _experts(setting: Setting, visits: Visits) -> Demand:
 def _head(setting: Setting) -> Demand:
     model, tp, n_devices = setting.model, setting.attention_tp, setting.cluster.n_devices
     positions = 1 if setting.workload.phase == "prefill" else setting.workload.tokens_per_device
+    if not setting.is_last:
+        return Demand(kind="head", dtype=model.activation_dtype, flop=0.0, read_bytes=0.0)
     sizes = [(-(-model.vocab_size // tp), model.hidden_size, 1)]
     return _products("head", model.activation_dtype, sizes, float(positions * tp * n_devices), n_devices)

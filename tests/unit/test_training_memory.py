@@ -1,16 +1,34 @@
 """Memory of training steps by hand: states by ZeRO stage, activations by recomputation."""
 
+from pathlib import Path
+
+import numpy as np
 import pytest
 
+from hwmodels import gemm
+from scenarios.catalog import find_model
 from scenarios.errors import MemoryInfeasible
 from scenarios.specs import MemorySpec
 from scenarios.training_specs import TrainingSpec
 from sim.gradient_sums import buckets_of
 from sim.memory import check_memory, device_memory
 from sim.optimizer import divided_parameters, held_parameters
-from sim.training_memory import activation_bytes, row_values, token_values
+from sim.training_memory import activation_bytes, attention_values, row_values, token_values
+from sim.training_pricing import backward_prices
 from tests.small import gqa, tiny_model
 from tests.training import even, setting_of
+
+MLA = {
+    "kind": "mla",
+    "n_heads": 4,
+    "q_lora_rank": 32,
+    "kv_lora_rank": 16,
+    "qk_nope_head_dim": 16,
+    "qk_rope_head_dim": 8,
+    "v_head_dim": 16,
+}
+UP = [(4 * 24, 32, 1), (16, 16, 4), (16, 16, 4)]
+"""(n, k, batch) of queries, keys and values from their latents."""
 
 
 @pytest.mark.parametrize("zero", [0, 1, 2, 3])
@@ -57,6 +75,24 @@ def test_values_of_a_dense_layer_are_those_of_korthikanti() -> None:
     assert 2 * token_values(model, False, "selective") == 32 * h - 2 * (2 * h + 4 * h)
 
 
+def test_latents_are_kept_and_projected_up_again() -> None:
+    """DeepSeek-V3 (arXiv 2412.19437), section 3.2.3: of 128 heads the result, and 1536 + 512 + 64 values of latents."""
+    attention = find_model("deepseek-v3", Path()).attention
+    assert attention_values(attention, "selective") == 1536 + 512 + 64 + 128 * 128
+    assert attention_values(attention, "none") == 1536 + 512 + 64 + 128 * (2 * 192 + 2 * 128)
+
+
+def test_projecting_up_again_costs_its_products() -> None:
+    model = tiny_model(attention=MLA)
+    kept, again = (setting_of(TrainingSpec(recompute=name), model=model) for name in ("none", "selective"))  # type: ignore[arg-type]
+    device, tokens = kept.cluster.device, np.full((1, 1), 32)
+    forward = {"attention": np.ones((1, 1))}
+    less, more = (backward_prices(one, tokens, forward)["attention"][0, 0] for one in (kept, again))
+    norm_s = float(gemm.norm_s(tokens, 64, "bf16", device)[0, 0])
+    up_s = sum(float(gemm.gemm_s(32, n, k, "bf16", device, batch)) for n, k, batch in UP)
+    assert more - less == pytest.approx(norm_s + up_s)
+
+
 def test_values_of_rows_are_those_of_megascale_moe() -> None:
     """arXiv 2505.11432: the terms with k are 2 k + 3 k f of h; f is the expert's size over h."""
     model = tiny_model(hidden_size=1024, expert_intermediate_size=3584)
@@ -72,9 +108,11 @@ def test_activations_by_hand() -> None:
     token = 2 * (4 * 64 + 2 * 64 + 2 * 2 * 16) + 4 * (4 + 8)
     row = 2 * (2 * 64 + 3 * 32)
     logits = 32 * (4 * 256 + 2 * 64)
-    assert activation_bytes(whole, even(whole)).mean() == pytest.approx(2 * (32 * token + 64 * row) + logits)
-    inputs = 2 * 32 * 64 * 2
-    fullest = activation_bytes(full, even(full)) - inputs
+    kept, working = activation_bytes(whole, even(whole))
+    assert kept.mean() == pytest.approx(2 * (32 * token + 64 * row))
+    assert working == pytest.approx(logits)
+    kept, fullest = activation_bytes(full, even(full))
+    assert kept == pytest.approx(2 * 32 * 64 * 2)
     assert fullest.min() >= logits
     assert fullest.max() <= 32 * token + 4 * 64 * row
 
