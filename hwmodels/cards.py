@@ -23,6 +23,9 @@ class PimUnits(Spec):
     memory_bytes_per_s: Sourced[BytesPerS]
     peak_flop_per_s: Sourced[FlopPerS]
     exclusive: Sourced[bool] = Field(description="the host device cannot use the memory while the units compute")
+    spaces: Sourced[int] | None = Field(
+        default=None, description="memory spaces that serve the units or the device, each one of them at a time"
+    )
     read_j_per_byte: Sourced[Joules] | None = None
 
 

@@ -82,6 +82,7 @@ def schedule_name(schedule: ScheduleSpec) -> str:
         special.append(f"{schedule.sms} SMs")
     special += [f"compressed to {schedule.payload.rate:g}"] if schedule.payload is not None else []
     special += [schedule.move.kind] if schedule.move is not None else []
+    special += [f"PIM {schedule.pim}"] if schedule.pim != "none" else []
     special += ["peers"] if schedule.chunks_by == "peers" else []
     return f"{name} ({', '.join(special)})" if special else name
 

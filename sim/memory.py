@@ -12,6 +12,7 @@ from placement.reduction import Moves
 from scenarios.errors import MemoryInfeasible
 from scenarios.models import BYTES_PER_VALUE, GroupedQueryAttention, ModelCard
 from scenarios.specs import MemorySpec
+from scenarios.workload_specs import tokens_by_phase
 from sim.offload.slots import slots_of
 from sim.setting import Setting
 
@@ -124,9 +125,8 @@ def _requests(setting: Setting, spec: MemorySpec) -> tuple[int, int]:
     context = spec.context_tokens or int(setting.batches.contexts.max())
     if spec.requests_per_device is not None:
         return spec.requests_per_device, context
-    return (
-        workload.tokens_per_device if workload.phase == "decode" else -(-workload.tokens_per_device // context)
-    ), context
+    n_decode, n_prompt = tokens_by_phase(workload)
+    return n_decode + -(-n_prompt // context), context
 
 
 def _other_weight_bytes(model: ModelCard, attention_tp: int) -> float:

@@ -21,6 +21,7 @@ from placement.plan import Placement
 from placement.reduction import Reduction, chunk_of_tokens
 from scenarios.models import GroupedQueryAttention
 from scenarios.schedule_specs import ExchangeSpec
+from scenarios.workload_specs import tokens_by_phase
 from sim.durations import Duration, ExchangeTime, Seconds, at_steps, scaled
 from sim.exchange_pricing import exchange_prices
 from sim.kernel_pricing import by_chunk, machine_of, slowdown_beside_exchange, token_bytes
@@ -29,8 +30,8 @@ from sim.setting import Setting
 from sim.stage_pricing import gathered_rows_s, inside_collective_s
 
 Tokens = NDArray[np.integer]
-PARTS_OF_ATTENTION = frozenset({"projections", "core", "windowed core"})
-"""What `attention` is divided into where a schedule issues it in two parts."""
+PARTS_OF_ATTENTION = frozenset({"projections", "core", "windowed core", "output"})
+"""What `attention` is divided into where a schedule issues it in parts; `output` is the end of `core`."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,8 +52,8 @@ class Prices:
         """Duration of `work`."""
         if work.kind in self.per_chunk:
             return self.per_chunk[work.kind][self.moe_row[work.layer]][work.chunk]
-        windowed = work.kind in ("attention", "core") and work.layer in self.windowed_layers
-        return self.per_layer[f"windowed {work.kind}" if windowed else work.kind][max(work.chunk, 0)]
+        windowed = f"windowed {work.kind}" if work.layer in self.windowed_layers else ""
+        return self.per_layer[windowed if windowed in self.per_layer else work.kind][max(work.chunk, 0)]
 
     def durations(self, op_list: OpList) -> list[Duration]:
         """Durations of all operations of a program."""
@@ -176,25 +177,47 @@ def _attention(setting: Setting, window_tokens: int | None) -> dict[str, Seconds
     The devices of a tensor-parallel group work on all its tokens.
     """
     model, device, tp = setting.model, setting.cluster.device, setting.attention_tp
-    contexts = windowed_context(setting.batches.contexts, window_tokens).sum(axis=-1)
-    grouped = contexts.reshape(len(contexts), -1, tp).sum(axis=-1)
-    attended = np.repeat(grouped, tp, axis=-1)
-    tokens = np.full(attended.shape, setting.workload.tokens_per_device * tp)
-    law: Callable[..., Seconds] = attention_decode_s if setting.workload.phase == "decode" else attention_prefill_s
+    tokens = np.full(setting.batches.tokens.shape[:2], setting.workload.tokens_per_device * tp)
+    norm = norm_s(tokens, model.hidden_size, model.activation_dtype, device)
+    around = (tokens, model.attention, model.hidden_size, tp, model.weight_dtype, device)
+    projections, inputs = attention_projections_s(*around), input_projections_s(*around)
+    requests_s, prompts_s = attention_cores_s(setting, window_tokens)
+    whole = norm + projections + (requests_s + prompts_s)
+    before = norm + inputs
+    return {"attention": whole, "projections": before, "core": whole - before, "output": projections - inputs}
+
+
+def attention_cores_s(setting: Setting, window_tokens: int | None) -> tuple[Seconds, Seconds]:
+    """Time of the core of a layer's attention, of requests that decode and of prompts: float64[step, device] each."""
+    model, device, tp = setting.model, setting.cluster.device, setting.attention_tp
     attention = model.attention
     if isinstance(attention, GroupedQueryAttention):
         attention = attention.model_copy(update={"window_tokens": window_tokens})
-    norm = norm_s(tokens, model.hidden_size, model.activation_dtype, device)
-    around = (tokens, attention, model.hidden_size, tp, model.weight_dtype, device)
-    whole = norm + attention_projections_s(*around) + law(tokens, attended, attention, tp, model.kv_dtype, device)
-    before = norm + input_projections_s(*around)
-    return {"attention": whole, "projections": before, "core": whole - before}
+    n_decode, n_prompt = tokens_by_phase(setting.workload)
+
+    def core_s(law: Callable[..., Seconds], tokens: slice, n_tokens: int) -> Seconds:
+        attended = attended_tokens(setting, tokens, window_tokens)
+        queries = np.full(attended.shape, n_tokens * tp)
+        none = np.zeros(attended.shape)
+        return law(queries, attended, attention, tp, model.kv_dtype, device) if n_tokens else none
+
+    return core_s(attention_decode_s, slice(n_decode), n_decode), core_s(
+        attention_prefill_s, slice(n_decode, None), n_prompt
+    )
+
+
+def attended_tokens(setting: Setting, tokens: slice, window_tokens: int | None) -> NDArray[np.float64]:
+    """Contexts of some of the tokens, summed over a tensor-parallel group, float64[step, device]."""
+    tp = setting.attention_tp
+    contexts = windowed_context(setting.batches.contexts[..., tokens], window_tokens).sum(axis=-1)
+    return np.repeat(contexts.reshape(len(contexts), -1, tp).sum(axis=-1), tp, axis=-1)
 
 
 def _head(setting: Setting, tokens: Tokens) -> Seconds:
-    """Logits of every token in decode; in prefill of one position a device, as few prompts end in a step."""
+    """Logits of every token that decodes, and of one position of a device's prompts, as few of them end in a step."""
     model, tp = setting.model, setting.attention_tp
-    positions = tokens if setting.workload.phase == "decode" else np.ones_like(tokens)
+    n_decode, n_prompt = tokens_by_phase(setting.workload)
+    positions = np.full_like(tokens, n_decode + min(n_prompt, 1))
     return head_s(
         positions * tp, model.hidden_size, model.vocab_size, tp, model.activation_dtype, setting.cluster.device
     )

@@ -13,9 +13,9 @@ from typing import Literal
 
 from scenarios.errors import DeadlockError
 
-Lane = Literal["compute", "send", "receive", "send-inside", "receive-inside", "to-device", "host"]
+Lane = Literal["compute", "send", "receive", "send-inside", "receive-inside", "to-device", "host", "pim"]
 """Kernels of a device; its ports, and those inside its node where a stage of an exchange has them to itself; the engine
-that copies from the host's memory; the host's cores."""
+that copies from the host's memory; the host's cores; processing units in the memory of the device."""
 Lanes = tuple[Lane, ...]
 COMPUTE_LANE: Lanes = ("compute",)
 EXCHANGE_LANES: Lanes = ("send", "receive")
@@ -81,6 +81,21 @@ class Stored:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Units:
+    """Works of a layer that PIM units do; of what the schedule gives to the device, their time is zero, and vice versa.
+
+    core, experts  attention of requests, and routed experts; None where the layer has none.
+    output         the projection after attention, which awaits both.
+    beside         units and device may work at a time.
+    """
+
+    output: Work
+    core: Work | None = None
+    experts: Work | None = None
+    beside: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Layer:
     """The works of one transformer block; those that the model, layout or schedule does not have are None.
 
@@ -89,6 +104,7 @@ class Layer:
                   without chunks no token travels.
     before_dispatch, after_combine  what a device does to its tokens before they leave and after they are back.
     stored        how its experts are served from the host's memory, in place of the chunk's `experts`.
+    units         what PIM units do of it.
 
     Raises DeadlockError for a gate whose tokens have no chunk to travel in, or chunks without a gate.
     """
@@ -106,6 +122,7 @@ class Layer:
     before_dispatch: tuple[Work, ...] = ()
     after_combine: tuple[Work, ...] = ()
     stored: Stored | None = None
+    units: Units | None = None
 
     def __post_init__(self) -> None:
         if (self.gate is None) != (not self.chunks and self.local is None):

@@ -34,8 +34,10 @@ from sim.offload.measures import offload_metrics
 from sim.offload.offloaded import Offloaded, offloaded_of, serving
 from sim.offload.prices import COPIES
 from sim.payload import compressing, payload_prices
+from sim.pim_pricing import near, with_units
 from sim.policies import MICROBATCHED, POLICIES, SPLIT_ATTENTION, TILED
 from sim.policies.cached import cached
+from sim.policies.near_memory import near_memory
 from sim.port_loads import port_loads
 from sim.pricing import Prices, price
 from sim.program import OpList, compile_program
@@ -209,7 +211,7 @@ def _priced(
         chunks=schedule.n_chunks,
         attention_tp=setting.attention_tp,
         microbatched=microbatched,
-        split_attention=schedule.overlap in SPLIT_ATTENTION,
+        split_attention=schedule.overlap in SPLIT_ATTENTION or schedule.pim != "none",
         tiling=tiling,
         exchange=schedule.exchange,
     )
@@ -227,6 +229,10 @@ def _priced(
     if offloaded is not None:
         step, prices = serving(step, prices, offloaded, (setting, placement, reduction, schedule))
         policy = cached
+    if schedule.pim != "none":
+        step = near(step, setting, schedule)
+        prices = with_units(prices, setting, placement, reduction, schedule)
+        policy = near_memory
     op_list = compile_program(policy, step)
     return op_list, launched_eagerly(prices, setting, schedule) if schedule.launch == "eager" else prices
 

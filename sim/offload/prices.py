@@ -13,6 +13,7 @@ from hwmodels.copies import CopyLaw, block_s, find_copy_law
 from hwmodels.host import Host
 from hwmodels.library import find_copies, find_cpu_kernels
 from hwmodels.moe import expert_shape, grouped_gemm_moe_s
+from placement.moe_time import expert_times_s
 from placement.plan import Placement
 from placement.reduction import Reduction
 from scenarios.errors import ScenarioError
@@ -191,26 +192,11 @@ class OffloadPricing:
         return {"load": loads, "loaded": loaded}
 
     def _on_device(self, mask: Mask) -> Seconds:
-        """Time of some of the experts on the device, float64[step, layer, rank]: a call of its own where any is.
-
-        Sums of partial results and tokens of the call count by the share of the active experts.
-        """
-        setting, wanted = self.setting, self.wanted
+        """Time of some of the experts on the device, float64[step, layer, rank]: a call of its own where any is."""
         if not mask.any():
             return np.zeros(mask.shape[:-1])
-        machine = machine_of(setting, self.exchange)
-        share = mask.sum(axis=-1) / np.maximum(wanted.used.sum(axis=-1), 1)
-        summed = np.moveaxis(self.reduction.summed_tokens, 1, 0)
-        arrived = None if machine.exchange.dedup == "none" else summed
-        times_s = grouped_gemm_moe_s(
-            np.where(mask, wanted.tokens, 0),
-            expert_shape(setting.model, setting.layout.tp),
-            setting.cluster.device,
-            summed * share,
-            arrived,
-            self.placement.slots_per_rank()[None],
-        )
-        return np.where(share > 0, times_s, 0.0)
+        machine = machine_of(self.setting, self.exchange)
+        return np.moveaxis(expert_times_s(machine, self.placement, self.reduction, np.moveaxis(mask, 1, 0)), 1, 0)
 
     def _on_host(self) -> Seconds:
         """Time of the experts left to the host, with the way of their tokens there and back: [step, layer, rank]."""
