@@ -62,8 +62,8 @@ class WorkloadSpec(Spec):
             raise ValueError("give either 'trace: FILE' or 'synthetic: {...}'")
         if self.prompt_tokens and (self.phase != "decode" or self.prompt_tokens >= self.tokens_per_device):
             raise ValueError(
-                f"prompt_tokens {self.prompt_tokens} of the {self.tokens_per_device} tokens of a device: give fewer, in "
-                "phase decode; in prefill all tokens are of prompts"
+                f"prompt_tokens {self.prompt_tokens} of the {self.tokens_per_device} tokens of a device: give fewer, "
+                "in phase decode; in prefill all tokens are of prompts"
             )
         return self
 

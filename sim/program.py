@@ -18,6 +18,7 @@ Lane = Literal["compute", "send", "receive", "send-inside", "receive-inside", "t
 that copies from the host's memory; the host's cores; processing units in the memory of the device."""
 Lanes = tuple[Lane, ...]
 COMPUTE_LANE: Lanes = ("compute",)
+PIM_LANE: Lanes = ("pim",)
 EXCHANGE_LANES: Lanes = ("send", "receive")
 INSIDE_LANES: Lanes = ("send-inside", "receive-inside")
 SEND_LANES, RECEIVE_LANES = zip(EXCHANGE_LANES, INSIDE_LANES, strict=True)

@@ -88,6 +88,8 @@ def bounds_of(session: Session, progress: Callable[[str, float], None] | None = 
     say = progress or (lambda _what, _share: None)
     spec = session.spec
     plan = Plan.of(spec)
+    if plan.schedule.pim != "none":
+        raise ScenarioError("schedule.pim: bounds are of the device's own units, and do not know PIM; leave it out")
     if plan.memory.offload is not None:
         raise ScenarioError(
             "memory.offload: bounds are of experts on the devices, and do not know what hosts add; leave it out"
@@ -153,8 +155,8 @@ def _scan(
     say: Callable[[str, float], None] | None = None,
 ) -> Iterator[Bound]:
     last = largest or LARGEST_BATCH[session.spec.workload.phase]
-    chunks = plan.schedule.n_parts
-    sizes = [size for size in (2**power for power in range(16)) if chunks <= size < last] + [last]
+    least = max(plan.schedule.n_parts, session.spec.workload.prompt_tokens + 1)
+    sizes = [size for size in (2**power for power in range(16)) if least <= size < last] + [last]
     for number, size in enumerate(sizes):
         if say is not None:
             say(f"trying {size} tokens per device", 0.3 + 0.7 * number / len(sizes))
