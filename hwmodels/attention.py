@@ -81,13 +81,13 @@ def decode_work(context_tokens: ArrayLike, attention: Attention, tp: int, kv_dty
     context = np.asarray(context_tokens, np.float64)
     if isinstance(attention, GroupedQueryAttention):
         shape = head_shape(attention, tp)
-        dim = np.asarray(shape.head_dim, np.float64)
-        flop, values = 4.0 * np.asarray(shape.n_heads) * dim, 2.0 * np.asarray(shape.n_kv_heads) * dim
+        heads, values = np.asarray(shape.n_heads), 2 * np.asarray(shape.n_kv_heads) * np.asarray(shape.head_dim)
+        width = 2 * np.asarray(shape.head_dim)
     else:
         latent = latent_shape(attention, tp)
-        flop = 2.0 * latent.n_heads * (latent.cache_dim + latent.latent_dim)
-        values = np.asarray(latent.cache_dim, np.float64)
-    return context * flop, context * values * BYTES_PER_VALUE[kv_dtype]
+        heads, values = np.asarray(latent.n_heads), np.asarray(latent.cache_dim)
+        width = np.asarray(latent.cache_dim + latent.latent_dim)
+    return 2.0 * context * heads * width, context * values * BYTES_PER_VALUE[kv_dtype]
 
 
 def decode_factor(

@@ -22,6 +22,7 @@ from scenarios.schedule_specs import ScheduleSpec
 from sim.kernel_pricing import SIDES, exchange_band
 from sim.launches import launched_eagerly
 from sim.laws import LAWS
+from sim.laws_used import attention_block
 from sim.offload.prices import COMPUTED, HOSTED, host_bands
 from sim.pricing import Prices, layer_prices
 from sim.program import OpList
@@ -32,6 +33,7 @@ from sim.vector import execute
 End = Literal["low", "high"]
 ENDS: tuple[End, ...] = ("low", "high")
 SAMPLED_STEPS = 8
+DEVICE_CORES = ("device core", "windowed device core")  # of devices with PIM units; of these no law has a band
 
 KERNEL_FAMILIES: dict[str, tuple[str, ...]] = {
     "experts": ("moe",),
@@ -90,7 +92,12 @@ def _moved_work(setting: Setting, prices: Prices, schedule: ScheduleSpec, family
         return prices.times({kind: ends[ENDS.index(end)] for kind, ends in host_bands(setting).items()})
     device = setting.cluster.device
     if family == "experts":
-        return prices.times(dict.fromkeys(("experts", "local", *COMPUTED), _experts_ends(setting)[ENDS.index(end)]))
+        return prices.times(
+            dict.fromkeys(("experts", "local", "device experts", *COMPUTED), _experts_ends(setting)[ENDS.index(end)])
+        )
+    if family == "attention":
+        law = device.kernels.find(attention_block(setting.model, setting.workload), setting.model.kv_dtype)
+        prices = prices.times(dict.fromkeys(DEVICE_CORES, law.low_high[ENDS.index(end)]))
     moved = device_at_end(device, KERNEL_FAMILIES[family], end)
     changed = replace(setting, cluster=replace(setting.cluster, device=moved))
     own = layer_prices(changed, max(len(parts) for parts in prices.per_layer.values()), schedule.exchange)

@@ -85,7 +85,7 @@ def _hidden_frac(transfer_s: float, exposed_s: float) -> float:
 
 
 def breakdown_s(execution: Execution, overhead_s: float) -> dict[str, float]:
-    """Mean time of a device per step by cause: computing by kind, own transfers not hidden, its PIM units, waiting, host."""
+    """Mean time of a device per step by cause: computing by kind, own transfers not hidden, PIM, waiting, host."""
     step_s = execution.step_times_s[:, None]
     idle_s = step_s - _total_s(execution, COMPUTE_LANE)
     transfer_s = np.minimum(idle_s, _total_s(execution))

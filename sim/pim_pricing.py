@@ -55,7 +55,7 @@ def with_units(
     attention = setting.model.attention
     if prices.windowed_layers and isinstance(attention, GroupedQueryAttention):
         windows["windowed "] = attention.window_tokens
-    cores = {}
+    cores: dict[str, tuple[Duration, ...]] = {}
     for prefix, window in windows.items():
         device_s, units_s = _cores(setting, window)
         cores |= {f"{prefix}device core": (device_s,), f"{prefix}pim core": (units_s,)}

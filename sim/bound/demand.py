@@ -73,9 +73,8 @@ def _attention(setting: Setting) -> Iterator[Demand]:
     sizes = projection_products(model.attention, model.hidden_size, tp) * model.n_layers
     yield _products("projections", model.weight_dtype, sizes, tokens, n_devices)
     n_decode, _ = tokens_by_phase(setting.workload)
-    flop, cached = (
-        float(one) for one in decode_work(_pairs(setting, slice(n_decode)), model.attention, 1, model.kv_dtype)
-    )
+    decoding = decode_work(_pairs(setting, slice(n_decode)), model.attention, 1, model.kv_dtype)
+    flop, cached = (float(one) for one in decoding)
     prompts = _pairs(setting, slice(n_decode, None)) * _prompt_flop_per_pair(setting)
     multiplied: DType = "fp32" if model.kv_dtype == "fp32" else "bf16"
     yield Demand(kind="attention", dtype=multiplied, flop=flop + prompts, read_bytes=cached)

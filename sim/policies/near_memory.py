@@ -31,6 +31,6 @@ def _layer(program: Program, layer: Layer, after: After) -> After:
 
 
 def _both(program: Program, own: Work, near: Work | None, units: Units, *, after: After) -> list[int]:
-    """The work of the device and that of the units; the latter waits for the former unless they go beside each other."""
+    """The work of the device and that of the units, one after the other unless they go beside each other."""
     done = program.compute(own, after=after)
     return [done] if near is None else [done, program.beside(near, "pim", after=after if units.beside else done)]
