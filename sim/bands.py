@@ -92,9 +92,7 @@ def _moved_work(setting: Setting, prices: Prices, schedule: ScheduleSpec, family
         return prices.times({kind: ends[ENDS.index(end)] for kind, ends in host_bands(setting).items()})
     device = setting.cluster.device
     if family == "experts":
-        return prices.times(
-            dict.fromkeys(("experts", "local", "device experts", *COMPUTED), _experts_ends(setting)[ENDS.index(end)])
-        )
+        return prices.times(dict.fromkeys(("experts", "local", *COMPUTED), _experts_ends(setting)[ENDS.index(end)]))
     if family == "attention":
         law = device.kernels.find(attention_block(setting.model, setting.workload), setting.model.kv_dtype)
         prices = prices.times(dict.fromkeys(DEVICE_CORES, law.low_high[ENDS.index(end)]))

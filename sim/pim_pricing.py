@@ -35,14 +35,13 @@ def near(step: Step, setting: Setting, schedule: ScheduleSpec) -> Step:
 
     def shared(layer: Layer) -> Layer:
         number = layer.attention.layer
-        chunks = tuple(replace(one, experts=replace(one.experts, kind="device experts")) for one in layer.chunks)
         units = Units(
             output=Work("output", number),
             core=Work("pim core", number) if decodes else None,
-            experts=replace(chunks[0].experts, kind="pim experts") if chunks else None,
+            experts=replace(layer.chunks[0].experts, kind="pim experts") if layer.chunks else None,
             beside=beside,
         )
-        return replace(layer, attention=Work("device core", number), chunks=chunks, units=units)
+        return replace(layer, attention=Work("device core", number), units=units)
 
     return replace(step, layers=tuple(shared(layer) for layer in step.layers))
 
@@ -61,7 +60,7 @@ def with_units(
         cores |= {f"{prefix}device core": (device_s,), f"{prefix}pim core": (units_s,)}
     device_s, units_s = _experts(setting, placement, reduction, schedule)
     return prices.plus(cores).plus_chunks(
-        {"device experts": _by_layer(device_s, setting), "pim experts": _by_layer(units_s, setting)}
+        {"experts": _by_layer(device_s, setting), "pim experts": _by_layer(units_s, setting)}
     )
 
 

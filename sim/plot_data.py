@@ -24,6 +24,10 @@ KIND_COLORS = {
     "shared": "#ccbb44",
     "experts": "#ee6677",
     "resident": "#dd4466",
+    "device core": "#225577",
+    "pim core": "#77bbcc",
+    "output": "#bbccee",
+    "pim experts": "#aa2211",
     "coming": "#cc3311",
     "loaded": "#994455",
     "load": "#ee9944",
@@ -39,11 +43,12 @@ KIND_COLORS = {
     "forward": "#44aa99",
     "collect": "#661100",
     "transfer": "#228833",
+    "pim": "#bb6644",
     "waiting": "#e3e3e3",
     "host": "#777777",
 }
 _SPARE_COLORS = ("#882255", "#44aa99", "#cc6677", "#88ccee", "#661100")
-_NOT_WORK = ("transfer", "waiting", "host")
+_NOT_WORK = ("transfer", "pim", "waiting", "host")
 GANTT_DEVICES = 16
 
 

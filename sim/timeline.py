@@ -18,7 +18,6 @@ from sim.result import Comparison, RunResult, Table
 from sim.wording import baseline, shown_name
 
 Event = dict[str, Any]
-EXPERTS = ("experts", "local", "resident", "device experts")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,7 +49,7 @@ def middle_window(log: Sequence[OpTimes], n_layers: int = 2) -> Window:
 
     Experts that are fetched ahead of their layer do not count: they travel during the one before.
     """
-    moe_layers = sorted({op.work.layer for op in log if op.work.kind in EXPERTS})
+    moe_layers = sorted({op.work.layer for op in log if op.work.kind in ("experts", "local", "resident")})
     first = max(0, (len(moe_layers) - n_layers) // 2)
     layers = tuple(moe_layers[first : first + n_layers])
     inside = [op for op in log if op.work.layer in layers and op.work.kind not in ("fetch", "ahead")] or list(log)
