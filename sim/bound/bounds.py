@@ -11,6 +11,7 @@ from placement.plan import Placement
 from scenarios.errors import ScenarioError
 from scenarios.workload_specs import WorkloadSpec
 from sim.bound.resources import Resource, resources
+from sim.bound.stored import stored_resources, uses_of
 from sim.memory import DeviceMemory, check_memory, device_memory
 from sim.result import RunResult
 from sim.run import simulate
@@ -18,6 +19,7 @@ from sim.session import Plan, Session
 from sim.setting import Setting
 
 LARGEST_BATCH = {"decode": 4096, "prefill": 32_768}  # tokens per device that are tried
+TIE = 1e-6  # rows that a linear programme makes equal
 SCAN_STEPS = 4  # steps of a batch that is only tried
 
 
@@ -30,18 +32,25 @@ class Bound:
 
     @property
     def binding(self) -> Resource:
-        """The row that allows least."""
-        return min(self.rows, key=lambda row: row.tokens_per_s)
+        """The row that allows least; of several, as at the optimum of a programme, that of the largest weight."""
+        least = self.tokens_per_s * (1 + TIE)
+        return max((row for row in self.rows if row.tokens_per_s <= least), key=lambda row: row.weight or 0.0)
 
     @property
-    def any_plan(self) -> Resource:
-        """The row that allows least, of those that hold for any placement of the experts."""
-        return min((row for row in self.rows if row.holds == "any plan"), key=lambda row: row.tokens_per_s)
+    def any_plan(self) -> Resource | None:
+        """The row that allows least, of those that hold for any placement of the experts; None where none does."""
+        rows = (row for row in self.rows if row.holds == "any plan")
+        return min(rows, key=lambda row: row.tokens_per_s, default=None)
 
     @property
     def tokens_per_s(self) -> float:
         """Throughput that nothing exceeds."""
-        return self.binding.tokens_per_s
+        return min(row.tokens_per_s for row in self.rows)
+
+    def price(self, row: Resource) -> float:
+        """Shadow price: tokens/s of one more unit of the row's capacity."""
+        weight = float(row is self.binding) if row.weight is None else row.weight
+        return weight * self.tokens_per_s / row.capacity
 
     def used_frac(self, row: Resource) -> float:
         """Share of a resource that is busy at the bound."""
@@ -90,10 +99,6 @@ def bounds_of(session: Session, progress: Callable[[str, float], None] | None = 
     plan = Plan.of(spec)
     if plan.schedule.pim != "none":
         raise ScenarioError("schedule.pim: bounds are of the device's own units, and do not know PIM; leave it out")
-    if plan.memory.offload is not None:
-        raise ScenarioError(
-            "memory.offload: bounds are of experts on the devices, and do not know what hosts add; leave it out"
-        )
     setting = session.setting(plan.cluster, plan.parallel, spec.workload)
     placement = session.plan_of(setting, plan).placement
     memory = device_memory(setting, placement, spec.memory)
@@ -120,9 +125,20 @@ def bounds_of(session: Session, progress: Callable[[str, float], None] | None = 
 
 def bound_of(session: Session, setting: Setting, placement: Placement, plan: Plan) -> Bound:
     """Rows of a setting under a plan."""
-    reduction = session.reduction(setting, placement, plan.schedule)
-    rows = resources(setting, placement, reduction, plan.schedule.exchange)
+    rows = rows_of(session, setting, placement, plan)(setting)
     return Bound(tokens_per_device=setting.workload.tokens_per_device, rows=rows)
+
+
+def rows_of(
+    session: Session, setting: Setting, placement: Placement, plan: Plan
+) -> Callable[[Setting], tuple[Resource, ...]]:
+    """The rows of a plan as a function of the setting's hardware; what routing alone decides is found out once."""
+    schedule, spec = plan.schedule, plan.memory.offload
+    reduction = session.reduction(setting, placement, schedule)
+    if spec is None:
+        return lambda one: resources(one, placement, reduction, schedule.exchange)
+    uses = uses_of(setting, placement, reduction, schedule, spec)
+    return lambda one: stored_resources(one, placement, reduction, schedule, spec, uses)
 
 
 def batch_bound(session: Session, plan: Plan, placement: Placement, tokens_per_device: int) -> Bound:
@@ -185,14 +201,13 @@ def _memory_price(session: Session, plan: Plan, placement: Placement, memory: De
 
 
 def _levers(session: Session, setting: Setting, placement: Placement, plan: Plan, base: float) -> Iterator[Lever]:
-    reduction = session.reduction(setting, placement, plan.schedule)
+    rows = rows_of(session, setting, placement, plan)
 
     def relaxed(change: Callable[[Cluster, float], Cluster], factor: float) -> float:
         cluster = change(setting.cluster, factor)
-        rows = resources(replace(setting, cluster=cluster), placement, reduction, plan.schedule.exchange)
-        return min(row.tokens_per_s for row in rows)
+        return min(row.tokens_per_s for row in rows(replace(setting, cluster=cluster)))
 
-    for name, unit, now, change in _numbers(setting):
+    for name, unit, now, change in _numbers(setting, plan):
         yield Lever(
             name=name,
             unit=unit,
@@ -202,7 +217,7 @@ def _levers(session: Session, setting: Setting, placement: Placement, plan: Plan
         )
 
 
-def _numbers(setting: Setting) -> Iterator[tuple[str, str, float, Callable[[Cluster, float], Cluster]]]:
+def _numbers(setting: Setting, plan: Plan) -> Iterator[tuple[str, str, float, Callable[[Cluster, float], Cluster]]]:
     """(name, unit, value of one device, change of the cluster by a factor)."""
     model, cluster = setting.model, setting.cluster
     main = model.expert_dtype or model.weight_dtype
@@ -211,6 +226,15 @@ def _numbers(setting: Setting) -> Iterator[tuple[str, str, float, Callable[[Clus
     yield f"{cluster.intra.name} bandwidth", "GB/s", cluster.intra.bytes_per_s.value / 1e9, _with_intra
     if cluster.inter is not None and cluster.n_nodes > 1:
         yield f"{cluster.inter.name} bandwidth", "GB/s", cluster.inter.bytes_per_s.value / 1e9, _with_inter
+    if plan.memory.offload is not None and cluster.host is not None and cluster.host_link is not None:
+        yield (
+            f"{cluster.host_link.name} to the host",
+            "GB/s",
+            cluster.host_link.bytes_per_s.value / 1e9,
+            _with_host_link,
+        )
+        yield "host memory, of a node", "GB/s", cluster.host.dram_bytes_per_s.value / 1e9, _with_host_memory
+        yield "host fp32 peak, of a node", "TFLOP/s", cluster.host.peak_flop_per_s["fp32"].value / 1e12, _with_host_peak
 
 
 def _with_peak(cluster: Cluster, factor: float) -> Cluster:
@@ -235,6 +259,28 @@ def _with_intra(cluster: Cluster, factor: float) -> Cluster:
 
 def _with_inter(cluster: Cluster, factor: float) -> Cluster:
     return cluster if cluster.inter is None else replace(cluster, inter=_faster(cluster.inter, factor))
+
+
+def _with_host_link(cluster: Cluster, factor: float) -> Cluster:
+    return cluster if cluster.host_link is None else replace(cluster, host_link=_faster(cluster.host_link, factor))
+
+
+def _with_host_memory(cluster: Cluster, factor: float) -> Cluster:
+    if cluster.host is None:
+        return cluster
+    rate = cluster.host.dram_bytes_per_s
+    faster = {"dram_bytes_per_s": rate.model_copy(update={"value": rate.value * factor})}
+    return replace(cluster, host=cluster.host.model_copy(update=faster))
+
+
+def _with_host_peak(cluster: Cluster, factor: float) -> Cluster:
+    if cluster.host is None:
+        return cluster
+    peaks = {
+        dtype: peak.model_copy(update={"value": peak.value * factor})
+        for dtype, peak in cluster.host.peak_flop_per_s.items()
+    }
+    return replace(cluster, host=cluster.host.model_copy(update={"peak_flop_per_s": peaks}))
 
 
 def _faster(link: LinkCard, factor: float) -> LinkCard:

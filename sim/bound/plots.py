@@ -11,7 +11,7 @@ from sim.bound.bounds import Bounds
 from sim.bound.purchase import Choice
 from sim.plots import STYLE, WIDTH_IN, png_bytes
 
-COLORS = ("#4477aa", "#ee6677", "#228833", "#ccbb44", "#aa3377")
+COLORS = ("#4477aa", "#ee6677", "#228833", "#ccbb44", "#aa3377", "#66ccee", "#882255", "#999933")
 LABELLED = 6  # purchases of a front up to which each is named
 
 
@@ -29,7 +29,7 @@ def batch_figure(bounds: Bounds) -> Figure:
         figure = Figure(figsize=(WIDTH_IN, 3.4), layout="constrained")
         axes = figure.subplots()
         sizes = [bound.tokens_per_device for bound in bounds.batches]
-        for place, (color, row) in enumerate(zip(COLORS, bounds.at.rows, strict=True)):
+        for place, (color, row) in enumerate(zip(COLORS, bounds.at.rows, strict=False)):
             rates = [bound.rows[place].tokens_per_s for bound in bounds.batches]
             style = "--" if row.name == "receive ports" else "-"  # mostly on top of the send ports
             axes.plot(sizes, rates, color=color, lw=1.2, ls=style, label=row.name)

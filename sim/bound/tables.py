@@ -14,6 +14,7 @@ from sim.bound.resources import Resource
 from sim.wording import shown_percent, shown_rate, shown_time
 
 SHOWN_PURCHASES = 12
+SHOWN_OF_ROWS = ("per token", "capacity", "bound", "busy", "10 % more brings")
 UNIT_SCALES = (
     ("P", 1e15),
     ("T", 1e12),
@@ -35,7 +36,7 @@ def shown_amount(value: float, unit: str) -> str:
 
 def resource_table(bounds: Bounds) -> rich.table.Table:
     """The resources of the scenario's batch, the binding one first."""
-    table = _table(f"{bounds.scenario}: {_batch(bounds)}", "resource", right=("per token", "capacity", "bound", "busy"))
+    table = _table(f"{bounds.scenario}: {_batch(bounds)}", "resource", right=SHOWN_OF_ROWS)
     table.add_column("holds for")
     at = bounds.at
     for row in sorted(at.rows, key=lambda row: row.tokens_per_s):
@@ -43,12 +44,19 @@ def resource_table(bounds: Bounds) -> rich.table.Table:
             row.name,
             shown_amount(row.demand_per_token, "s" if row.unit == "s" else row.unit),
             f"{row.capacity:g} devices" if row.unit == "s" else f"{shown_amount(row.capacity, row.unit)}/s",
-            shown_rate(row.tokens_per_s),
+            shown_rate(row.tokens_per_s) if row.demand_per_token else "",
             shown_percent(at.used_frac(row)),
+            _shown_price(at, row),
             row.holds,
             style="bold" if row is at.binding else "",
         )
     return table
+
+
+def _shown_price(bound: Bound, row: Resource) -> str:
+    """Growth of the bound by a tenth more of the row's capacity, at its shadow price."""
+    gain = 0.1 * row.capacity * bound.price(row) / bound.tokens_per_s
+    return shown_percent(gain) if gain > 1e-6 else ""
 
 
 def lever_table(bounds: Bounds) -> rich.table.Table:
@@ -170,7 +178,7 @@ def _bound_json(bound: Bound) -> dict[str, Any]:
         "tokens_per_device": bound.tokens_per_device,
         "tokens_per_s": bound.tokens_per_s,
         "binding": bound.binding.name,
-        "tokens_per_s_of_any_plan": bound.any_plan.tokens_per_s,
+        "tokens_per_s_of_any_plan": None if bound.any_plan is None else bound.any_plan.tokens_per_s,
         "resources": [_resource_json(bound, row) for row in bound.rows],
     }
 
@@ -182,8 +190,9 @@ def _resource_json(bound: Bound, row: Resource) -> dict[str, Any]:
         "unit": row.unit,
         "demand_per_token": row.demand_per_token,
         "capacity": row.capacity,
-        "tokens_per_s": row.tokens_per_s,
+        "tokens_per_s": row.tokens_per_s if row.demand_per_token else None,
         "used_frac": bound.used_frac(row),
+        "tokens_per_s_per_unit": bound.price(row),
         "holds": row.holds,
         "detail": row.detail,
     }
