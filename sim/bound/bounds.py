@@ -5,14 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
-from hwmodels.cards import LinkCard
-from hwmodels.cluster import Cluster
 from placement.plan import Placement
 from scenarios.errors import ScenarioError
+from scenarios.offload_specs import OffloadSpec
 from scenarios.workload_specs import WorkloadSpec
+from sim.bound.levers import Lever, Rows, levers, slots_lever
 from sim.bound.resources import Resource, resources
 from sim.bound.stored import stored_resources, uses_of
 from sim.memory import DeviceMemory, check_memory, device_memory
+from sim.offload.slots import slots_of
 from sim.result import RunResult
 from sim.run import simulate
 from sim.session import Plan, Session
@@ -58,21 +59,6 @@ class Bound:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Lever:
-    """One number of the hardware, and the bound with a tenth more of it on every device.
-
-    now           the number, in `unit`, of one device.
-    per_unit      tokens/s of one more unit on every device, from a step of 1 %.
-    """
-
-    name: str
-    unit: str
-    now: float
-    per_unit: float
-    tenth_more_tokens_per_s: float
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class Bounds:
     """All that `moesim bound` found out.
 
@@ -106,7 +92,7 @@ def bounds_of(session: Session, progress: Callable[[str, float], None] | None = 
     say("simulating the plan", 0.0)
     simulated = simulate(session, setting, plan)
     at = bound_of(session, setting, placement, plan)
-    levers = tuple(_levers(session, setting, placement, plan, at.tokens_per_s))
+    found = tuple(_levers(session, setting, placement, plan, at.tokens_per_s))
     say("trying batches", 0.3)
     largest = _largest_batch(setting.workload, memory)
     batches = tuple(_scan(session, plan, placement, largest, say))
@@ -115,7 +101,7 @@ def bounds_of(session: Session, progress: Callable[[str, float], None] | None = 
         scenario=spec.name,
         setting=setting,
         at=at,
-        levers=levers,
+        levers=found,
         batches=batches,
         largest=largest,
         memory_tokens_per_s_per_gib=extra,
@@ -129,9 +115,7 @@ def bound_of(session: Session, setting: Setting, placement: Placement, plan: Pla
     return Bound(tokens_per_device=setting.workload.tokens_per_device, rows=rows)
 
 
-def rows_of(
-    session: Session, setting: Setting, placement: Placement, plan: Plan
-) -> Callable[[Setting], tuple[Resource, ...]]:
+def rows_of(session: Session, setting: Setting, placement: Placement, plan: Plan) -> Rows:
     """The rows of a plan as a function of the setting's hardware; what routing alone decides is found out once."""
     schedule, spec = plan.schedule, plan.memory.offload
     reduction = session.reduction(setting, placement, schedule)
@@ -139,6 +123,21 @@ def rows_of(
         return lambda one: resources(one, placement, reduction, schedule.exchange)
     uses = uses_of(setting, placement, reduction, schedule, spec)
     return lambda one: stored_resources(one, placement, reduction, schedule, spec, uses)
+
+
+def _levers(session: Session, setting: Setting, placement: Placement, plan: Plan, base: float) -> Iterator[Lever]:
+    spec = plan.memory.offload
+    yield from levers(setting, rows_of(session, setting, placement, plan), base, hosts=spec is not None)
+    if spec is None:
+        return
+    slots = int(slots_of(placement, spec)[spec.whole_layers :].max(initial=0))
+    if slots < placement.slots_per_rank().max():
+
+        def rows(grown: OffloadSpec) -> Rows:
+            memory = plan.memory.model_copy(update={"offload": grown})
+            return rows_of(session, setting, placement, replace(plan, memory=memory))
+
+        yield slots_lever(setting, rows, spec, slots, base)
 
 
 def batch_bound(session: Session, plan: Plan, placement: Placement, tokens_per_device: int) -> Bound:
@@ -198,91 +197,3 @@ def _memory_price(session: Session, plan: Plan, placement: Placement, memory: De
     slope = (grown.tokens_per_s - last.tokens_per_s) / more
     tokens_per_request = session.spec.workload.tokens_per_device / memory.requests
     return slope * tokens_per_request * 2**30 / per_request
-
-
-def _levers(session: Session, setting: Setting, placement: Placement, plan: Plan, base: float) -> Iterator[Lever]:
-    rows = rows_of(session, setting, placement, plan)
-
-    def relaxed(change: Callable[[Cluster, float], Cluster], factor: float) -> float:
-        cluster = change(setting.cluster, factor)
-        return min(row.tokens_per_s for row in rows(replace(setting, cluster=cluster)))
-
-    for name, unit, now, change in _numbers(setting, plan):
-        yield Lever(
-            name=name,
-            unit=unit,
-            now=now,
-            per_unit=(relaxed(change, 1.01) - base) / (0.01 * now),
-            tenth_more_tokens_per_s=relaxed(change, 1.1) - base,
-        )
-
-
-def _numbers(setting: Setting, plan: Plan) -> Iterator[tuple[str, str, float, Callable[[Cluster, float], Cluster]]]:
-    """(name, unit, value of one device, change of the cluster by a factor)."""
-    model, cluster = setting.model, setting.cluster
-    main = model.expert_dtype or model.weight_dtype
-    yield f"{main} peak", "TFLOP/s", cluster.device.peak_flop_per_s(main) / 1e12, _with_peak
-    yield "memory bandwidth", "GB/s", cluster.device.memory_bytes_per_s / 1e9, _with_memory
-    yield f"{cluster.intra.name} bandwidth", "GB/s", cluster.intra.bytes_per_s.value / 1e9, _with_intra
-    if cluster.inter is not None and cluster.n_nodes > 1:
-        yield f"{cluster.inter.name} bandwidth", "GB/s", cluster.inter.bytes_per_s.value / 1e9, _with_inter
-    if plan.memory.offload is not None and cluster.host is not None and cluster.host_link is not None:
-        yield (
-            f"{cluster.host_link.name} to the host",
-            "GB/s",
-            cluster.host_link.bytes_per_s.value / 1e9,
-            _with_host_link,
-        )
-        yield "host memory, of a node", "GB/s", cluster.host.dram_bytes_per_s.value / 1e9, _with_host_memory
-        yield "host fp32 peak, of a node", "TFLOP/s", cluster.host.peak_flop_per_s["fp32"].value / 1e12, _with_host_peak
-
-
-def _with_peak(cluster: Cluster, factor: float) -> Cluster:
-    card = cluster.device.card
-    peaks = {
-        dtype: peak.model_copy(update={"value": peak.value * factor}) for dtype, peak in card.peak_flop_per_s.items()
-    }
-    card = card.model_copy(update={"peak_flop_per_s": peaks})
-    return replace(cluster, device=replace(cluster.device, card=card))
-
-
-def _with_memory(cluster: Cluster, factor: float) -> Cluster:
-    card = cluster.device.card
-    rate = card.memory_bytes_per_s
-    card = card.model_copy(update={"memory_bytes_per_s": rate.model_copy(update={"value": rate.value * factor})})
-    return replace(cluster, device=replace(cluster.device, card=card))
-
-
-def _with_intra(cluster: Cluster, factor: float) -> Cluster:
-    return replace(cluster, intra=_faster(cluster.intra, factor))
-
-
-def _with_inter(cluster: Cluster, factor: float) -> Cluster:
-    return cluster if cluster.inter is None else replace(cluster, inter=_faster(cluster.inter, factor))
-
-
-def _with_host_link(cluster: Cluster, factor: float) -> Cluster:
-    return cluster if cluster.host_link is None else replace(cluster, host_link=_faster(cluster.host_link, factor))
-
-
-def _with_host_memory(cluster: Cluster, factor: float) -> Cluster:
-    if cluster.host is None:
-        return cluster
-    rate = cluster.host.dram_bytes_per_s
-    faster = {"dram_bytes_per_s": rate.model_copy(update={"value": rate.value * factor})}
-    return replace(cluster, host=cluster.host.model_copy(update=faster))
-
-
-def _with_host_peak(cluster: Cluster, factor: float) -> Cluster:
-    if cluster.host is None:
-        return cluster
-    peaks = {
-        dtype: peak.model_copy(update={"value": peak.value * factor})
-        for dtype, peak in cluster.host.peak_flop_per_s.items()
-    }
-    return replace(cluster, host=cluster.host.model_copy(update={"peak_flop_per_s": peaks}))
-
-
-def _faster(link: LinkCard, factor: float) -> LinkCard:
-    rate = link.bytes_per_s
-    return link.model_copy(update={"bytes_per_s": rate.model_copy(update={"value": rate.value * factor})})

@@ -1,8 +1,8 @@
 """Bound of a device whose experts live in the host's memory: a linear programme over how their uses are served.
 
 A use is one expert of a rank that some token of a step visits. Slots spare at most the hits of Belady's rule; every
-other use is copied or computed by the host, whatever the rules of eviction, prefetch and misses. The programme divides
-them so that the busiest resource has least to do.
+other use is copied or computed by the host, as far as the rule of misses does either. The programme divides them so
+that the busiest resource has least to do, whatever the rules of eviction and prefetch.
 """
 
 from __future__ import annotations
@@ -38,15 +38,18 @@ class Uses:
     """Uses of experts in a mean step, of all ranks and layers.
 
     tokens   int64[kind]: the numbers of tokens that uses have; counts: float64[kind], uses with so many.
-    missed   uses that no rule can serve from the slots.
+    hosted   float64[kind]: uses that may be left to the host.
+    missed   uses that no rule can serve from the slots; copies: whether any may be copied.
     cells    layers and ranks with any use; least: the fewest uses that one of them has in any step.
     """
 
     tokens: NDArray[np.int64]
     counts: Vector
+    hosted: Vector
     missed: float
     cells: float
     least: int
+    copies: bool = True
 
     @property
     def total(self) -> float:
@@ -79,17 +82,22 @@ def uses_of(
     """Uses of the setting's steps, and how many Belady's rule misses. Raises ScenarioError as a simulation does."""
     check_offload(setting, placement, schedule, spec)
     wanted = wanted_of(setting, placement, reduction)
-    best = spec.model_copy(update={"evict": "belady", "miss": "load", "prefetch": None})
-    replayed = replay(requests_of(setting, placement, wanted, best))
-    n_steps = len(wanted.tokens)
-    tokens, counts = np.unique(wanted.tokens[wanted.used], return_counts=True)
-    of_cell = wanted.used.sum(axis=-1)
+    copies = spec.miss != "host" or spec.prefetch is not None
+    best = {"evict": "belady" if copies else "static", "prefetch": None}  # without copies slots stay as they are
+    missed = replay(requests_of(setting, placement, wanted, spec.model_copy(update=best))).loaded
+    may_leave = wanted.used if copies else missed.reshape(wanted.used.shape)
+    n_steps, of_cell = len(wanted.tokens), wanted.used.sum(axis=-1)
+    by_tokens = np.bincount(wanted.tokens[wanted.used])
+    tokens = np.flatnonzero(by_tokens)
+    hosted = np.bincount(wanted.tokens[may_leave], minlength=len(by_tokens)) * (spec.miss != "load")
     return Uses(
-        tokens=tokens.astype(np.int64),
-        counts=counts / n_steps,
-        missed=float(replayed.loaded.sum()) / n_steps,
+        tokens=tokens,
+        counts=by_tokens[tokens] / n_steps,
+        hosted=hosted[tokens] / n_steps,
+        missed=float(missed.sum()) / n_steps,
         cells=np.count_nonzero(of_cell) / n_steps,
         least=int(of_cell[of_cell > 0].min()),
+        copies=copies,
     )
 
 
@@ -105,11 +113,11 @@ def stored_resources(
     visits = Visits(routed=uses.routed, active=uses.total)
     own = resources(setting, placement, reduction, schedule.exchange, visits)
     rows = [*_own_rows(setting, placement, own, uses), *_host_rows(setting, spec, uses)]
-    solved = _solved(rows, uses)
+    best = divided(rows, uses)
     n_tokens = float(setting.workload.tokens_per_device * setting.cluster.n_devices)
     found: dict[str, Resource] = {}
-    for row, weight in zip(rows, solved.weights, strict=True):
-        demand = row.asked(solved.copied, solved.hosted) / n_tokens
+    for row, weight in zip(rows, best.weights, strict=True):
+        demand = row.asked(best.copied, best.hosted) / n_tokens
         before = found.get(row.resource.name)
         found[row.resource.name] = replace(
             row.resource,
@@ -120,7 +128,7 @@ def stored_resources(
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class _Solved:
+class Divided:
     """copied, hosted: uses in a mean step; weights: float64[row], relative change of the bound by each capacity."""
 
     copied: float
@@ -128,7 +136,7 @@ class _Solved:
     weights: Vector
 
 
-def _solved(rows: Sequence[Row], uses: Uses) -> _Solved:
+def divided(rows: Sequence[Row], uses: Uses) -> Divided:
     """The division of least time. Variables: time of a step, copies, and hosted uses of every number of tokens.
 
     Rows are scaled by their capacities, and time by that of all uses copied, so that their dual values add up to 1.
@@ -142,11 +150,11 @@ def _solved(rows: Sequence[Row], uses: Uses) -> _Solved:
         [1.0, 0.0, *([0.0] * len(everything))],
         A_ub=np.vstack([matrix, serve]),
         b_ub=[*(-row.fixed / s for row, s in zip(rows, scales, strict=True)), -uses.missed],
-        bounds=[(0, None), (0, uses.total), *((0, count) for count in everything)],
+        bounds=[(0, None), (0, uses.total * uses.copies), *((0, count) for count in uses.hosted)],
     )
     if solved.x is None:
         raise ScenarioError(f"the linear programme of the bound failed: {solved.message}")
-    return _Solved(copied=float(solved.x[1]), hosted=solved.x[2:], weights=-solved.ineqlin.marginals[: len(rows)])
+    return Divided(copied=float(solved.x[1]), hosted=solved.x[2:], weights=-solved.ineqlin.marginals[: len(rows)])
 
 
 def _own_rows(setting: Setting, placement: Placement, own: Sequence[Resource], uses: Uses) -> Iterator[Row]:

@@ -93,9 +93,9 @@ def gap_lines(bounds: Bounds) -> list[str]:
     parts = {
         "tiles, waves and uneven experts": computing_s - floor_s,
         "own transfers not hidden": bounds.simulated.breakdown_s["transfer"],
-        "waiting for other devices": bounds.simulated.breakdown_s["waiting"],
+        _waiting(metrics): bounds.simulated.breakdown_s["waiting"],
         "host between steps": bounds.simulated.breakdown_s.get("host", 0.0),
-        "transfers above computing": floor_s - bound_s,
+        "other resources above computing": floor_s - bound_s,
     }
     share = shown_percent(metrics["tokens_per_s"] / bounds.at.tokens_per_s)
     named = ", ".join(f"{what} {shown_time(time_s)}" for what, time_s in parts.items() if abs(time_s) > 0.001 * step_s)
@@ -103,6 +103,10 @@ def gap_lines(bounds: Bounds) -> list[str]:
         f"{bounds.simulated.name}, simulated: {shown_rate(metrics['tokens_per_s'])} tokens/s, {share} of the bound; "
         f"{shown_time(step_s)} a step against {shown_time(bound_s)}: {named}."
     ]
+
+
+def _waiting(metrics: dict[str, float]) -> str:
+    return "waiting for copies, the host or devices" if "slots_frac" in metrics else "waiting for other devices"
 
 
 def purchase_table(choice: Choice) -> rich.table.Table:
