@@ -12,7 +12,7 @@ from scenarios.offload_specs import OffloadSpec
 from scenarios.placement_specs import PlacementSpec
 from scenarios.schedule_specs import ScheduleSpec
 from scenarios.sources import Spec
-from scenarios.units import Dollars, Watts
+from scenarios.units import Dollars, DollarsPerJ, Seconds, Watts
 from scenarios.workload_specs import WorkloadSpec
 
 
@@ -79,6 +79,16 @@ class BudgetSpec(Spec):
         return self
 
 
+class PricesSpec(Spec):
+    """What devices and energy cost: metric `cost_usd_per_mtok`."""
+
+    device: Dollars | None = Field(default=None, description="a device; default: the price that its card states")
+    node: Dollars = Field(default=0.0, description="what a node costs beside its devices")
+    lifetime: Seconds = Field(gt=0, description="time over which they are paid off, such as 4 a (years)")
+    used: float = Field(default=1.0, gt=0, le=1, description="share of it in which they serve")
+    energy: DollarsPerJ | None = Field(default=None, description="price of energy; default: not paid for")
+
+
 class ScenarioSpec(Spec):
     """A whole scenario, as in its YAML file."""
 
@@ -95,6 +105,7 @@ class ScenarioSpec(Spec):
     schedule: ScheduleSpec = ScheduleSpec()
     memory: MemorySpec = MemorySpec()
     compare: CompareSpec | None = None
+    prices: PricesSpec | None = None
     budget: BudgetSpec | None = Field(default=None, description="bound: what may be bought")
     seed: int = Field(default=0, ge=0)
 

@@ -11,6 +11,7 @@ from hwmodels.fitted import Fitted
 from hwmodels.library import find_cpu_kernels
 from scenarios.models import ModelCard
 from scenarios.sources import Sourced
+from sim.energy import energy_basis
 from sim.laws_used import asked_shapes, used_laws
 from sim.offload.prices import copy_law
 from sim.result import Constant
@@ -40,7 +41,17 @@ def constants_of(setting: Setting, kernels: Collection[str] = (), *, hosts: bool
         *_model_constants(setting.model),
         *(c for prefix, card in cards for c in _sourced(prefix, card)),
         *_tables(setting),
+        *_energy(setting),
     )
+
+
+def _energy(setting: Setting) -> Iterator[Constant]:
+    """What energies of the results go by."""
+    basis = energy_basis(setting)
+    if basis is not None:
+        kind = "derived" if basis == "accesses and multiplications" else "assumed"
+        source = "devices alone; the card's numbers are above"
+        yield Constant(name="energy_j_per_token", value=basis, kind=kind, source=source)
 
 
 def _host_cards(cluster: Cluster) -> Iterator[tuple[str, BaseModel]]:

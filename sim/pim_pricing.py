@@ -19,7 +19,7 @@ from scenarios.schedule_specs import ScheduleSpec
 from scenarios.workload_specs import tokens_by_phase
 from sim.durations import Duration, Seconds
 from sim.kernel_pricing import machine_of
-from sim.pricing import Prices, attended_tokens, attention_cores_s
+from sim.pricing import Prices, attended_tokens, attention_cores_s, layer_windows
 from sim.program import Layer, Step, Units, Work
 from sim.setting import Setting
 from sim.stage_pricing import gathered_rows_s
@@ -68,15 +68,47 @@ def _by_layer(times_s: Seconds, setting: Setting) -> list[list[Duration]]:
     return [[row] for row in np.repeat(times_s, setting.layout.tp, axis=-1)]
 
 
+def near_work(
+    setting: Setting, placement: Placement, reduction: Reduction, schedule: ScheduleSpec
+) -> tuple[float, float]:
+    """FLOP and bytes read by the units of all devices in a mean step."""
+    model, n_steps = setting.model, setting.batches.n_steps
+    near = np.where(*_experts_on_units(setting, placement, reduction, schedule), 0)
+    flop = 2.0 * model.expert_parameters * float(near.sum()) / n_steps
+    read_bytes = model.expert_bytes * float(np.count_nonzero(near)) / n_steps
+    for window, n_layers in layer_windows(model):
+        work, on_units, _ = _cores_on_units(setting, window)
+        sums = [float(one[on_units].sum()) * n_layers / n_steps for one in work]
+        flop, read_bytes = flop + sums[0], read_bytes + sums[1]
+    return flop, read_bytes
+
+
+def _cores_on_units(setting: Setting, window_tokens: int | None) -> tuple[tuple[Seconds, Seconds], Mask, Seconds]:
+    """FLOP and bytes of requests' attention, where the units are faster, and their times: [step, device] each."""
+    model, tokens = setting.model, slice(tokens_by_phase(setting.workload)[0])
+    attended = attended_tokens(setting, tokens, window_tokens)
+    work = decode_work(attended, model.attention, setting.attention_tp, model.kv_dtype)
+    units_s = pim_s(*work, pim_units(setting.cluster.device.card))
+    return work, units_s < attention_cores_s(setting, window_tokens)[0], units_s
+
+
 def _cores(setting: Setting, window_tokens: int | None) -> tuple[Seconds, Seconds]:
     """Cores of attention on the device and on its units, float64[step, device] each: prompts always on the device."""
-    units = pim_units(setting.cluster.device.card)
-    model, tokens = setting.model, slice(tokens_by_phase(setting.workload)[0])
     requests_s, prompts_s = attention_cores_s(setting, window_tokens)
-    attended = attended_tokens(setting, tokens, window_tokens)
-    units_s = pim_s(*decode_work(attended, model.attention, setting.attention_tp, model.kv_dtype), units)
-    on_units = units_s < requests_s
+    _, on_units, units_s = _cores_on_units(setting, window_tokens)
     return prompts_s + np.where(on_units, 0.0, requests_s), np.where(on_units, units_s, 0.0)
+
+
+def _experts_on_units(
+    setting: Setting, placement: Placement, reduction: Reduction, schedule: ScheduleSpec
+) -> tuple[Mask, NDArray[np.integer]]:
+    """Which experts the units take, and the tokens of all: [layer, step, rank, place] each."""
+    units, shape = pim_units(setting.cluster.device.card), expert_shape(setting.model, setting.layout.tp)
+    tokens = tokens_by_rank(placement, reduction.slot_tokens)
+    if schedule.pim == "co-processing":
+        return _co_processed(setting, tokens, units), tokens
+    whole_s = expert_times_s(machine_of(setting, schedule.exchange), placement, reduction)
+    return np.broadcast_to((pim_experts_s(tokens, shape, units) < whole_s)[..., None], tokens.shape), tokens
 
 
 def _experts(
@@ -84,14 +116,8 @@ def _experts(
 ) -> tuple[Seconds, Seconds]:
     """Experts on the device and on its units, float64[layer, step, rank] each."""
     units, shape = pim_units(setting.cluster.device.card), expert_shape(setting.model, setting.layout.tp)
-    machine = machine_of(setting, schedule.exchange)
-    tokens = tokens_by_rank(placement, reduction.slot_tokens)
-    if schedule.pim == "by-operation":
-        whole_s = expert_times_s(machine, placement, reduction)
-        on_units = np.broadcast_to((pim_experts_s(tokens, shape, units) < whole_s)[..., None], tokens.shape)
-    else:
-        on_units = _co_processed(setting, tokens, units)
-    device_s = expert_times_s(machine, placement, reduction, ~on_units)
+    on_units, tokens = _experts_on_units(setting, placement, reduction, schedule)
+    device_s = expert_times_s(machine_of(setting, schedule.exchange), placement, reduction, ~on_units)
     if schedule.exchange.algorithm == "all-gather":
         device_s = device_s + gathered_rows_s(setting, reduction)
     return device_s, pim_experts_s(np.where(on_units, tokens, 0), shape, units)

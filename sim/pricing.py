@@ -19,7 +19,7 @@ from hwmodels.gemm import gate_s, gemm_s, head_s, mlp_s, norm_s
 from placement.moe_time import expert_times_s
 from placement.plan import Placement
 from placement.reduction import Reduction, chunk_of_tokens
-from scenarios.models import GroupedQueryAttention
+from scenarios.models import GroupedQueryAttention, ModelCard
 from scenarios.schedule_specs import ExchangeSpec
 from scenarios.workload_specs import tokens_by_phase
 from sim.durations import Duration, ExchangeTime, Seconds, at_steps, scaled
@@ -185,6 +185,15 @@ def _attention(setting: Setting, window_tokens: int | None) -> dict[str, Seconds
     whole = norm + projections + (requests_s + prompts_s)
     before = norm + inputs
     return {"attention": whole, "projections": before, "core": whole - before, "output": projections - inputs}
+
+
+def layer_windows(model: ModelCard) -> list[tuple[int | None, int]]:
+    """(window, layers that have it)."""
+    attention = model.attention
+    if not isinstance(attention, GroupedQueryAttention) or attention.window_tokens is None:
+        return [(None, model.n_layers)]
+    windowed = len(range(0, model.n_layers, attention.windowed_every))
+    return [(attention.window_tokens, windowed), (None, model.n_layers - windowed)]
 
 
 def attention_cores_s(setting: Setting, window_tokens: int | None) -> tuple[Seconds, Seconds]:

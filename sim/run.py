@@ -21,6 +21,7 @@ from sim.bands import step_band
 from sim.constants import constants_of
 from sim.describe import described, notes, plan_name, provenance, table_title
 from sim.durations import Duration, at_steps
+from sim.energy import cost_metrics, energy_metrics
 from sim.engine import replay
 from sim.events import execute_events
 from sim.kernel_pricing import machine_of
@@ -142,6 +143,7 @@ def _simulated(session: Session, setting: Setting, plan: Plan) -> RunResult:
     band = step_band(setting, prices, op_list, schedule)
     begins_s = replay(execution.step_times_s, schedule.step_overhead)
     times = measure.time_metrics(execution, begins_s, setting, schedule.step_overhead)
+    energy = energy_metrics(setting, placement, reduction, schedule, times["tokens_per_s"])
     typical = int(np.argsort(execution.step_times_s, kind="stable")[setting.batches.n_steps // 2])
     tokens = np.repeat(worked_tokens(placement, reduction), setting.layout.tp, axis=2)
     n_steps = setting.batches.n_steps
@@ -151,6 +153,8 @@ def _simulated(session: Session, setting: Setting, plan: Plan) -> RunResult:
         plan=described(plan, placement),
         metrics={
             **times,
+            **energy,
+            **cost_metrics(setting, session.spec.prices, times | energy),
             **measure.error_metrics(times, band, schedule.step_overhead),
             **measure.load_metrics(setting, placement, reduction),
             **measure.traffic_metrics(

@@ -17,6 +17,7 @@ from placement.plan import Placement
 from placement.reduction import Reduction
 from scenarios.models import BYTES_PER_VALUE, DType, GroupedQueryAttention
 from scenarios.workload_specs import tokens_by_phase
+from sim.pricing import layer_windows
 from sim.setting import Setting
 
 
@@ -83,18 +84,8 @@ def _attention(setting: Setting) -> Iterator[Demand]:
 def _pairs(setting: Setting, tokens: slice) -> float:
     """Pairs of a token and one that it attends to, of some of the tokens in all layers of a mean step."""
     contexts = setting.batches.contexts[..., tokens]
-    pairs = sum(float(windowed_context(contexts, window).sum()) * n for window, n in _windows(setting))
+    pairs = sum(float(windowed_context(contexts, window).sum()) * n for window, n in layer_windows(setting.model))
     return pairs / setting.batches.n_steps
-
-
-def _windows(setting: Setting) -> list[tuple[int | None, int]]:
-    """(window, layers that have it)."""
-    model = setting.model
-    attention = model.attention
-    if not isinstance(attention, GroupedQueryAttention) or attention.window_tokens is None:
-        return [(None, model.n_layers)]
-    windowed = len(range(0, model.n_layers, attention.windowed_every))
-    return [(attention.window_tokens, windowed), (None, model.n_layers - windowed)]
 
 
 def _prompt_flop_per_pair(setting: Setting) -> float:
