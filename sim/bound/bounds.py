@@ -9,8 +9,10 @@ from placement.plan import Placement
 from scenarios.errors import ScenarioError
 from scenarios.offload_specs import OffloadSpec
 from scenarios.workload_specs import WorkloadSpec
+from sim.bound.bound import Bound
+from sim.bound.grid import BATCHES, Cell, cells
 from sim.bound.levers import Lever, Rows, levers, slots_lever
-from sim.bound.resources import Resource, resources
+from sim.bound.resources import resources
 from sim.bound.stored import stored_resources, uses_of
 from sim.memory import DeviceMemory, check_memory, device_memory
 from sim.offload.slots import slots_of
@@ -20,42 +22,7 @@ from sim.session import Plan, Session
 from sim.setting import Setting
 
 LARGEST_BATCH = {"decode": 4096, "prefill": 32_768}  # tokens per device that are tried
-TIE = 1e-6  # rows that a linear programme makes equal
 SCAN_STEPS = 4  # steps of a batch that is only tried
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Bound:
-    """Rows of one batch: `tokens_per_s` is the smallest of them; no schedule of the plan exceeds it."""
-
-    tokens_per_device: int
-    rows: tuple[Resource, ...]
-
-    @property
-    def binding(self) -> Resource:
-        """The row that allows least; of several, as at the optimum of a programme, that of the largest weight."""
-        least = self.tokens_per_s * (1 + TIE)
-        return max((row for row in self.rows if row.tokens_per_s <= least), key=lambda row: row.weight or 0.0)
-
-    @property
-    def any_plan(self) -> Resource | None:
-        """The row that allows least, of those that hold for any placement of the experts; None where none does."""
-        rows = (row for row in self.rows if row.holds == "any plan")
-        return min(rows, key=lambda row: row.tokens_per_s, default=None)
-
-    @property
-    def tokens_per_s(self) -> float:
-        """Throughput that nothing exceeds."""
-        return min(row.tokens_per_s for row in self.rows)
-
-    def price(self, row: Resource) -> float:
-        """Shadow price: tokens/s of one more unit of the row's capacity."""
-        weight = float(row is self.binding) if row.weight is None else row.weight
-        return weight * self.tokens_per_s / row.capacity
-
-    def used_frac(self, row: Resource) -> float:
-        """Share of a resource that is busy at the bound."""
-        return self.tokens_per_s / row.tokens_per_s
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -66,6 +33,7 @@ class Bounds:
     largest    tokens per device that the memory holds; None where more than was tried fit.
     memory_tokens_per_s_per_gib  what one more GiB a device adds to the bound of the largest batch; None as above.
     simulated  the scenario's own plan and schedule.
+    grid       of decode: bounds over batch and context length, those that do not fit included.
     """
 
     scenario: str
@@ -76,6 +44,7 @@ class Bounds:
     largest: int | None
     memory_tokens_per_s_per_gib: float | None
     simulated: RunResult
+    grid: tuple[Cell, ...] = ()
 
 
 def bounds_of(session: Session, progress: Callable[[str, float], None] | None = None) -> Bounds:
@@ -83,15 +52,13 @@ def bounds_of(session: Session, progress: Callable[[str, float], None] | None = 
     say = progress or (lambda _what, _share: None)
     spec = session.spec
     plan = Plan.of(spec)
-    if plan.schedule.pim != "none":
-        raise ScenarioError("schedule.pim: bounds are of the device's own units, and do not know PIM; leave it out")
     setting = session.setting(plan.cluster, plan.parallel, spec.workload)
     placement = session.plan_of(setting, plan).placement
     memory = device_memory(setting, placement, spec.memory)
     check_memory(memory, setting, placement)
+    at = bound_of(session, setting, placement, plan)
     say("simulating the plan", 0.0)
     simulated = simulate(session, setting, plan)
-    at = bound_of(session, setting, placement, plan)
     found = tuple(_levers(session, setting, placement, plan, at.tokens_per_s))
     say("trying batches", 0.3)
     largest = _largest_batch(setting.workload, memory)
@@ -106,6 +73,7 @@ def bounds_of(session: Session, progress: Callable[[str, float], None] | None = 
         largest=largest,
         memory_tokens_per_s_per_gib=extra,
         simulated=simulated,
+        grid=tuple(_grid(session, plan, placement)) if setting.workload.phase == "decode" else (),
     )
 
 
@@ -118,6 +86,8 @@ def bound_of(session: Session, setting: Setting, placement: Placement, plan: Pla
 def rows_of(session: Session, setting: Setting, placement: Placement, plan: Plan) -> Rows:
     """The rows of a plan as a function of the setting's hardware; what routing alone decides is found out once."""
     schedule, spec = plan.schedule, plan.memory.offload
+    if schedule.pim != "none":
+        raise ScenarioError("schedule.pim: bounds are of the device's own units, and do not know PIM; leave it out")
     reduction = session.reduction(setting, placement, schedule)
     if spec is None:
         return lambda one: resources(one, placement, reduction, schedule.exchange)
@@ -176,6 +146,18 @@ def _scan(
         if say is not None:
             say(f"trying {size} tokens per device", 0.3 + 0.7 * number / len(sizes))
         yield batch_bound(session, plan, placement, size)
+
+
+def _grid(session: Session, plan: Plan, placement: Placement) -> Iterator[Cell]:
+    """Bounds over batch and context length."""
+    least = max(plan.schedule.n_parts, session.spec.workload.prompt_tokens + 1)
+    for size in (size for size in BATCHES if size >= least):
+        setting = batch_setting(session, plan, size)
+        yield from cells(setting, placement, plan, _at(rows_of(session, setting, placement, plan), size))
+
+
+def _at(rows: Rows, tokens_per_device: int) -> Callable[[Setting], Bound]:
+    return lambda setting: Bound(tokens_per_device=tokens_per_device, rows=rows(setting))
 
 
 def _largest_batch(workload: WorkloadSpec, memory: DeviceMemory) -> int | None:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from typing import Any
 
 import rich.box
 import rich.table
 from rich.text import Text
 
-from sim.bound.bounds import Bound, Bounds
+from sim.bound.bound import Bound
+from sim.bound.bounds import Bounds
 from sim.bound.purchase import Choice, Group, Purchase
 from sim.bound.resources import Resource
 from sim.wording import shown_percent, shown_rate, shown_time
@@ -167,6 +169,7 @@ def as_json(bounds: Bounds, choice: Choice | None, version: str) -> dict[str, An
         "batches": [_bound_json(bound) for bound in bounds.batches],
         "largest_tokens_per_device": bounds.largest,
         "tokens_per_s_per_gib": bounds.memory_tokens_per_s_per_gib,
+        "grid": [asdict(cell) for cell in bounds.grid],
     }
     if choice is not None:
         content["purchase"] = _purchase_json(choice.best)

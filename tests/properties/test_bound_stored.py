@@ -12,7 +12,8 @@ import pytest
 
 from scenarios.offload_specs import OffloadSpec
 from scenarios.specs import MemorySpec, ScenarioSpec
-from sim.bound.bounds import Bound, bound_of, bounds_of
+from sim.bound.bound import Bound
+from sim.bound.bounds import bound_of, bounds_of
 from sim.bound.resources import Resource
 from sim.bound.stored import Row, Uses, divided, uses_of
 from sim.run import simulate
