@@ -90,25 +90,26 @@ def gap_lines(bounds: Bounds) -> list[str]:
     metrics, rows = bounds.simulated.metrics, {row.name: row for row in bounds.at.rows}
     n_tokens = bounds.at.tokens_per_device * bounds.setting.cluster.n_devices
     step_s, bound_s = metrics["step_time_s"], n_tokens / bounds.at.tokens_per_s
+    share = shown_percent(metrics["tokens_per_s"] / bounds.at.tokens_per_s)
+    reached = (
+        f"{bounds.simulated.name}, simulated: {shown_rate(metrics['tokens_per_s'])} tokens/s, {share} of the bound; "
+        f"{shown_time(step_s)} a step against {shown_time(bound_s)}"
+    )
+    if "slots_frac" in metrics:
+        lanes = {"the device": "compute", "the copy engine": "to-device", "the host": "host"}
+        busy = ", ".join(f"{who} {shown_percent(metrics[f'busy_frac.{lane}'])}" for who, lane in lanes.items())
+        return [f"{reached}. Busy: {busy}; the rest is waiting for each other."]
     computing_s = metrics["busy_frac.compute"] * (step_s - bounds.simulated.breakdown_s.get("host", 0.0))
     floor_s = n_tokens / rows["device time"].tokens_per_s
     parts = {
         "tiles, waves and uneven experts": computing_s - floor_s,
         "own transfers not hidden": bounds.simulated.breakdown_s["transfer"],
-        _waiting(metrics): bounds.simulated.breakdown_s["waiting"],
+        "waiting for other devices": bounds.simulated.breakdown_s["waiting"],
         "host between steps": bounds.simulated.breakdown_s.get("host", 0.0),
-        "other resources above computing": floor_s - bound_s,
+        "transfers above computing": floor_s - bound_s,
     }
-    share = shown_percent(metrics["tokens_per_s"] / bounds.at.tokens_per_s)
     named = ", ".join(f"{what} {shown_time(time_s)}" for what, time_s in parts.items() if abs(time_s) > 0.001 * step_s)
-    return [
-        f"{bounds.simulated.name}, simulated: {shown_rate(metrics['tokens_per_s'])} tokens/s, {share} of the bound; "
-        f"{shown_time(step_s)} a step against {shown_time(bound_s)}: {named}."
-    ]
-
-
-def _waiting(metrics: dict[str, float]) -> str:
-    return "waiting for copies, the host or devices" if "slots_frac" in metrics else "waiting for other devices"
+    return [f"{reached}: {named}."]
 
 
 def purchase_table(choice: Choice) -> rich.table.Table:
