@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -77,26 +77,45 @@ def near_work(
     flop = 2.0 * model.expert_parameters * float(near.sum()) / n_steps
     read_bytes = model.expert_bytes * float(np.count_nonzero(near)) / n_steps
     for window, n_layers in layer_windows(model):
-        work, on_units, _ = _cores_on_units(setting, window)
-        sums = [float(one[on_units].sum()) * n_layers / n_steps for one in work]
-        flop, read_bytes = flop + sums[0], read_bytes + sums[1]
+        cores = decode_cores(setting, window)
+        flop += float(cores.flop[cores.on_units].sum()) * n_layers / n_steps
+        read_bytes += float(cores.read_bytes[cores.on_units].sum()) * n_layers / n_steps
     return flop, read_bytes
 
 
-def _cores_on_units(setting: Setting, window_tokens: int | None) -> tuple[tuple[Seconds, Seconds], Mask, Seconds]:
-    """FLOP and bytes of requests' attention, where the units are faster, and their times: [step, device] each."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Cores:
+    """Requests' attention of one layer, float64[step, device] each: time on either side, FLOP and bytes of cache."""
+
+    device_s: Seconds
+    units_s: Seconds
+    flop: Seconds
+    read_bytes: Seconds
+
+    @property
+    def on_units(self) -> Mask:
+        """Where the units are faster."""
+        faster: Mask = self.units_s < self.device_s
+        return faster
+
+
+def decode_cores(setting: Setting, window_tokens: int | None) -> Cores:
+    """Attention of the setting's requests in a layer of this window."""
     model, tokens = setting.model, slice(tokens_by_phase(setting.workload)[0])
     attended = attended_tokens(setting, tokens, window_tokens)
-    work = decode_work(attended, model.attention, setting.attention_tp, model.kv_dtype)
-    units_s = pim_s(*work, pim_units(setting.cluster.device.card))
-    return work, units_s < attention_cores_s(setting, window_tokens)[0], units_s
+    flop, read_bytes = decode_work(attended, model.attention, setting.attention_tp, model.kv_dtype)
+    return Cores(
+        device_s=attention_cores_s(setting, window_tokens)[0],
+        units_s=pim_s(flop, read_bytes, pim_units(setting.cluster.device.card)),
+        flop=flop,
+        read_bytes=read_bytes,
+    )
 
 
 def _cores(setting: Setting, window_tokens: int | None) -> tuple[Seconds, Seconds]:
     """Cores of attention on the device and on its units, float64[step, device] each: prompts always on the device."""
-    requests_s, prompts_s = attention_cores_s(setting, window_tokens)
-    _, on_units, units_s = _cores_on_units(setting, window_tokens)
-    return prompts_s + np.where(on_units, 0.0, requests_s), np.where(on_units, units_s, 0.0)
+    cores, prompts_s = decode_cores(setting, window_tokens), attention_cores_s(setting, window_tokens)[1]
+    return prompts_s + np.where(cores.on_units, 0.0, cores.device_s), np.where(cores.on_units, cores.units_s, 0.0)
 
 
 def _experts_on_units(

@@ -6,14 +6,14 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
 from placement.plan import Placement
-from scenarios.errors import ScenarioError
 from scenarios.offload_specs import OffloadSpec
 from scenarios.workload_specs import WorkloadSpec
 from sim.bound.bound import Bound
 from sim.bound.grid import BATCHES, Cell, cells
 from sim.bound.levers import Lever, Rows, levers, slots_lever
+from sim.bound.near import near_resources, near_uses
 from sim.bound.resources import resources
-from sim.bound.stored import stored_resources, uses_of
+from sim.bound.stored import served_of, stored_resources
 from sim.memory import DeviceMemory, check_memory, device_memory
 from sim.offload.slots import slots_of
 from sim.result import RunResult
@@ -86,18 +86,19 @@ def bound_of(session: Session, setting: Setting, placement: Placement, plan: Pla
 def rows_of(session: Session, setting: Setting, placement: Placement, plan: Plan) -> Rows:
     """The rows of a plan as a function of the setting's hardware; what routing alone decides is found out once."""
     schedule, spec = plan.schedule, plan.memory.offload
-    if schedule.pim != "none":
-        raise ScenarioError("schedule.pim: bounds are of the device's own units, and do not know PIM; leave it out")
     reduction = session.reduction(setting, placement, schedule)
+    if schedule.pim != "none":
+        uses = near_uses(setting, placement, reduction)
+        return lambda one: near_resources(one, placement, reduction, schedule, uses)
     if spec is None:
         return lambda one: resources(one, placement, reduction, schedule.exchange)
-    uses = uses_of(setting, placement, reduction, schedule, spec)
-    return lambda one: stored_resources(one, placement, reduction, schedule, spec, uses)
+    served = served_of(setting, placement, reduction, schedule, spec)
+    return lambda one: stored_resources(one, placement, reduction, schedule, spec, served)
 
 
 def _levers(session: Session, setting: Setting, placement: Placement, plan: Plan, base: float) -> Iterator[Lever]:
     spec = plan.memory.offload
-    yield from levers(setting, rows_of(session, setting, placement, plan), base, hosts=spec is not None)
+    yield from levers(setting, rows_of(session, setting, placement, plan), base, plan)
     if spec is None:
         return
     slots = int(slots_of(placement, spec)[spec.whole_layers :].max(initial=0))

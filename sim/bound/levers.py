@@ -7,8 +7,11 @@ from dataclasses import dataclass, replace
 
 from hwmodels.cards import LinkCard
 from hwmodels.cluster import Cluster
+from hwmodels.devices import Device
+from hwmodels.pim import pim_units
 from scenarios.offload_specs import OffloadSpec
 from sim.bound.resources import Resource
+from sim.session import Plan
 from sim.setting import Setting
 
 Rows = Callable[[Setting], tuple[Resource, ...]]
@@ -30,14 +33,14 @@ class Lever:
     tenth_more_tokens_per_s: float
 
 
-def levers(setting: Setting, rows: Rows, base: float, *, hosts: bool) -> Iterator[Lever]:
-    """Levers of a setting whose bound is `base`; those of the host where experts live in its memory."""
+def levers(setting: Setting, rows: Rows, base: float, plan: Plan) -> Iterator[Lever]:
+    """Levers of a setting whose bound is `base`; those of hosts and PIM units where the plan uses them."""
 
     def relaxed(change: Callable[[Cluster, float], Cluster], factor: float) -> float:
         cluster = change(setting.cluster, factor)
         return least(rows(replace(setting, cluster=cluster)))
 
-    for name, unit, now, change in _numbers(setting, hosts=hosts):
+    for name, unit, now, change in _numbers(setting, plan):
         yield Lever(
             name=name,
             unit=unit,
@@ -72,16 +75,18 @@ def slots_lever(
     )
 
 
-def _numbers(setting: Setting, *, hosts: bool) -> Iterator[tuple[str, str, float, Callable[[Cluster, float], Cluster]]]:
+def _numbers(setting: Setting, plan: Plan) -> Iterator[tuple[str, str, float, Callable[[Cluster, float], Cluster]]]:
     """(name, unit, value of one device, change of the cluster by a factor)."""
     model, cluster = setting.model, setting.cluster
     main = model.expert_dtype or model.weight_dtype
     yield f"{main} peak", "TFLOP/s", cluster.device.peak_flop_per_s(main) / 1e12, _with_peak
     yield "memory bandwidth", "GB/s", cluster.device.memory_bytes_per_s / 1e9, _with_memory
+    if plan.schedule.pim != "none":
+        yield from _unit_numbers(cluster.device)
     yield f"{cluster.intra.name} bandwidth", "GB/s", cluster.intra.bytes_per_s.value / 1e9, _with_intra
     if cluster.inter is not None and cluster.n_nodes > 1:
         yield f"{cluster.inter.name} bandwidth", "GB/s", cluster.inter.bytes_per_s.value / 1e9, _with_inter
-    if hosts and cluster.host is not None and cluster.host_link is not None:
+    if plan.memory.offload is not None and cluster.host is not None and cluster.host_link is not None:
         yield (
             f"{cluster.host_link.name} to the host",
             "GB/s",
@@ -90,6 +95,23 @@ def _numbers(setting: Setting, *, hosts: bool) -> Iterator[tuple[str, str, float
         )
         yield "host memory, of a node", "GB/s", cluster.host.dram_bytes_per_s.value / 1e9, _with_host_memory
         yield "host fp32 peak, of a node", "TFLOP/s", cluster.host.peak_flop_per_s["fp32"].value / 1e12, _with_host_peak
+
+
+def _unit_numbers(device: Device) -> Iterator[tuple[str, str, float, Callable[[Cluster, float], Cluster]]]:
+    units = pim_units(device.card)
+    yield "PIM bandwidth", "GB/s", units.memory_bytes_per_s.value / 1e9, _with_units("memory_bytes_per_s")
+    yield "PIM peak", "TFLOP/s", units.peak_flop_per_s.value / 1e12, _with_units("peak_flop_per_s")
+
+
+def _with_units(field: str) -> Callable[[Cluster, float], Cluster]:
+    def change(cluster: Cluster, factor: float) -> Cluster:
+        card = cluster.device.card
+        units = pim_units(card)
+        number = getattr(units, field)
+        faster = units.model_copy(update={field: number.model_copy(update={"value": number.value * factor})})
+        return replace(cluster, device=replace(cluster.device, card=card.model_copy(update={"pim": faster})))
+
+    return change
 
 
 def _with_peak(cluster: Cluster, factor: float) -> Cluster:

@@ -118,8 +118,3 @@ def test_bounds_of_offloaded_experts_have_rows_of_the_host(moesim: Command) -> N
     spent = sum(row["tokens_per_s_per_unit"] * row["capacity"] for row in rows.values())
     assert spent == pytest.approx(content["bound"]["tokens_per_s"])
     assert next(one for one in content["levers"] if one["name"] == "memory for experts")["tokens_per_s_per_unit"] > 0
-
-
-def test_what_bounds_do_not_know_is_refused(moesim: Command) -> None:
-    changes = ["--set", "cluster.node=logic-pim-4", "--set", "schedule.pim=by-operation"]
-    moesim("bound", "tiny.yaml", *changes).refused(2, "do not know PIM")

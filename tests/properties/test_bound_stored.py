@@ -14,8 +14,9 @@ from scenarios.offload_specs import OffloadSpec
 from scenarios.specs import MemorySpec, ScenarioSpec
 from sim.bound.bound import Bound
 from sim.bound.bounds import bound_of, bounds_of
+from sim.bound.division import Limits, Row, divided
 from sim.bound.resources import Resource
-from sim.bound.stored import Row, Uses, divided, uses_of
+from sim.bound.stored import served_of
 from sim.run import simulate
 from sim.session import Plan, Session
 
@@ -94,23 +95,11 @@ def test_no_simulation_exceeds_the_bound_of_its_slots(first: int) -> None:
         assert reached > 0.005 * bound.tokens_per_s, f"{seed}: a bound that far away says nothing"
 
 
-def uses(counts: dict[int, float], missed: float) -> Uses:
-    """Uses by their numbers of tokens."""
-    return Uses(
-        tokens=np.array(list(counts), np.int64),
-        counts=np.array(list(counts.values()), float),
-        hosted=np.array(list(counts.values()), float),
-        missed=missed,
-        cells=1.0,
-        least=1,
-    )
-
-
-def row(name: str, capacity: float, fixed: float, per_copy: float, per_hosted: list[float]) -> Row:
+def row(name: str, capacity: float, fixed: float, per_other: float, per_away: list[float]) -> Row:
     resource = Resource(
         name=name, kind="links", unit="s", demand_per_token=0, capacity=capacity, holds="this plan", detail=""
     )
-    return Row(resource=resource, fixed=fixed, per_copy=per_copy, per_hosted=np.array(per_hosted))
+    return Row(resource=resource, fixed=fixed, per_other=per_other, per_away=np.array(per_away))
 
 
 def test_the_division_of_misses_is_that_of_equal_times() -> None:
@@ -118,17 +107,19 @@ def test_the_division_of_misses_is_that_of_equal_times() -> None:
 
     T = 2 c = h with c + h = 3, so that T(cap) = 3 / (cap_c / 2 + cap_h): relative slopes 1/3 and 2/3.
     """
-    found = divided([row("link", 1, 0, 2, [0]), row("host", 1, 0, 0, [1])], uses({1: 5}, missed=3))
-    assert (found.copied, found.hosted[0]) == pytest.approx((1, 2))
+    found = divided(
+        [row("link", 1, 0, 2, [0]), row("host", 1, 0, 0, [1])], Limits(other=5, away=np.array([5.0]), least=3)
+    )
+    assert (found.other, found.away[0]) == pytest.approx((1, 2))
     assert found.weights == pytest.approx([1 / 3, 2 / 3])
 
 
 def test_the_host_takes_the_uses_of_fewest_tokens_and_the_device_is_spared_the_most() -> None:
     """Two kinds of uses, 1 and 4 tokens, which the host computes in 1 s and 4 s: by a grid over all divisions."""
     rows = [row("link", 1, 0, 3, [0, 0]), row("host", 1, 0, 0, [1, 4]), row("device", 1, 6, 0, [-1, -3])]
-    asked = uses({1: 2, 4: 2}, missed=2)
+    asked = Limits(other=4, away=np.array([2.0, 2.0]), least=2)
     found = divided(rows, asked)
-    reached = max(one.asked(found.copied, found.hosted) for one in rows)
+    reached = max(one.asked(found.other, found.away) for one in rows)
     grid = itertools.product(np.linspace(0, 2, 41), np.linspace(0, 2, 41))
     best = min(max(one.asked(max(2 - a - b, 0), np.array([a, b])) for one in rows) for a, b in grid)
     assert best * 0.97 <= reached <= best + 1e-9
@@ -139,14 +130,14 @@ def test_weights_of_the_rows_are_the_slopes_of_the_bound() -> None:
     for seed in range(5):
         rng = np.random.default_rng(seed)
         rows = [row(str(n), 1, rng.random(), rng.random(), list(rng.uniform(-0.1, 1, 3))) for n in range(4)]
-        asked = uses({1: 1, 2: 2, 5: 3}, missed=float(rng.uniform(0, 6)))
+        asked = Limits(other=6, away=np.array([1.0, 2.0, 3.0]), least=float(rng.uniform(0, 6)))
         found = divided(rows, asked)
-        before = max(one.asked(found.copied, found.hosted) for one in rows)
+        before = max(one.asked(found.other, found.away) for one in rows)
         for place, one in enumerate(rows):
             grown = replace(one, resource=replace(one.resource, capacity=1.001))
             changed = [*rows[:place], grown, *rows[place + 1 :]]
             again = divided(changed, asked)
-            after = max(o.asked(again.copied, again.hosted) / o.resource.capacity for o in changed)
+            after = max(o.asked(again.other, again.away) / o.resource.capacity for o in changed)
             assert (before / after - 1) / 0.001 == pytest.approx(found.weights[place], abs=2e-3)
         assert found.weights.sum() == pytest.approx(1)
 
@@ -170,6 +161,6 @@ def test_every_expert_in_a_slot_leaves_nothing_to_copy(tmp_path: Path) -> None:
     setting = session.setting(spec.cluster, spec.parallel, spec.workload)
     placement = session.plan_of(setting, plan).placement
     reduction = session.reduction(setting, placement, plan.schedule)
-    assert uses_of(setting, placement, reduction, plan.schedule, offload).missed == 0
-    asked = (reduction.slot_tokens > 0).sum() / setting.batches.n_steps
-    assert uses_of(setting, placement, reduction, plan.schedule, offload).total == asked
+    served = served_of(setting, placement, reduction, plan.schedule, offload)
+    assert served.limits.least == 0
+    assert served.uses.total == (reduction.slot_tokens > 0).sum() / setting.batches.n_steps
