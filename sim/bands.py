@@ -22,7 +22,7 @@ from scenarios.schedule_specs import ScheduleSpec
 from sim.kernel_pricing import SIDES, exchange_band
 from sim.launches import launched_eagerly
 from sim.laws import LAWS
-from sim.laws_used import attention_block
+from sim.laws_used import attention_blocks
 from sim.offload.prices import COMPUTED, HOSTED, host_bands
 from sim.pricing import Prices, layer_prices
 from sim.program import OpList
@@ -94,8 +94,9 @@ def _moved_work(setting: Setting, prices: Prices, schedule: ScheduleSpec, family
     if family == "experts":
         return prices.times(dict.fromkeys(("experts", "local", *COMPUTED), _experts_ends(setting)[ENDS.index(end)]))
     if family == "attention":
-        law = device.kernels.find(attention_block(setting.model, setting.workload), setting.model.kv_dtype)
-        prices = prices.times(dict.fromkeys(DEVICE_CORES, law.low_high[ENDS.index(end)]))
+        blocks = attention_blocks(setting.model, setting.workload)
+        ends = [device.kernels.find(block, setting.model.kv_dtype).low_high[ENDS.index(end)] for block in blocks]
+        prices = prices.times(dict.fromkeys(DEVICE_CORES, min(ends) if end == "low" else max(ends)))
     moved = device_at_end(device, KERNEL_FAMILIES[family], end)
     changed = replace(setting, cluster=replace(setting.cluster, device=moved))
     own = layer_prices(changed, max(len(parts) for parts in prices.per_layer.values()), schedule.exchange)
