@@ -43,6 +43,7 @@ DECODE = (
 )
 # Experts of a layer travel about as long as 16,384 tokens compute.
 FAST = ("schedule.exchange.dedup=none", "cluster.intra_bandwidth=450 GB/s", "workload.tokens_per_device=16384")
+TRAIN_CHUNKED = ("workload.phase=train", "schedule.overlap=chunked", "schedule.chunks=4")
 
 OFFLOADED = (
     "cluster.node=h100-sxm-8",
@@ -117,6 +118,21 @@ PICTURES = (
         titles=("all tokens travel", "a fifth of them, as clusters (LSH-MoE)"),
         without=("schedule.exchange.dedup=none",),
         use=("schedule.exchange.dedup=none", "schedule.payload={rate: 0.2}"),
+    ),
+    Picture(
+        name="priority",
+        titles=("sums of gradients as soon as they are there", "tokens first, pieces of 40 MB (Lina)"),
+        without=("workload.phase=train", "schedule.gradients={order: overlapped}"),
+        use=("workload.phase=train", "schedule.gradients={order: priority, partition: 40 MB}"),
+    ),
+    Picture(
+        name="fill",
+        titles=(
+            "four chunks, sums of gradients as soon as they are there",
+            "in pieces as long as the ports idle (FSMoE)",
+        ),
+        without=(*TRAIN_CHUNKED, "schedule.gradients={order: overlapped}"),
+        use=(*TRAIN_CHUNKED, "schedule.gradients={order: fill}"),
     ),
 )
 

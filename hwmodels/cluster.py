@@ -68,6 +68,11 @@ class Cluster:
         """Devices of all nodes."""
         return self.n_nodes * self.devices_per_node
 
+    @property
+    def links(self) -> tuple[LinkCard, ...]:
+        """The links that tokens travel on: inside a node, and between nodes where there are several."""
+        return (self.intra,) if self.n_nodes == 1 or self.inter is None else (self.intra, self.inter)
+
     def node_of_device(self) -> NDArray[np.int64]:
         """Node of every device: int64[device]."""
         return np.repeat(np.arange(self.n_nodes, dtype=np.int64), self.devices_per_node)

@@ -9,7 +9,7 @@ from pydantic import Field, model_validator
 
 from scenarios.models import DType
 from scenarios.sources import Spec
-from scenarios.units import Seconds
+from scenarios.units import Bytes, Seconds
 
 OverlapName = Literal[
     "none", "chunked", "two-batch", "two-batch-prefill", "two-batch-decode", "tiles", "persistent", "prefetch"
@@ -114,6 +114,30 @@ class MoveSpec(Spec):
     )
 
 
+GradientOrder = Literal["after", "overlapped", "priority", "fill"]
+TRAINED: tuple[OverlapName, ...] = ("none", "chunked")
+"""Policies that know a backward pass."""
+
+
+class GradientsSpec(Spec):
+    """Where sums of gradients stand among the exchanges of a backward pass, on the ports that they share."""
+
+    order: GradientOrder = Field(
+        default="overlapped",
+        description="after the backward pass; overlapped: as soon as gradients are there; priority: tokens go "
+        "first, one piece beside each computation (Lina); fill: pieces as long as the ports idle (FSMoE)",
+    )
+    partition: Bytes | None = Field(
+        default=None, gt=0, description="largest piece that a sum is cut into; default: a layer's gradients are one"
+    )
+
+    @model_validator(mode="after")
+    def _own_pieces(self) -> GradientsSpec:
+        if self.order == "fill" and self.partition is not None:
+            raise ValueError("order fill cuts sums of gradients to the ports' idle time: leave partition out")
+        return self
+
+
 class ScheduleSpec(Spec):
     """A schedule policy with its options."""
 
@@ -128,6 +152,7 @@ class ScheduleSpec(Spec):
     exchange: ExchangeSpec = ExchangeSpec()
     payload: PayloadSpec | None = None
     move: MoveSpec | None = None
+    gradients: GradientsSpec = Field(default=GradientsSpec(), description="of workload.phase train")
     chunks_by: Literal["tokens", "peers"] = Field(
         default="tokens",
         description="chunked: parts of a device's tokens, or groups of devices that exchange at a stride (FasterMoE)",

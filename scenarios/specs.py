@@ -7,11 +7,14 @@ from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
+from scenarios.budget_specs import BitsSpec, TiersSpec
 from scenarios.cluster_specs import ClusterSpec, ParallelSpec
 from scenarios.offload_specs import OffloadSpec
 from scenarios.placement_specs import PlacementSpec
 from scenarios.schedule_specs import ScheduleSpec
+from scenarios.serving_specs import ServingSpec
 from scenarios.sources import Spec
+from scenarios.training_specs import TrainingSpec
 from scenarios.units import Dollars, DollarsPerJ, Seconds, Watts
 from scenarios.workload_specs import WorkloadSpec
 
@@ -42,6 +45,7 @@ class CompareSpec(Spec):
     cluster: tuple[ClusterSpec, ...] = ()
     workload: tuple[WorkloadSpec, ...] = ()
     memory: tuple[MemorySpec, ...] = ()
+    serving: tuple[ServingSpec, ...] = ()
 
 
 class OfferSpec(Spec):
@@ -104,9 +108,15 @@ class ScenarioSpec(Spec):
     placement: PlacementSpec = PlacementSpec()
     schedule: ScheduleSpec = ScheduleSpec()
     memory: MemorySpec = MemorySpec()
+    training: TrainingSpec = Field(default=TrainingSpec(), description="of workload.phase train")
+    serving: ServingSpec | None = Field(
+        default=None, description="requests under load, instead of steps of workload.tokens_per_device"
+    )
     compare: CompareSpec | None = None
     prices: PricesSpec | None = None
     budget: BudgetSpec | None = Field(default=None, description="bound: what may be bought")
+    bits: BitsSpec | None = Field(default=None, description="place: bit widths of experts within a mean")
+    tiers: TiersSpec | None = Field(default=None, description="place: experts in device memory, the others on the host")
     seed: int = Field(default=0, ge=0)
 
     @model_validator(mode="before")

@@ -8,6 +8,8 @@ from pydantic import Field, model_validator
 
 from scenarios.sources import Spec
 
+Phase = Literal["decode", "prefill", "train"]
+
 
 class SynthesisSpec(Spec):
     """A made-up routing trace; `fit` takes the knobs from a real trace instead of from here."""
@@ -45,7 +47,9 @@ class WorkloadSpec(Spec):
         default=None, description="path of a .npz trace, relative to the scenario, or the name of a shipped one"
     )
     synthetic: SynthesisSpec | None = None
-    phase: Literal["decode", "prefill"] = "decode"
+    phase: Phase = Field(
+        default="decode", description="train: a microbatch of packed sequences, forward and backward; see `training`"
+    )
     tokens_per_device: int = Field(default=64, gt=0)
     prompt_tokens: int = Field(
         default=0,
@@ -69,6 +73,12 @@ class WorkloadSpec(Spec):
 
 
 def tokens_by_phase(workload: WorkloadSpec) -> tuple[int, int]:
-    """Tokens of a device that decode, and the ones after them, which belong to prompts."""
-    n_prompt = workload.tokens_per_device if workload.phase == "prefill" else workload.prompt_tokens
+    """Tokens of a device that decode, and the ones after them, which belong to prompts, or to sequences in training."""
+    n_prompt = workload.prompt_tokens if workload.phase == "decode" else workload.tokens_per_device
     return workload.tokens_per_device - n_prompt, n_prompt
+
+
+def logit_positions(workload: WorkloadSpec) -> int:
+    """Tokens of a device whose logits are computed: all but those of prompts, of which one counts."""
+    n_decode, n_prompt = tokens_by_phase(workload)
+    return n_prompt if workload.phase == "train" else n_decode + min(n_prompt, 1)

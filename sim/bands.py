@@ -18,8 +18,9 @@ from hwmodels.devices import Device
 from hwmodels.kernels import stretched_to
 from hwmodels.measured_tables import moe_shape
 from hwmodels.moe import expert_shape
+from placement.exchange_time import SIDES
 from scenarios.schedule_specs import ScheduleSpec
-from sim.kernel_pricing import SIDES, exchange_band
+from sim.kernel_pricing import exchange_band
 from sim.launches import launched_eagerly
 from sim.laws import LAWS
 from sim.laws_used import attention_blocks
@@ -28,6 +29,7 @@ from sim.pricing import Prices, layer_prices
 from sim.program import OpList
 from sim.setting import Setting
 from sim.stage_pricing import INSIDE_KINDS
+from sim.training import BACKWARD, SUMS
 from sim.vector import execute
 
 End = Literal["low", "high"]
@@ -42,6 +44,8 @@ KERNEL_FAMILIES: dict[str, tuple[str, ...]] = {
     "small": ("launch",),
 }
 """Family of laws -> blocks of a kernel card; the families `links` and `host` come on top."""
+
+COLLECTIVES_OF_TRAINING = (*SUMS, "weights", "weights" + BACKWARD, "refresh")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -92,7 +96,8 @@ def _moved_work(setting: Setting, prices: Prices, schedule: ScheduleSpec, family
         return prices.times({kind: ends[ENDS.index(end)] for kind, ends in host_bands(setting).items()})
     device = setting.cluster.device
     if family == "experts":
-        return prices.times(dict.fromkeys(("experts", "local", *COMPUTED), _experts_ends(setting)[ENDS.index(end)]))
+        kinds = ("experts", "local", "experts" + BACKWARD, *COMPUTED)
+        return prices.times(dict.fromkeys(kinds, _experts_ends(setting)[ENDS.index(end)]))
     if family == "attention":
         blocks = attention_blocks(setting.model, setting.workload)
         ends = [device.kernels.find(block, setting.model.kv_dtype).low_high[ENDS.index(end)] for block in blocks]
@@ -128,6 +133,8 @@ def _moved_links(setting: Setting, prices: Prices, schedule: ScheduleSpec, end: 
     factors = dict.fromkeys(INSIDE_KINDS, (inside.low, inside.high)[place])
     factors |= {kind: exchange_band(setting, schedule.exchange, kind)[place] for kind in SIDES}
     factors["fetch"] = factors["dispatch"]
+    slowest = inside if setting.cluster.inter is None or setting.cluster.n_nodes == 1 else setting.cluster.inter.band
+    factors |= dict.fromkeys(COLLECTIVES_OF_TRAINING, (slowest.low, slowest.high)[place])
     if setting.attention_tp > 1:
         factors["gather"] = _collective_ends(setting, "all-gather")[place]
         factors["scatter"] = _collective_ends(setting, "reduce-scatter")[place]

@@ -33,9 +33,9 @@ class Work:
 
 
 def energy_basis(setting: Setting) -> Basis | None:
-    """What energy of the setting's devices goes by; None where their card states neither."""
+    """What energy of the setting's devices goes by; None where their card states neither. Training goes by power."""
     card = setting.cluster.device.card
-    if card.read_j_per_byte is not None and card.flop_j is not None:
+    if card.read_j_per_byte is not None and card.flop_j is not None and not setting.trains:
         return "accesses and multiplications"
     return "power x time" if card.power_w is not None else None
 

@@ -136,7 +136,7 @@ def _experts(
     """Experts on the device and on its units, float64[layer, step, rank] each."""
     units, shape = pim_units(setting.cluster.device.card), expert_shape(setting.model, setting.layout.tp)
     on_units, tokens = _experts_on_units(setting, placement, reduction, schedule)
-    device_s = expert_times_s(machine_of(setting, schedule.exchange), placement, reduction, ~on_units)
+    device_s = expert_times_s(machine_of(setting, schedule.exchange), placement, reduction, only=~on_units)
     if schedule.exchange.algorithm == "all-gather":
         device_s = device_s + gathered_rows_s(setting, reduction)
     return device_s, pim_experts_s(np.where(on_units, tokens, 0), shape, units)

@@ -106,6 +106,7 @@ class Layer:
     before_dispatch, after_combine  what a device does to its tokens before they leave and after they are back.
     stored        how its experts are served from the host's memory, in place of the chunk's `experts`.
     units         what PIM units do of it.
+    weights       all-gather of the layer's weights, where no device holds all of them.
 
     Raises DeadlockError for a gate whose tokens have no chunk to travel in, or chunks without a gate.
     """
@@ -124,6 +125,7 @@ class Layer:
     after_combine: tuple[Work, ...] = ()
     stored: Stored | None = None
     units: Units | None = None
+    weights: Work | None = None
 
     def __post_init__(self) -> None:
         if (self.gate is None) != (not self.chunks and self.local is None):
@@ -136,15 +138,50 @@ class Layer:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class BackwardLayer:
+    """The works of a layer's backward pass.
+
+    works    gradients of inputs and weights, in the record of the forward pass, which is gone through in reverse: the
+             dispatch brings the gradient of the combine to the experts, the combine that of the dispatch back.
+    again    works of the forward pass that are issued again first, where their results were not kept.
+    experts, others  sums over devices of the gradients of experts and of all other weights, in pieces.
+    """
+
+    works: Layer
+    again: Layer | None = None
+    experts: tuple[Work, ...] = ()
+    others: tuple[Work, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Training:
+    """The works that follow a forward pass where a step trains.
+
+    layers   in the order of the backward pass, the last one of the model first.
+    head_sums, embedding_sums  sums of gradients that are there first and last, in pieces.
+    refresh  all-gather of the weights that each device has updated a part of.
+    """
+
+    head: Work
+    layers: tuple[BackwardLayer, ...]
+    update: Work
+    head_sums: tuple[Work, ...] = ()
+    embedding_sums: tuple[Work, ...] = ()
+    refresh: Work | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Step:
     """The works of one forward pass, in the order of the model.
 
-    others  further microbatches: the same pass over other tokens of the step, which may run beside this one.
+    others    further microbatches: the same pass over other tokens of the step, which may run beside this one.
+    training  backward pass, sums of gradients and update; None where nothing is trained.
     """
 
     layers: tuple[Layer, ...]
     head: Work
     others: tuple[Step, ...] = ()
+    training: Training | None = None
 
     @property
     def microbatches(self) -> tuple[Step, ...]:

@@ -15,6 +15,7 @@ from placement.plan import Placement
 from placement.reduction import Reduction
 from scenarios.errors import ScenarioError
 from scenarios.schedule_specs import ScheduleSpec
+from scenarios.serving_specs import ServingSpec
 from scenarios.specs import CompareSpec, ScenarioSpec
 from sim import metrics as measure
 from sim.bands import step_band
@@ -42,13 +43,19 @@ from sim.policies.near_memory import near_memory
 from sim.port_loads import port_loads
 from sim.pricing import Prices, price
 from sim.program import OpList, compile_program
-from sim.result import Comparison, RunResult, Table
+from sim.result import LATENCIES, Comparison, RunResult, Table
 from sim.schedule_search import search
+from sim.serving.simulate import serve_plan
 from sim.session import Plan, Session
 from sim.setting import Setting, build_step
 from sim.tile_pricing import tile_prices
+from sim.training_program import check_training, train_program
 from sim.vector import Finished, execute
 
+RANKED_BY = ("goodput_tokens_per_s", "e2e_s.mean", "tokens_per_s")
+"""Metrics that plans are ranked by, the first that all of them have."""
+OF_STEPS = ("step_time_s", "tokens_per_s", "model_error", "exposed_copy_s")
+"""Beginnings of metrics that are not those of a served load where only a step of typical size is simulated."""
 Progress = Callable[[str, float], None]
 """Called with what is being done and the share that is done."""
 
@@ -78,8 +85,12 @@ def compare_in(session: Session, axes: CompareSpec, version: str, progress: Prog
         axes.placement or [spec.placement],
         axes.schedule or [spec.schedule],
         axes.memory or [spec.memory],
+        axes.serving or [spec.serving],
     )
-    plans = [Plan(cluster=c, parallel=p, placement=e, schedule=s, memory=m) for c, p, e, s, m in combinations]
+    plans = [
+        Plan(cluster=c, parallel=p, placement=e, schedule=s, memory=m, serving=load)
+        for c, p, e, s, m, load in combinations
+    ]
     workloads = axes.workload or (spec.workload,)
     tables: list[Table] = []
     for workload in workloads:
@@ -107,7 +118,9 @@ def compare_in(session: Session, axes: CompareSpec, version: str, progress: Prog
 
 
 def simulate(session: Session, setting: Setting, plan: Plan) -> RunResult:
-    """One plan, with the best schedule where its own is a search."""
+    """One plan, with the best schedule where its own is a search; under load where it serves requests."""
+    if plan.serving is not None:
+        return _served(session, plan, plan.serving)
     if not plan.schedule.search:
         return _simulated(session, setting, plan)
     found = search(plan.schedule.search, lambda one: _mean_step_s(session, setting, replace(plan, schedule=one)))
@@ -118,25 +131,51 @@ def simulate(session: Session, setting: Setting, plan: Plan) -> RunResult:
 
 def _mean_step_s(session: Session, setting: Setting, plan: Plan) -> float:
     """Mean step time of a plan, host time included [s]."""
+    return float(_execution(session, setting, plan).step_times_s.mean()) + plan.schedule.step_overhead
+
+
+def _execution(session: Session, setting: Setting, plan: Plan) -> Execution:
+    """All steps of a setting under a plan, executed."""
     placement = session.plan_of(setting, plan).placement
     reduction = session.reduction(setting, placement, plan.schedule)
     offloaded = _offloaded(setting, placement, reduction, plan)
-    execution = execute_schedule(setting, placement, reduction, plan.schedule, offloaded)
-    return float(execution.step_times_s.mean()) + plan.schedule.step_overhead
+    return execute_schedule(setting, placement, reduction, plan.schedule, offloaded)
+
+
+def _served(session: Session, plan: Plan, spec: ServingSpec) -> RunResult:
+    """Requests served by the plan; what its devices do is shown of a step of typical size.
+
+    Raises ScenarioError for a search: what is best depends on the iteration.
+    """
+    if plan.schedule.search:
+        raise ScenarioError("serving: a search over schedules has no iteration of its own; name one schedule")
+    alone = replace(plan, serving=None)
+    load = serve_plan(session, plan, spec, lambda setting: _execution(session, setting, alone).step_times_s.mean())
+    shown = _simulated(session, load.typical, plan)
+    kept = {name: value for name, value in shown.metrics.items() if not name.startswith(OF_STEPS)}
+    return replace(
+        shown,
+        plan=shown.plan | {"serving": spec.model_dump(exclude_none=True)},
+        metrics=load.metrics | kept,
+        notes=(load.note,),
+        served=load.served,
+    )
 
 
 def _simulated(session: Session, setting: Setting, plan: Plan) -> RunResult:
     """One plan: solve, check memory, reduce, price, execute, measure."""
     placement = session.plan_of(setting, plan).placement
     memory = device_memory(setting, placement, plan.memory)
-    check_memory(memory, setting, placement)
+    if not session.spills:
+        check_memory(memory, setting, placement)
     check_host(setting, placement, plan.memory)
     schedule = plan.schedule
     reduction = session.reduction(setting, placement, schedule)
     if reduction.moves is not None:
         buffers = 2 if schedule.overlap == "prefetch" else 1
         memory = with_copies(memory, reduction.moves, setting.model, buffers=buffers)
-        check_memory(memory, setting, placement)
+        if not session.spills:
+            check_memory(memory, setting, placement)
     offloaded = _offloaded(setting, placement, reduction, plan)
     op_list, prices = _priced(setting, placement, reduction, schedule, offloaded)
     execution = _executed(op_list, prices, setting, schedule)
@@ -153,6 +192,7 @@ def _simulated(session: Session, setting: Setting, plan: Plan) -> RunResult:
         plan=described(plan, placement),
         metrics={
             **times,
+            **measure.training_metrics(execution, setting, reduction, schedule.step_overhead),
             **energy,
             **cost_metrics(setting, session.spec.prices, times | energy),
             **measure.error_metrics(times, band, schedule.step_overhead),
@@ -209,6 +249,8 @@ def _priced(
     schedule: ScheduleSpec,
     offloaded: Offloaded | None = None,
 ) -> tuple[OpList, Prices]:
+    if setting.trains:
+        check_training(schedule, setting.model, offloads=offloaded is not None)
     microbatched, tiling = schedule.overlap in MICROBATCHED, TILED.get(schedule.overlap)
     step = build_step(
         setting.model,
@@ -229,15 +271,17 @@ def _priced(
         step = moving(step, reduction.moves)
         machine = machine_of(setting, schedule.exchange)
         prices = prices.plus_chunks(move_prices(setting, placement, reduction.moves, machine))
-    policy = POLICIES[schedule.overlap]
-    if offloaded is not None:
+    if setting.trains:
+        op_list, prices = train_program(setting, placement, schedule, step, prices)
+    elif offloaded is not None:
         step, prices = serving(step, prices, offloaded, (setting, placement, reduction, schedule))
-        policy = cached
-    if schedule.pim != "none":
+        op_list = compile_program(cached, step)
+    elif schedule.pim != "none":
         step = near(step, setting, schedule)
         prices = with_units(prices, setting, placement, reduction, schedule)
-        policy = near_memory
-    op_list = compile_program(policy, step)
+        op_list = compile_program(near_memory, step)
+    else:
+        op_list = compile_program(POLICIES[schedule.overlap], step)
     return op_list, launched_eagerly(prices, setting, schedule) if schedule.launch == "eager" else prices
 
 
@@ -264,10 +308,13 @@ def _table(spec: ScenarioSpec, setting: Setting, results: list[RunResult]) -> Ta
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
         raise ScenarioError(f"compare: several plans are called {', '.join(twice)}; give them a `name:`")
+    ranked_by = next(name for name in RANKED_BY if all(name in result.metrics for result in results))
+    sign = 1 if ranked_by in LATENCIES else -1
     return Table(
         title=table_title(setting.workload, spec),
         workload=setting.workload.model_dump(exclude_none=True),
-        results=tuple(sorted(results, key=lambda result: -result.metrics["tokens_per_s"])),
+        results=tuple(sorted(results, key=lambda result: sign * result.metrics[ranked_by])),
+        ranked_by=ranked_by,
         first=results[0].name,
         moe_layers=setting.model.moe_layers,
         notes=(*notes(setting), *(note for result in results for note in result.notes)),

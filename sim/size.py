@@ -38,6 +38,8 @@ def check_schedule(schedule: ScheduleSpec, workload: WorkloadSpec, model: ModelC
             f"workload.prompt_tokens: {schedule.overlap} halves the tokens of a device, which leaves prompts and "
             "requests apart; leave prompt_tokens out"
         )
+    if schedule.pim != "none" and workload.phase == "train":
+        raise ScenarioError("schedule.pim: units in the memory do attention of requests and experts, not training")
     messages = 0 if schedule.exchange.law == "port" else n_devices * MESSAGE_BYTES
     needed = workload.steps * chunks * model.n_layers * n_devices * (PART_BYTES + messages)
     check_host_memory(

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
 from placement.plan import Placement
+from scenarios.errors import ScenarioError
 from scenarios.offload_specs import OffloadSpec
 from scenarios.workload_specs import WorkloadSpec
 from sim.bound.bound import Bound
@@ -52,7 +53,15 @@ def bounds_of(session: Session, progress: Callable[[str, float], None] | None = 
     say = progress or (lambda _what, _share: None)
     spec = session.spec
     plan = Plan.of(spec)
+    if plan.serving is not None:
+        raise ScenarioError(
+            "serving: bounds are of steps of workload.tokens_per_device, not of requests under load; leave serving out"
+        )
     setting = session.setting(plan.cluster, plan.parallel, spec.workload)
+    if setting.trains:
+        raise ScenarioError(
+            "workload.phase: bounds are known for decode and prefill; `run` and `compare` simulate train"
+        )
     placement = session.plan_of(setting, plan).placement
     memory = device_memory(setting, placement, spec.memory)
     check_memory(memory, setting, placement)

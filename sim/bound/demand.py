@@ -16,7 +16,7 @@ from hwmodels.gemm import mlp_products
 from placement.plan import Placement
 from placement.reduction import Reduction
 from scenarios.models import BYTES_PER_VALUE, DType, GroupedQueryAttention
-from scenarios.workload_specs import tokens_by_phase
+from scenarios.workload_specs import logit_positions, tokens_by_phase
 from sim.pricing import layer_windows
 from sim.setting import Setting
 
@@ -128,7 +128,6 @@ def _experts(setting: Setting, visits: Visits) -> Demand:
 
 def _head(setting: Setting) -> Demand:
     model, tp, n_devices = setting.model, setting.attention_tp, setting.cluster.n_devices
-    n_decode, n_prompt = tokens_by_phase(setting.workload)
-    positions = n_decode + min(n_prompt, 1)
+    positions = logit_positions(setting.workload)
     sizes = [(-(-model.vocab_size // tp), model.hidden_size, 1)]
     return _products("head", model.activation_dtype, sizes, float(positions * tp * n_devices), n_devices)

@@ -201,7 +201,7 @@ class OffloadPricing:
         if not mask.any():
             return np.zeros(mask.shape[:-1])
         machine = machine_of(self.setting, self.exchange)
-        return np.moveaxis(expert_times_s(machine, self.placement, self.reduction, np.moveaxis(mask, 1, 0)), 1, 0)
+        return np.moveaxis(expert_times_s(machine, self.placement, self.reduction, only=np.moveaxis(mask, 1, 0)), 1, 0)
 
     def _on_host(self) -> Seconds:
         """Time of the experts left to the host, with the way of their tokens there and back: [step, layer, rank]."""

@@ -7,10 +7,13 @@ from sim.policies.persistent import persistent
 from sim.policies.prefetch import prefetch
 from sim.policies.sequential import sequential
 from sim.policies.tiles import tiles
+from sim.policies.training import TRAINING
 from sim.policies.two_batch import two_batch
 from sim.policies.two_batch_decode import two_batch_decode
 from sim.policies.two_batch_prefill import two_batch_prefill
 from sim.program import Policy, Tiling
+
+__all__ = ["MICROBATCHED", "POLICIES", "SPLIT_ATTENTION", "TILED", "TRAINING"]
 
 POLICIES: dict[str, Policy] = {
     "none": sequential,

@@ -184,7 +184,7 @@ def test_all_problems_come_together_by_line(file: Path) -> None:
         "a.yaml:1 nme: unknown key (did you mean 'name'?)",
         "a.yaml:10 schedule.step_overhead: unknown unit 'lightyears' of time; write for instance '3 us'",
         f"a.yaml:14 compare.placement.1.solver: 'elpb' is not one of {SOLVERS} (did you mean 'eplb'?)",
-        "--set workload.phase: 'decoding' is not one of decode, prefill (did you mean 'decode'?)",
+        "--set workload.phase: 'decoding' is not one of decode, prefill, train (did you mean 'decode'?)",
         "--set seed: must be at least 0, got -1",
     ]
 
