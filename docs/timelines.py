@@ -64,6 +64,11 @@ NEAR_MEMORY = (
     "parallel={attention: {dp: 4}, experts: {ep: 1, tp: 4}}",
 )
 
+STREAMED = (
+    "workload.generate={prompt_tokens: 77, new_tokens: 512}",
+    "model={card: mixtral-8x7b, n_layers: 6}",
+)
+
 # One entry a mechanism, by name.
 PICTURES = (
     Picture(
@@ -77,6 +82,14 @@ PICTURES = (
         titles=("half of the experts on the device, misses copied", "the next layer's copied ahead (oracle)"),
         without=OFFLOADED,
         use=(*OFFLOADED, "memory.offload.prefetch={by: oracle}"),
+    ),
+    Picture(
+        name="stream",
+        titles=("attention on the device (FlexGen)", "attention on the host, weights in pages (CGOPipe)"),
+        without=(*STREAMED, "schedule={overlap: flexgen, chunks: 8, microbatch: 256}"),
+        use=(*STREAMED, "schedule={overlap: cgopipe, chunks: 8, microbatch: 256}"),
+        scenario="examples/stream",
+        n_layers=1,
     ),
     Picture(
         name="chunked",

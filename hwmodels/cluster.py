@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from hwmodels.cards import CardSet, HostCard, LinkCard, NodeCard
+from hwmodels.cards import CardSet, DeviceCard, HostCard, LinkCard, NodeCard
 from hwmodels.collectives import CollectiveCard
 from hwmodels.devices import Device
 from hwmodels.expert_exchange import ExchangeCard
@@ -98,7 +98,7 @@ def build_cluster(spec: ClusterSpec, base: Path = Path()) -> Cluster:
     """
     cards = cards_with(base / spec.cards) if spec.cards else list_cards()
     node = find_node(spec.node, cards)
-    card = find_device(spec.device or node.device, cards)
+    card = _sustained(find_device(spec.device or node.device, cards), spec.sustained_frac)
     device = _measured(Device(card=card, kernels=find_kernels(spec.kernels or card.kernels, base, cards)))
     inter = find_link(node.inter_link, cards) if node.inter_link else None
     for name in ("inter_bandwidth", "inter_message"):
@@ -172,6 +172,16 @@ def _measured(device: Device) -> Device:
     from hwmodels.measured_rows import measure
 
     return measure(device)
+
+
+def _sustained(card: DeviceCard, frac: float | None) -> DeviceCard:
+    """The device with a share of its peaks, which the scenario states; memory and links are as fast as ever."""
+    if frac is None:
+        return card
+    origin = {"source": f"scenario: {frac:.3g} of the card's", "kind": "assumed"}
+    peaks = card.peak_flop_per_s.items()
+    lower = {dtype: peak.model_copy(update={"value": peak.value * frac, **origin}) for dtype, peak in peaks}
+    return card.model_copy(update={"peak_flop_per_s": lower})
 
 
 def _cluster_name(spec: ClusterSpec, node: NodeCard) -> str:

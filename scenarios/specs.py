@@ -14,6 +14,7 @@ from scenarios.placement_specs import PlacementSpec
 from scenarios.schedule_specs import ScheduleSpec
 from scenarios.serving_specs import ServingSpec
 from scenarios.sources import Spec
+from scenarios.stream_specs import StreamSpec
 from scenarios.training_specs import TrainingSpec
 from scenarios.units import Dollars, DollarsPerJ, Seconds, Watts
 from scenarios.workload_specs import WorkloadSpec
@@ -30,7 +31,14 @@ class MemorySpec(Spec):
         default=None, gt=0, description="KV tokens per request; default: the trace's longest"
     )
     offload: OffloadSpec | None = None
+    stream: StreamSpec | None = None
     name: str | None = None
+
+    @model_validator(mode="after")
+    def _one_way_to_the_host(self) -> MemorySpec:
+        if self.offload is not None and self.stream is not None:
+            raise ValueError("offload serves single experts, stream whole layers: give one of them")
+        return self
 
 
 class CompareSpec(Spec):

@@ -40,6 +40,13 @@ class SplitSpec(Spec):
         return self
 
 
+class GenerateSpec(Spec):
+    """Offline generation: every request has a prompt and an answer of the same lengths."""
+
+    prompt_tokens: int = Field(gt=0, description="tokens of a prompt, padding included")
+    new_tokens: int = Field(gt=1, description="tokens of an answer; the prefill brings the first one")
+
+
 class WorkloadSpec(Spec):
     """Tokens that every device processes in a step, taken from a routing trace."""
 
@@ -58,6 +65,11 @@ class WorkloadSpec(Spec):
     )
     context_tokens: int | None = Field(default=None, gt=0, description="context of every token; default: its position")
     steps: int = Field(default=64, gt=0)
+    generate: GenerateSpec | None = Field(
+        default=None,
+        description="with memory.stream: prefill and decode of tokens_per_device requests; `steps` decode passes, "
+        "evenly spread, are simulated",
+    )
     split: SplitSpec = SplitSpec()
 
     @model_validator(mode="after")

@@ -70,7 +70,8 @@ def step_band(setting: Setting, prices: Prices, op_list: OpList, schedule: Sched
 
     predicted_s = mean_s(sampled)
     ends: dict[str, tuple[float, float]] = {}
-    beside = ("links", "host") if HOSTED[0] in prices.per_chunk else ("links",)
+    hosted = HOSTED[0] in prices.per_chunk or "page" in prices.per_layer
+    beside = ("links", "host") if hosted else ("links",)
     for family in (*KERNEL_FAMILIES, *beside):
         low, high = (mean_s(_moved(sample, sampled, schedule, family, end)) / predicted_s for end in ENDS)
         ends[family] = (min(low, 1.0), max(high, 1.0))

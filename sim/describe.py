@@ -80,6 +80,8 @@ def schedule_name(schedule: ScheduleSpec) -> str:
     if schedule.search:
         return f"best of {len(schedule.search)}"
     name = "sequential" if schedule.overlap == "none" else f"{schedule.overlap} x{schedule.n_chunks}"
+    if schedule.microbatch is not None:
+        name = f"{schedule.overlap} {schedule.chunks} x {schedule.microbatch}"
     law, kernel = schedule.exchange.law, schedule.exchange.kernel
     usual = ("port" if schedule.overlap != "persistent" else "fifo", "alpha-beta")
     special: list[str] = [word for word in (law, kernel) if word not in usual]
@@ -101,6 +103,8 @@ def _gradients_name(gradients: GradientsSpec) -> str:
 def memory_name(memory: MemorySpec) -> str:
     """The name that the scenario gives a memory section, or one made of how its experts are offloaded."""
     spec = memory.offload
+    if memory.name is None and memory.stream is not None:
+        return f"{memory.stream.weights} streamed, {memory.stream.held:.0%} held"
     if memory.name is not None or spec is None:
         return memory.name or "all on the device"
     held = f"{spec.slots}" if spec.slots is not None else f"{spec.share:.0%}"

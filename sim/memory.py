@@ -22,7 +22,10 @@ GIB = 2**30
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DeviceMemory:
-    """Bytes on each device, float64[device]; `usable_bytes` is the capacity less the reserve."""
+    """Bytes on each device, float64[device]; `usable_bytes` is the capacity less the reserve.
+
+    working_bytes  activations, where they are more than the reserve is for: whole prompts of many requests at once.
+    """
 
     expert_bytes: NDArray[np.float64]
     other_weight_bytes: float
@@ -31,12 +34,13 @@ class DeviceMemory:
     capacity_bytes: float
     requests: int
     context_tokens: int
+    working_bytes: float = 0.0
     training: TrainingMemory | None = None
 
     @property
     def used_bytes(self) -> NDArray[np.float64]:
-        """Weights and KV cache of each device; in training gradients, states and activations."""
-        used = self.expert_bytes + self.other_weight_bytes + self.kv_bytes
+        """Weights, KV cache and activations of each device; in training gradients and states, too."""
+        used = self.expert_bytes + self.other_weight_bytes + self.kv_bytes + self.working_bytes
         return used if self.training is None else used + self.training.total_bytes
 
 
@@ -101,10 +105,13 @@ def check_memory(memory: DeviceMemory, setting: Setting, placement: Placement) -
         return
     replicas = int(placement.replica_slots.sum())
     levers = ["more devices", "a smaller weight dtype"]
+    working = f", activations {memory.working_bytes / GIB:.1f}" if memory.working_bytes else ""
     if setting.cluster.host is not None:
-        levers.append("experts in the host's memory (memory.offload)")
+        levers.append("experts in the host's memory (memory.offload, memory.stream)")
     if replicas:
         levers.insert(0, f"fewer than {placement.redundant_slots} redundant slots")
+    if memory.working_bytes:
+        levers = ["smaller microbatches (schedule.microbatch, or more schedule.chunks)", *levers]
     if memory.kv_bytes:
         levers.append(
             f"fewer than {memory.requests} requests a device or a shorter context than {memory.context_tokens} tokens"
@@ -114,7 +121,7 @@ def check_memory(memory: DeviceMemory, setting: Setting, placement: Placement) -
         f"{placement.name} on {setting.cluster.name}: device {worst} needs {memory.used_bytes[worst] / GIB:.1f} GiB of "
         f"{memory.usable_bytes / GIB:.1f} GiB usable ({memory.capacity_bytes / GIB:.1f} less the reserve): experts "
         f"{memory.expert_bytes[worst] / GIB:.1f}, other weights {memory.other_weight_bytes / GIB:.1f}, "
-        f"{_beside_weights(memory, worst)}; short by {short / GIB:.1f} GiB. Levers: {', '.join(levers)}"
+        f"{_beside_weights(memory, worst)}{working}; short by {short / GIB:.1f} GiB. Levers: {', '.join(levers)}"
     )
 
 

@@ -245,6 +245,12 @@ def _total_s(execution: Execution, lanes: Lanes | None = None) -> Seconds:
     return total
 
 
+def lane_busy_s(execution: Execution, lane: Lane) -> float:
+    """Own time of a lane without exchanges, mean over steps and devices [s]."""
+    pairs = zip(execution.op_list.ops, execution.durations, strict=True)
+    return float(sum(np.mean(np.asarray(duration)) for op, duration in pairs if op.lanes == (lane,)))
+
+
 def _ports_busy_s(execution: Execution) -> dict[Lane, float]:
     """Own time of ports, mean per step and device, by lane of exchanges."""
     busy_s: dict[Lane, float] = dict.fromkeys(EXCHANGE_LANES, 0.0)

@@ -61,8 +61,9 @@ class Prices:
         kind = work.kind if work.kind in self.per_chunk or work.kind in self.per_layer else plain_kind(work.kind)
         if kind in self.per_chunk:
             return self.per_chunk[kind][self.moe_row[work.layer]][work.chunk]
-        windowed = f"windowed {kind}" if work.layer in self.windowed_layers else ""
-        return self.per_layer[windowed if windowed in self.per_layer else kind][max(work.chunk, 0)]
+        windowed = f"windowed {kind}"
+        has_window = work.layer in self.windowed_layers and windowed in self.per_layer
+        return self.per_layer[windowed if has_window else kind][max(work.chunk, 0)]
 
     def durations(self, op_list: OpList) -> list[Duration]:
         """Durations of all operations of a program."""

@@ -13,9 +13,9 @@ from typing import Literal
 
 from scenarios.errors import DeadlockError
 
-Lane = Literal["compute", "send", "receive", "send-inside", "receive-inside", "to-device", "host", "pim"]
-"""Kernels of a device; its ports, and those inside its node where a stage of an exchange has them to itself; the engine
-that copies from the host's memory; the host's cores; processing units in the memory of the device."""
+Lane = Literal["compute", "send", "receive", "send-inside", "receive-inside", "to-device", "to-host", "host", "pim"]
+"""Kernels of a device; its ports, and those inside its node where a stage of an exchange has them to itself; the
+engines that copy from the host's memory and to it; the host's cores; processing units in the memory of the device."""
 Lanes = tuple[Lane, ...]
 COMPUTE_LANE: Lanes = ("compute",)
 PIM_LANE: Lanes = ("pim",)
@@ -97,6 +97,31 @@ class Units:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Streamed:
+    """Works of a layer for one microbatch, where weights stream from the host's memory; None: never occurs.
+
+    early, page    copies of weights: those of attention, where they stream, too, and the others, or that page
+                   of them which comes with this microbatch.
+    cache          copy to the device of what it needs before it begins: cache of its requests, hidden states.
+    before, after  computed by the device before and after what the host does in between.
+    queries, attended, results  decode attention on the host: what it needs on its way there, its work, the way back.
+    store          copy to the host of what the device leaves there: new cache, hidden states.
+    slots          layers of weights that the device has room for.
+    """
+
+    early: Work | None = None
+    page: Work | None = None
+    cache: Work | None = None
+    before: tuple[Work, ...] = ()
+    queries: Work | None = None
+    attended: Work | None = None
+    results: Work | None = None
+    after: tuple[Work, ...] = ()
+    store: Work | None = None
+    slots: int = 2
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Layer:
     """The works of one transformer block; those that the model, layout or schedule does not have are None.
 
@@ -106,6 +131,7 @@ class Layer:
     before_dispatch, after_combine  what a device does to its tokens before they leave and after they are back.
     stored        how its experts are served from the host's memory, in place of the chunk's `experts`.
     units         what PIM units do of it.
+    streamed      its works where weights stream: in place of all others, or the page alone (ring).
     weights       all-gather of the layer's weights, where no device holds all of them.
 
     Raises DeadlockError for a gate whose tokens have no chunk to travel in, or chunks without a gate.
@@ -125,6 +151,7 @@ class Layer:
     after_combine: tuple[Work, ...] = ()
     stored: Stored | None = None
     units: Units | None = None
+    streamed: Streamed | None = None
     weights: Work | None = None
 
     def __post_init__(self) -> None:

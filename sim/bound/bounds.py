@@ -53,6 +53,10 @@ def bounds_of(session: Session, progress: Callable[[str, float], None] | None = 
     say = progress or (lambda _what, _share: None)
     spec = session.spec
     plan = Plan.of(spec)
+    if plan.memory.stream is not None:
+        raise ScenarioError(
+            "memory.stream: bounds are of weights that stay where they are, or experts behind slots; leave it out"
+        )
     if plan.serving is not None:
         raise ScenarioError(
             "serving: bounds are of steps of workload.tokens_per_device, not of requests under load; leave serving out"
