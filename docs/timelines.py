@@ -43,6 +43,20 @@ DECODE = (
 )
 # Experts of a layer travel about as long as 16,384 tokens compute.
 FAST = ("schedule.exchange.dedup=none", "cluster.intra_bandwidth=450 GB/s", "workload.tokens_per_device=16384")
+NODES = (
+    "cluster.nodes=2",
+    "cluster.devices_per_node=4",
+    "parallel={attention: {dp: 8}, experts: {ep: 2, tp: 4}}",
+    "schedule.overlap=chunked",
+    "schedule.chunks=4",
+    "schedule.exchange={dedup: none, algorithm: sliced}",
+)
+SKEWED = (
+    "model={card: mixtral-8x7b, n_layers: 3, expert_intermediate_size: 4096}",
+    "workload.synthetic={tokens: 65536, skew: 1.0, sequence_skew: 0.2, reuse: 0, affinity: 0}",
+    "schedule.exchange.dedup=none",
+    "cluster.intra_bandwidth=60 GB/s",
+)
 TRAIN_CHUNKED = ("workload.phase=train", "schedule.overlap=chunked", "schedule.chunks=4")
 
 OFFLOADED = (
@@ -131,6 +145,27 @@ PICTURES = (
         titles=("all tokens travel", "a fifth of them, as clusters (LSH-MoE)"),
         without=("schedule.exchange.dedup=none",),
         use=("schedule.exchange.dedup=none", "schedule.payload={rate: 0.2}"),
+    ),
+    Picture(
+        name="sliced",
+        titles=("four chunks, all transfers on one stream (Tutel)", "gathers inside nodes on their own (FSMoE)"),
+        without=(*NODES, "schedule.exchange.inside=shared"),
+        use=NODES,
+        n_layers=1,
+    ),
+    Picture(
+        name="shadow",
+        titles=("tokens travel to the hot experts", "hot experts travel to all tokens (FasterMoE)"),
+        without=SKEWED,
+        use=(*SKEWED, "schedule.move={kind: shadow}"),
+        n_layers=1,
+    ),
+    Picture(
+        name="einsum",
+        titles=("tokens put into buffers by a product with a mask (GShard)", "put there by index (Tutel, DeepSpeed)"),
+        without=("schedule.encode=einsum",),
+        use=("schedule.encode=index",),
+        n_layers=1,
     ),
     Picture(
         name="priority",

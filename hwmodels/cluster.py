@@ -99,7 +99,8 @@ def build_cluster(spec: ClusterSpec, base: Path = Path()) -> Cluster:
     cards = cards_with(base / spec.cards) if spec.cards else list_cards()
     node = find_node(spec.node, cards)
     card = _sustained(find_device(spec.device or node.device, cards), spec.sustained_frac)
-    device = _measured(Device(card=card, kernels=find_kernels(spec.kernels or card.kernels, base, cards)))
+    kernels = find_kernels(spec.kernels or card.kernels, base, cards)
+    device = _measured(Device(card=card, kernels=kernels, experts_slowdown=spec.experts_slowdown))
     inter = find_link(node.inter_link, cards) if node.inter_link else None
     for name in ("inter_bandwidth", "inter_message"):
         if inter is None and getattr(spec, name) is not None:

@@ -114,8 +114,8 @@ def grouped_gemm_moe_s(
                  as many as if each had one choice here.
     n_slots      int[...]: slots of the device where they are fewer than `slot_tokens` has places; None: as many.
 
-    The law is that of `moe_s`, corrected where a table holds the shape. Raises HardwareError where the device has no
-    peak or no constants for the weights.
+    The law is that of `moe_s`, corrected where a table holds the shape, and slowed as the device says. Raises
+    HardwareError where the device has no peak or no constants for the weights.
     """
     constants = device.kernels.moe(shape.weight_dtype)
     rows = tile_rows(constants) if isinstance(constants, MoeConstants) else ()
@@ -123,7 +123,8 @@ def grouped_gemm_moe_s(
     work = expert_work(slot_tokens, rows, own_tokens, call_tokens, few_tokens)
     if n_slots is not None:
         work = replace(work, n_slots=n_slots)
-    return moe_s(work, shape, device, constants) * _measured_factor(work, shape, device)
+    factor = _measured_factor(work, shape, device) * device.experts_slowdown
+    return moe_s(work, shape, device, constants) * factor
 
 
 def _measured_factor(work: ExpertWork, shape: ExpertShape, device: Device) -> Times | float:

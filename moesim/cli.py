@@ -135,6 +135,9 @@ def reproduce(
         float, typer.Option("--limit", min=0, help="Largest error of a claim without a stated reason.")
     ] = 0.35,
     json: Json = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", metavar="DIR", help="Write reproductions.png and reproductions.json.")
+    ] = None,
     quiet: Quiet = False,
     debug: Debug = False,
 ) -> None:
@@ -142,8 +145,8 @@ def reproduce(
     from moesim import reproducing
 
     del debug
-    _check_targets(json, None)
-    if not reproducing.show(systems or (), limit, json, quiet=quiet):
+    _check_targets(json, out)
+    if not reproducing.show(systems or (), limit, json, out, quiet=quiet):
         raise typer.Exit(1)
 
 

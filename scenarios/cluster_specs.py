@@ -17,6 +17,9 @@ class ClusterSpec(Spec):
     devices_per_node: int | None = Field(default=None, gt=0)
     cards: str | None = Field(default=None, description="file of hardware cards that come before the shipped ones")
     kernels: str | None = Field(default=None, description="kernel card or its file, instead of the device's own")
+    experts_slowdown: float = Field(
+        default=1.0, ge=1, description="times that experts take as long as their law says, by your own measurement"
+    )
     intra_bandwidth: BytesPerS | None = Field(default=None, description="per device and direction, inside a node")
     inter_bandwidth: BytesPerS | None = Field(default=None, description="per device and direction, between nodes")
     intra_message: Seconds | None = Field(default=None, description="time of a message beside its bytes, inside a node")

@@ -161,6 +161,11 @@ class ScheduleSpec(Spec):
     )
     exchange: ExchangeSpec = ExchangeSpec()
     payload: PayloadSpec | None = None
+    encode: Literal["index", "einsum"] = Field(
+        default="index",
+        description="how tokens get into the buffers of experts: by index, or by a dense product with a mask (GShard, "
+        "Fairseq)",
+    )
     move: MoveSpec | None = None
     gradients: GradientsSpec = Field(default=GradientsSpec(), description="of workload.phase train")
     chunks_by: Literal["tokens", "peers"] = Field(

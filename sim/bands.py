@@ -61,8 +61,9 @@ def step_band(setting: Setting, prices: Prices, op_list: OpList, schedule: Sched
     """The band of the mean step time, from up to `SAMPLED_STEPS` steps spread over the batch."""
     n_steps = setting.batches.n_steps
     steps = np.unique(np.linspace(0, n_steps - 1, min(SAMPLED_STEPS, n_steps)).round().astype(np.int64))
-    sample = replace(setting, batches=setting.batches.at(steps))
-    sampled = prices.at(steps)
+    sample, sampled = setting, prices
+    if len(steps) < n_steps:
+        sample, sampled = replace(setting, batches=setting.batches.at(steps)), prices.at(steps)
 
     def mean_s(changed: Prices) -> float:
         finished = execute(op_list, changed.durations(op_list), law=LAWS[schedule.exchange.law])

@@ -43,6 +43,7 @@ def constants_of(setting: Setting, kernels: Collection[str] = (), *, hosts: bool
         *(c for prefix, card in cards for c in _sourced(prefix, card)),
         *_tables(setting),
         *_energy(setting),
+        *_stated(setting),
         *_of_training(setting),
     )
 
@@ -54,6 +55,14 @@ def _energy(setting: Setting) -> Iterator[Constant]:
         kind = "derived" if basis == "accesses and multiplications" else "assumed"
         source = "devices alone; the card's numbers are above"
         yield Constant(name="energy_j_per_token", value=basis, kind=kind, source=source)
+
+
+def _stated(setting: Setting) -> Iterator[Constant]:
+    """What the scenario says of the device beside its cards."""
+    device = setting.cluster.device
+    if device.experts_slowdown != 1:
+        name, value = f"{device.card.name} experts_slowdown", f"{device.experts_slowdown:g}"
+        yield Constant(name=name, value=value, kind="assumed", source="scenario")
 
 
 def _host_cards(cluster: Cluster) -> Iterator[tuple[str, BaseModel]]:

@@ -88,6 +88,7 @@ def schedule_name(schedule: ScheduleSpec) -> str:
     if schedule.overlap == "tiles" and schedule.sms != "auto":
         special.append(f"{schedule.sms} SMs")
     special += [f"compressed to {schedule.payload.rate:g}"] if schedule.payload is not None else []
+    special += [schedule.encode] if schedule.encode != "index" else []
     special += [schedule.move.kind] if schedule.move is not None else []
     special += [f"PIM {schedule.pim}"] if schedule.pim != "none" else []
     special += ["peers"] if schedule.chunks_by == "peers" else []
@@ -153,8 +154,5 @@ def provenance(spec: ScenarioSpec, session: Session, version: str) -> dict[str, 
         "simpy": simpy.__version__,
         "seed": spec.seed,
         "scenario": hashlib.sha256(spec.model_dump_json().encode()).hexdigest()[:16],
-        "traces": [
-            {"source": trace.provenance.source, "layer_0": hashlib.sha256(trace.ids[0].tobytes()).hexdigest()[:16]}
-            for trace in session.traces.values()
-        ],
+        "traces": [{"source": trace.provenance.source, "layer_0": digest} for trace, digest in session.traces()],
     }

@@ -198,7 +198,7 @@ def _free_bytes(setting: Setting, plan: Placement, spec: TiersSpec, memory: Memo
 
 def _wanted(setting: Setting, plan: Placement, *, fitted: bool) -> FloatArray:
     """Share of the steps in which any token visits a slot, float64[MoE layer, slot]."""
-    batches = setting.batches if not fitted or setting.fit_batches is None else setting.fit_batches
+    batches = setting.batches if not fitted or setting.fit_batches is None else setting.fit_batches()
     reduction = reduce_trace(setting.trace, batches.tokens, plan, setting.layout)
     shares: FloatArray = (reduction.slot_tokens > 0).mean(axis=1)
     return shares

@@ -26,6 +26,8 @@ KERNELS = {
     "ascend": 1,
     "compress": 4,
     "restore": 1,
+    "encode": 2,
+    "decode": 1,
     "gate": 3,
     "experts": 7,
     "local": 7,

@@ -142,12 +142,16 @@ def load_metrics(setting: Setting, placement: Placement, reduction: Reduction) -
     """Balance of tokens over ranks, on the judged steps and as planned on the fitted part."""
     imbalance = step_imbalance(placement, reduction)
     planned = rank_loads(placement, setting.fit_loads.astype(np.float64))
-    return {
+    metrics = {
         "load_imbalance": float(imbalance.mean()),
         "load_imbalance.worst_layer": float(imbalance.mean(axis=1).max()),
         "load_imbalance.fit": float((planned.max(axis=1) / planned.mean(axis=1)).mean()),
         "active_experts_per_device": float((worked_tokens(placement, reduction) > 0).sum(axis=-1).mean()),
     }
+    if reduction.moves is not None:
+        fetched, others = reduction.moves.fetched, max(setting.cluster.n_devices - 1, 1)
+        metrics["moved_experts_frac"] = float(fetched.mean() * setting.cluster.n_devices / others)
+    return metrics
 
 
 def traffic_metrics(

@@ -199,7 +199,7 @@ def _measures(
         shared = SharedSlots(total=int(placement.replica_slots.sum()), sizes=tuple(sizes))
         problem = replace(problem, shared=shared, redundant=max(sizes))
     if setting.fit_batches is not None:
-        sample = TokenSample(trace=setting.trace, tokens=setting.fit_batches.tokens)
+        sample = TokenSample(trace=setting.trace, tokens=setting.fit_batches().tokens)
         problem = replace(problem, sample=sample, batch_loads=batch_loads(sample))
     measures = []
     if isinstance(found, Solved):

@@ -4,17 +4,14 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from itertools import product
 from pathlib import Path
 
-from placement.plan import Placement
-from placement.reduction import Reduction
 from scenarios.errors import ScenarioError
-from scenarios.schedule_specs import ScheduleSpec
 from scenarios.serving_specs import ServingSpec
 from scenarios.specs import CompareSpec, ScenarioSpec
-from scenarios.stream_specs import GENERATING, StreamSpec
+from scenarios.stream_specs import GENERATING
 from sim import metrics as measure
 from sim.bands import step_band
 from sim.constants import constants_of
@@ -22,34 +19,21 @@ from sim.describe import described, notes, plan_name, provenance, table_title
 from sim.energy import cost_metrics, energy_metrics
 from sim.engine import replay
 from sim.execution import executed
-from sim.kernel_pricing import machine_of
-from sim.launches import launched_eagerly
-from sim.memory import check_memory, with_copies
+from sim.memory import DeviceMemory, check_memory, with_copies
 from sim.metrics import Execution
-from sim.moving import move_prices, moved_bytes, moving
+from sim.moving import moved_bytes
 from sim.offload.measures import offload_metrics
-from sim.offload.offloaded import Offloaded, offloaded_of, serving
 from sim.offload.prices import COPIES
 from sim.outcome import Outcome, result_of
-from sim.payload import compressing, payload_prices
-from sim.pim_pricing import near, with_units
-from sim.policies import MICROBATCHED, POLICIES, SPLIT_ATTENTION, STREAMS, TILED
-from sim.policies.cached import cached
-from sim.policies.near_memory import near_memory
-from sim.pricing import Prices, price
-from sim.program import OpList, compile_program
+from sim.priced_steps import PricedSteps, Steps, priced
 from sim.result import LATENCIES, Comparison, RunResult, Table
 from sim.schedule_search import Speed, search
 from sim.serving.simulate import serve_plan
 from sim.session import Plan, Session
-from sim.setting import Setting, build_step
+from sim.setting import Setting
 from sim.stream.measures import stream_metrics
 from sim.stream.memory import checked_memory
-from sim.stream.prices import ring_prices
 from sim.stream.simulate import generation_speed, simulate_generation
-from sim.stream.works import ringed
-from sim.tile_pricing import tile_prices
-from sim.training_program import check_training, train_program
 
 RANKED_BY = ("goodput_tokens_per_s", "e2e_s.mean", "tokens_per_s")
 """Metrics that plans are ranked by, the first that all of them have."""
@@ -121,30 +105,25 @@ def simulate(session: Session, setting: Setting, plan: Plan) -> RunResult:
     if plan.serving is not None:
         return _served(session, plan, plan.serving)
     if not plan.schedule.search:
-        return _simulated(session, setting, plan)
-    found = search(plan.schedule.search, lambda one: _speed(session, setting, replace(plan, schedule=one)))
-    result = _simulated(session, setting, replace(plan, schedule=found.chosen))
+        return _timed(session, setting, plan)[1]()
+    found, result_of_best = search(
+        plan.schedule.search, lambda one: _timed(session, setting, replace(plan, schedule=one))
+    )
+    result = result_of_best()
     name = plan_name(session.spec, plan, session.plan_of(setting, plan).placement)
     return replace(result, name=name, plan={**result.plan, "search": found.as_json()}, notes=(found.sentence(),))
 
 
-def _speed(session: Session, setting: Setting, plan: Plan) -> Speed:
-    """Mean step time of a plan, host time included [s], and its tokens/s."""
+def _timed(session: Session, setting: Setting, plan: Plan) -> tuple[Speed, Callable[[], RunResult]]:
+    """The speed of a plan, host time included, and what measures all else of it."""
     if plan.schedule.overlap in GENERATING:
         step_s, tokens_per_s = generation_speed(session, setting, plan)
-        return Speed(step_time_s=step_s, tokens_per_s=tokens_per_s)
-    step_s = float(_execution(session, setting, plan).step_times_s.mean()) + plan.schedule.step_overhead
+        speed = Speed(step_time_s=step_s, tokens_per_s=tokens_per_s)
+        return speed, lambda: simulate_generation(session, setting, plan)
+    ran = _ran(session, setting, plan)
+    step_s = float(ran.execution.step_times_s.mean()) + plan.schedule.step_overhead
     n_tokens = setting.layout.n_devices * setting.workload.tokens_per_device
-    return Speed(step_time_s=step_s, tokens_per_s=n_tokens / step_s)
-
-
-def _execution(session: Session, setting: Setting, plan: Plan) -> Execution:
-    """All steps of a setting under a plan, executed."""
-    placement = session.plan_of(setting, plan).placement
-    reduction = session.reduction(setting, placement, plan.schedule)
-    offloaded = _offloaded(setting, placement, reduction, plan)
-    priced = _priced(setting, placement, reduction, plan.schedule, offloaded, plan.memory.stream)
-    return executed(*priced, plan.schedule)
+    return Speed(step_time_s=step_s, tokens_per_s=n_tokens / step_s), lambda: _measured(session, plan, ran)
 
 
 def _served(session: Session, plan: Plan, spec: ServingSpec) -> RunResult:
@@ -157,8 +136,12 @@ def _served(session: Session, plan: Plan, spec: ServingSpec) -> RunResult:
     if plan.schedule.overlap in GENERATING:
         raise ScenarioError(f"serving: {plan.schedule.overlap} generates for all requests at once; leave serving out")
     alone = replace(plan, serving=None)
-    load = serve_plan(session, plan, spec, lambda setting: _execution(session, setting, alone).step_times_s.mean())
-    shown = _simulated(session, load.typical, plan)
+
+    def step_s(setting: Setting) -> float:
+        return float(priced(_steps(session, setting, alone)).executed().step_times_s.mean())
+
+    load = serve_plan(session, plan, spec, step_s)
+    shown = _measured(session, plan, _ran(session, load.typical, alone))
     kept = {name: value for name, value in shown.metrics.items() if not name.startswith(OF_STEPS)}
     return replace(
         shown,
@@ -169,23 +152,45 @@ def _served(session: Session, plan: Plan, spec: ServingSpec) -> RunResult:
     )
 
 
-def _simulated(session: Session, setting: Setting, plan: Plan) -> RunResult:
-    """One plan: solve, check memory, reduce, price, execute, measure."""
-    if plan.schedule.overlap in GENERATING:
-        return simulate_generation(session, setting, plan)
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Ran:
+    """A plan after its execution: what its metrics are computed from."""
+
+    memory: DeviceMemory
+    priced: PricedSteps
+    execution: Execution
+
+
+def _ran(session: Session, setting: Setting, plan: Plan) -> _Ran:
+    """One plan: solve, check memory, reduce, price, execute."""
     placement = session.plan_of(setting, plan).placement
     memory = checked_memory(setting, placement, plan, spills=session.spills)
-    schedule = plan.schedule
-    reduction = session.reduction(setting, placement, schedule)
-    if reduction.moves is not None:
-        buffers = 2 if schedule.overlap == "prefetch" else 1
-        memory = with_copies(memory, reduction.moves, setting.model, buffers=buffers)
+    steps = _steps(session, setting, plan)
+    if steps.reduction.moves is not None:
+        buffers = 2 if plan.schedule.overlap == "prefetch" else 1
+        memory = with_copies(memory, steps.reduction.moves, setting.model, buffers=buffers)
         if not session.spills:
             check_memory(memory, setting, placement)
-    offloaded = _offloaded(setting, placement, reduction, plan)
-    op_list, prices = _priced(setting, placement, reduction, schedule, offloaded, plan.memory.stream)
-    execution = executed(op_list, prices, schedule)
-    band = step_band(setting, prices, op_list, schedule)
+    ready = priced(steps)
+    return _Ran(memory=memory, priced=ready, execution=ready.executed())
+
+
+def _steps(session: Session, setting: Setting, plan: Plan) -> Steps:
+    placement = session.plan_of(setting, plan).placement
+    return Steps(
+        setting=setting,
+        placement=placement,
+        reduction=session.reduction(setting, placement, plan.schedule),
+        schedule=plan.schedule,
+        memory=plan.memory,
+    )
+
+
+def _measured(session: Session, plan: Plan, ran: _Ran) -> RunResult:
+    """The result of an executed plan."""
+    steps, execution = ran.priced.steps, ran.execution
+    setting, placement, reduction, schedule = steps.setting, steps.placement, steps.reduction, steps.schedule
+    band = step_band(setting, ran.priced.prices, ran.priced.op_list, schedule)
     begins_s = replay(execution.step_times_s, schedule.step_overhead)
     times = measure.time_metrics(execution, begins_s, setting, schedule.step_overhead)
     energy = energy_metrics(setting, placement, reduction, schedule, times["tokens_per_s"])
@@ -197,84 +202,21 @@ def _simulated(session: Session, setting: Setting, plan: Plan) -> RunResult:
         **measure.training_metrics(execution, setting, reduction, schedule.step_overhead),
         **measure.error_metrics(times, band, schedule.step_overhead),
         **measure.load_metrics(setting, placement, reduction),
-        **measure.traffic_metrics(setting, reduction, schedule, moved_bytes(setting, placement, reduction, schedule)),
-        **measure.memory_metrics(memory),
-        **_offload_metrics(offloaded, execution, prices, schedule),
+        **measure.traffic_metrics(setting, reduction, schedule, moved_bytes(setting, ran.priced.fetch)),
+        **measure.memory_metrics(ran.memory),
+        **_offload_metrics(ran),
         **({} if plan.memory.stream is None else stream_metrics(execution)),
     }
     return result_of(outcome, plan_name(session.spec, plan, placement), described(plan, placement), metrics)
 
 
-def execute_schedule(
-    setting: Setting,
-    placement: Placement,
-    reduction: Reduction,
-    schedule: ScheduleSpec,
-    offloaded: Offloaded | None = None,
-) -> Execution:
-    """All steps of the setting, priced and executed."""
-    return executed(*_priced(setting, placement, reduction, schedule, offloaded), schedule)
-
-
-def _offloaded(setting: Setting, placement: Placement, reduction: Reduction, plan: Plan) -> Offloaded | None:
-    spec = plan.memory.offload
-    return None if spec is None else offloaded_of(setting, placement, reduction, plan.schedule, spec)
-
-
-def _offload_metrics(
-    offloaded: Offloaded | None, execution: Execution, prices: Prices, schedule: ScheduleSpec
-) -> dict[str, float]:
+def _offload_metrics(ran: _Ran) -> dict[str, float]:
     """What the slots did, and how much of the step their copies cost: the step again with copies that take no time."""
-    if offloaded is None:
+    if ran.priced.offloaded is None:
         return {}
-    free = executed(execution.op_list, prices.times(dict.fromkeys(COPIES, 0.0)), schedule)
-    return offload_metrics(offloaded, execution, free.step_times_s)
-
-
-def _priced(
-    setting: Setting,
-    placement: Placement,
-    reduction: Reduction,
-    schedule: ScheduleSpec,
-    offloaded: Offloaded | None = None,
-    stream: StreamSpec | None = None,
-) -> tuple[OpList, Prices]:
-    if setting.trains:
-        check_training(schedule, setting.model, offloads=offloaded is not None)
-    microbatched, tiling = schedule.overlap in MICROBATCHED, TILED.get(schedule.overlap)
-    step = build_step(
-        setting.model,
-        chunks=schedule.n_chunks,
-        attention_tp=setting.attention_tp,
-        microbatched=microbatched,
-        split_attention=schedule.overlap in SPLIT_ATTENTION or schedule.pim != "none",
-        tiling=tiling,
-        exchange=schedule.exchange,
-    )
-    prices = price(setting, placement, reduction, schedule.exchange, microbatched=microbatched)
-    if tiling is not None:
-        prices = tile_prices(prices, setting, reduction, schedule, tiling)
-    if schedule.payload is not None:
-        step = compressing(step)
-        prices = prices.plus(payload_prices(setting, schedule.payload, len(step.microbatches)))
-    if reduction.moves is not None:
-        step = moving(step, reduction.moves)
-        machine = machine_of(setting, schedule.exchange)
-        prices = prices.plus_chunks(move_prices(setting, placement, reduction.moves, machine))
-    if stream is not None:
-        step, prices = ringed(step, stream), prices.plus(ring_prices(setting, stream))
-    if setting.trains:
-        op_list, prices = train_program(setting, placement, schedule, step, prices)
-    elif offloaded is not None:
-        step, prices = serving(step, prices, offloaded, (setting, placement, reduction, schedule))
-        op_list = compile_program(cached, step)
-    elif schedule.pim != "none":
-        step = near(step, setting, schedule)
-        prices = with_units(prices, setting, placement, reduction, schedule)
-        op_list = compile_program(near_memory, step)
-    else:
-        op_list = compile_program((POLICIES | STREAMS)[schedule.overlap], step)
-    return op_list, launched_eagerly(prices, setting, schedule) if schedule.launch == "eager" else prices
+    free = ran.priced.prices.times(dict.fromkeys(COPIES, 0.0))
+    free_s = executed(ran.priced.op_list, free, ran.priced.steps.schedule).step_times_s
+    return offload_metrics(ran.priced.offloaded, ran.execution, free_s)
 
 
 def _table(spec: ScenarioSpec, setting: Setting, results: list[RunResult]) -> Table:

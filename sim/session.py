@@ -30,7 +30,7 @@ from sim.size import check_schedule
 from sim.transforms import transformed
 from traces.routing import RoutingTrace
 
-ReductionKey = tuple[int, str, int, str, str, bool, str]
+ReductionKey = tuple[int, str, str, int, str, str, bool, str]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,6 +58,20 @@ class Plan:
 
 
 @dataclass(slots=True)
+class Shared:
+    """What sessions of one folder may share, whatever the sizes of their models and the speed of their machines.
+
+    digests  of the first layer of each trace.
+    steps    settings by trace, workload and number of devices, for the steps that they replay.
+    """
+
+    traces: dict[str, RoutingTrace] = field(default_factory=dict)
+    digests: dict[int, str] = field(default_factory=dict)
+    steps: dict[str, Setting] = field(default_factory=dict)
+    reductions: dict[ReductionKey, Reduction] = field(default_factory=dict)
+
+
+@dataclass(slots=True)
 class Session:
     """Caches by content; `base` is the folder that paths of the scenario are relative to.
 
@@ -68,32 +82,45 @@ class Session:
     base: Path
     spills: bool = False
     model: ModelCard = field(init=False)
-    traces: dict[str, RoutingTrace] = field(default_factory=dict)
+    shared: Shared = field(default_factory=Shared)
     settings: dict[str, Setting] = field(default_factory=dict)
     plans: dict[str, Solved | ReadPlan] = field(default_factory=dict)
-    reductions: dict[ReductionKey, Reduction] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.model = find_model(self.spec.model, self.base)
 
     def setting(self, cluster: ClusterSpec, parallel: ParallelSpec, workload: WorkloadSpec) -> Setting:
         """The setting of one combination of the scenario's axes."""
-        trace_key = f"{workload.trace} {workload.synthetic}"
-        if trace_key not in self.traces:
-            self.traces[trace_key] = open_trace(workload, self.model, self.base)
-        key = f"{cluster} {parallel} {workload}"
+        routing = (self.model.name, self.model.n_experts, self.model.top_k, self.model.moe_layers)
+        trace_key = f"{workload.trace} {workload.synthetic} {routing}"
+        traces, steps = self.shared.traces, self.shared.steps
+        if trace_key not in traces:
+            traces[trace_key] = open_trace(workload, self.model, self.base)
+        key = f"{cluster} {parallel} {workload} {self.spec.training}"
         if key not in self.settings:
+            devices = (cluster.node, cluster.nodes, cluster.devices_per_node, cluster.cards)
+            alike = f"{trace_key} {workload} {devices} {self.spec.seed}"
             self.settings[key] = make_setting(
                 model=self.model,
                 cluster=cluster,
                 parallel=parallel,
                 workload=workload,
-                trace=self.traces[trace_key],
+                trace=traces[trace_key],
                 seed=self.spec.seed,
                 base=self.base,
+                alike=steps.get(alike),
                 training=self.spec.training,
             )
+            steps.setdefault(alike, self.settings[key])
         return self.settings[key]
+
+    def traces(self) -> list[tuple[RoutingTrace, str]]:
+        """The traces that the session's settings replay, each with the digest of its first layer."""
+        traces = {id(setting.trace): setting.trace for setting in self.settings.values()}
+        for key, trace in traces.items():
+            if key not in self.shared.digests:
+                self.shared.digests[key] = hashlib.sha256(trace.ids[0].tobytes()).hexdigest()[:16]
+        return [(trace, self.shared.digests[key]) for key, trace in traces.items()]
 
     def plan_of(self, setting: Setting, plan: Plan) -> Solved | ReadPlan:
         """The plan of `plan.placement`, solved on the setting's fitted part or read from its file, once.
@@ -117,18 +144,21 @@ class Session:
         chunks = schedule.n_parts
         exchange = schedule.exchange
         keep_pairs = exchange.law != "port"
-        how = (exchange.dedup, exchange.algorithm, keep_pairs, _transforms(schedule))
-        key = (id(setting), placement_digest(placement), chunks, *how)
-        if key not in self.reductions:
-            self.reductions[key] = reduced(setting, placement, schedule)
-        return self.reductions[key]
+        how = (exchange.dedup, exchange.algorithm, keep_pairs, _transforms(setting, schedule))
+        digest, layout = placement_digest(placement), str(setting.layout)
+        key = (id(setting.batches), layout, digest, chunks, *how)
+        if key not in self.shared.reductions:
+            self.shared.reductions[key] = reduced(setting, placement, schedule)
+            self.shared.steps.setdefault(str(key), setting)  # as long as it is there nothing else has its id
+        return self.shared.reductions[key]
 
 
-def _transforms(schedule: ScheduleSpec) -> str:
-    """What of a schedule decides how it changes loads; prices count where experts are shadowed."""
+def _transforms(setting: Setting, schedule: ScheduleSpec) -> str:
+    """What decides how a schedule changes loads; prices count where experts are shadowed."""
     if schedule.move is None:
         return f"{schedule.payload} {schedule.chunks_by}"
-    return f"{schedule.move} {schedule.chunks_by} {schedule.overlap} {schedule.exchange}"
+    priced = f"{setting.model} {setting.cluster}"
+    return f"{schedule.move} {schedule.chunks_by} {schedule.overlap} {schedule.exchange} {priced}"
 
 
 def reduced(setting: Setting, placement: Placement, schedule: ScheduleSpec) -> Reduction:
@@ -194,7 +224,7 @@ def placement_problem(setting: Setting, spec: PlacementSpec, seed: int, exchange
     )
     if not solver.needs or setting.fit_batches is None:
         return problem
-    sample = TokenSample(trace=setting.trace, tokens=setting.fit_batches.tokens)
+    sample = TokenSample(trace=setting.trace, tokens=setting.fit_batches().tokens)
     return with_sample(problem, sample, solver.needs)
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from functools import cache, partial
 from pathlib import Path
 
 import numpy as np
@@ -35,7 +37,7 @@ class Setting:
     """One model on one machine under one workload.
 
     fit_loads    int64[layer, expert]: routed tokens of the sequences that plans are fitted on.
-    fit_batches  `FIT_STEPS` steps of the same sequences, for solvers that look at steps or tokens.
+    fit_batches  composes `FIT_STEPS` steps of the same sequences, once, for solvers that look at steps or tokens.
     fit_tokens   int64[token]: those sequences' tokens, indices into the trace; at most `FIT_TOKENS`.
     batches      the steps that plans are judged on, of other sequences.
     """
@@ -50,7 +52,7 @@ class Setting:
     fit_sequences: int
     batches: Batches
     judged_sequences: int
-    fit_batches: Batches | None = None
+    fit_batches: Callable[[], Batches] | None = None
     fit_tokens: NDArray[np.int64] = field(default_factory=lambda: np.empty(0, np.int64))
     training: TrainingSpec = field(default_factory=TrainingSpec)
 
@@ -74,16 +76,21 @@ def make_setting(
     trace: RoutingTrace,
     seed: int,
     base: Path = Path(),
+    alike: Setting | None = None,
     training: TrainingSpec | None = None,
 ) -> Setting:
     """The setting of these specs; a file of kernel constants is relative to `base`.
 
+    alike  a setting of the same trace, workload, number of devices and seed, whose steps this one takes over.
     Raises ScenarioError or TraceError where they contradict each other.
     """
     machine = build_cluster(cluster, base)
     layout, attention_tp = _layout(machine, parallel)
     check_workload(workload, model, layout.n_devices)
     check_trace(trace, model)
+    if alike is not None:
+        alike = replace(alike, training=training or TrainingSpec())
+        return replace(alike, model=model, cluster=machine, layout=layout, attention_tp=attention_tp)
     parts = sequence_parts(trace, workload, seed)
     batches = compose_batches(
         trace,
@@ -110,7 +117,7 @@ def make_setting(
         trace=trace,
         fit_loads=expert_loads(select_sequences(trace, parts.fit)),
         fit_sequences=len(parts.fit) if workload.split.fit > 0 else 0,
-        fit_batches=_spread_batches(trace, parts.fit, layout.n_devices, workload, np.random.default_rng([seed, 2])),
+        fit_batches=cache(partial(_spread_batches, trace, parts.fit, layout.n_devices, workload, seed)),
         fit_tokens=_tokens_of(trace, parts.fit)[:FIT_TOKENS],
         batches=batches,
         judged_sequences=len(parts.judged),
@@ -129,7 +136,7 @@ def _spread_batches(
     sequences: NDArray[np.int64],
     n_devices: int,
     workload: WorkloadSpec,
-    rng: np.random.Generator,
+    seed: int,
 ) -> Batches:
     """`FIT_STEPS` steps, evenly spread over one pass through the sequences.
 
@@ -143,7 +150,7 @@ def _spread_batches(
         phase=workload.phase,
         shape=(n_steps, n_devices, workload.tokens_per_device),
         context_tokens=workload.context_tokens,
-        rng=rng,
+        rng=np.random.default_rng([seed, 2]),
     )
     return batches.at(np.linspace(0, n_steps - 1, FIT_STEPS).astype(np.int64))
 

@@ -18,7 +18,7 @@ from scenarios.workload_specs import WorkloadSpec
 from sim import metrics as measure
 from sim.engine import replay
 from sim.metrics import Execution
-from sim.run import execute_schedule
+from sim.priced_steps import execute_schedule
 from sim.session import reduced
 from sim.setting import Setting
 from tests.devices import link, round_gpu

@@ -50,7 +50,7 @@ def _shared(task: Task) -> Session:
     """A session with what earlier points of the same model and seed have read, reduced and solved."""
     name = (str(task.spec.model), task.spec.seed, task.base)
     known = _sessions.get(name)
-    if known is None or len(known.reductions) > MOST_SHARED:
+    if known is None or len(known.shared.reductions) > MOST_SHARED:
         _sessions.clear()
         _sessions[name] = known = Session(task.spec, task.base)
     return replace(known, spec=task.spec)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from pydantic import ValidationError
 
-from scenarios.errors import ScenarioError
+from scenarios.errors import MemoryInfeasible, ScenarioError
 from scenarios.schedule_specs import ScheduleSpec
 from scenarios.specs import ScenarioSpec
 from sim.bound.bounds import bound_of
@@ -16,6 +16,7 @@ from sim.durations import ExchangeTime
 from sim.pricing import price
 from sim.result import RunResult
 from sim.run import run, simulate
+from sim.schedule_search import Speed, search
 from sim.session import Plan, Session
 from sim.tile_pricing import tile_prices
 
@@ -67,6 +68,28 @@ def test_a_search_takes_the_best_of_its_schedules_and_says_what_that_gains() -> 
     assert told["gain_over_worst"] == pytest.approx(max(times) / min(times) - 1)
     assert found.plan["schedule"]["overlap"] == SINGLES[int(np.argmin(times))]["overlap"]
     assert told["chosen"] in found.notes[0]
+
+
+def test_a_search_goes_on_without_what_does_not_fit() -> None:
+    """Every schedule is timed once; the best is handed on; a search in which nothing fits fails as its first entry."""
+    one, two, three, four = (ScheduleSpec(tiles=tiles) for tiles in (1, 3, 2, 4))
+    asked: list[int] = []
+
+    def timed(schedule: ScheduleSpec) -> tuple[Speed, str]:
+        asked.append(schedule.tiles)
+        if schedule.tiles == 1:
+            raise MemoryInfeasible("short by 2 GiB")
+        speed = Speed(step_time_s=float(schedule.tiles), tokens_per_s=1 / schedule.tiles)
+        return speed, f"run of {schedule.tiles}"
+
+    found, best = search((one, two, three, four), timed)
+    assert (best, found.chosen, asked) == ("run of 2", three, [1, 3, 2, 4])
+    assert found.as_json()["tried"][0]["infeasible"] == "short by 2 GiB"
+    assert found.as_json()["gain_over_first"] == pytest.approx(0.5)
+    assert "best of 3 schedules" in found.sentence()
+    assert "short by 2 GiB" in found.sentence()
+    with pytest.raises(MemoryInfeasible, match="short by 2 GiB"):
+        search((one,), timed)
 
 
 def test_an_entry_takes_what_stands_beside_the_search() -> None:

@@ -213,9 +213,10 @@ class TestMemory:
         search = [{"overlap": "cgopipe", "microbatch": [16, 4096], "chunks": [2, 4]}]
         found = result_of(schedule={"search": search})
         tried = found.plan["search"]["tried"]
-        assert [one["name"] for one in tried] == ["cgopipe 2 x 16", "cgopipe 4 x 16"]
-        assert len(found.plan["search"]["too_large"]) == 2
-        best = max(tried, key=lambda one: float(one["tokens_per_s"]))
+        fitting = [one for one in tried if "infeasible" not in one]
+        assert [one["name"] for one in fitting] == ["cgopipe 2 x 16", "cgopipe 4 x 16"]
+        assert len(tried) == 4
+        best = max(fitting, key=lambda one: float(one["tokens_per_s"]))
         assert found.metrics["tokens_per_s"] == pytest.approx(best["tokens_per_s"])
         with pytest.raises(MemoryInfeasible):
             result_of(schedule={"search": [{"overlap": "cgopipe", "microbatch": 4096, "chunks": 2}]})

@@ -18,8 +18,8 @@ from scenarios.training_specs import OptimizerSpec, TrainingSpec
 from sim.gradient_sums import Group, buckets_of, pieces_of, ring_s, sum_s
 from sim.metrics import training_metrics
 from sim.optimizer import held_parameters, optimizer_prices
+from sim.priced_steps import execute_schedule
 from sim.program import Work
-from sim.run import execute_schedule
 from sim.session import reduced
 from sim.training_program import check_training
 from tests.devices import round_gpu
