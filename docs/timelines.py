@@ -77,6 +77,16 @@ OFFLOADED = (
     "memory.offload={share: 0.5}",
 )
 
+NEAR_MEMORY = (
+    "cluster={node: logic-pim-4}",
+    "model=mixtral-8x7b",
+    "workload.phase=decode",
+    "workload.tokens_per_device=48",
+    "workload.prompt_tokens=32",
+    "workload.context_tokens=8192",
+    "parallel={attention: {dp: 4}, experts: {ep: 1, tp: 4}}",
+)
+
 STREAMED = (
     "workload.generate={prompt_tokens: 77, new_tokens: 512}",
     "model={card: mixtral-8x7b, n_layers: 6}",
@@ -84,6 +94,12 @@ STREAMED = (
 
 # One entry a mechanism, by name.
 PICTURES = (
+    Picture(
+        name="pim",
+        titles=("each operation on the faster side", "experts and attention on both at once"),
+        without=("schedule.pim=by-operation", *NEAR_MEMORY),
+        use=("schedule.pim=co-processing", *NEAR_MEMORY),
+    ),
     Picture(
         name="offload",
         titles=("half of the experts on the device, misses copied", "the next layer's copied ahead (oracle)"),

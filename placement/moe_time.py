@@ -113,20 +113,36 @@ def together_s(dispatch: tuple[Seconds, Seconds], experts_s: Seconds, combine: t
 
 
 def expert_times_s(
-    machine: Machine, placement: Placement, reduction: Reduction, shape: ExpertShape | None = None
+    machine: Machine,
+    placement: Placement,
+    reduction: Reduction,
+    shape: ExpertShape | None = None,
+    *,
+    only: NDArray[np.bool_] | None = None,
 ) -> Seconds:
-    """Time of the experts of every rank, float64[layer, part, rank] [s]; of the model's shape by default."""
-    summed = reduction.summed_tokens
+    """Time of the experts of every rank, float64[layer, part, rank] [s].
+
+    shape  of the experts; default: the model's.
+    only   bool[layer, part, rank, place]: some of the experts, in a call of their own; none at all take no time. Sums
+           of partial results count by their share of the experts with tokens.
+    """
+    tokens, summed = tokens_by_rank(placement, reduction.slot_tokens), reduction.summed_tokens
     # Without deduplication every choice travels and is called as a token.
     arrived = None if machine.exchange.dedup == "none" else summed
-    return grouped_gemm_moe_s(
-        tokens_by_rank(placement, reduction.slot_tokens),
+    share: Seconds | float = 1.0
+    if only is not None:
+        n_used = np.count_nonzero(tokens, axis=-1)
+        tokens = np.where(only, tokens, 0)
+        share = np.count_nonzero(tokens, axis=-1) / np.maximum(n_used, 1)
+    times_s = grouped_gemm_moe_s(
+        tokens,
         shape or expert_shape(machine.model, machine.layout.tp),
         machine.cluster.device,
-        summed,
+        summed * share,
         arrived,
         placement.slots_per_rank()[:, None, :],
     )
+    return times_s if only is None else np.where(np.asarray(share) > 0, times_s, 0.0)
 
 
 def worked_tokens(placement: Placement, reduction: Reduction) -> Tokens:

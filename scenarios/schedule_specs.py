@@ -173,6 +173,12 @@ class ScheduleSpec(Spec):
         default="tokens",
         description="chunked: parts of a device's tokens, or groups of devices that exchange at a stride (FasterMoE)",
     )
+    pim: Literal["none", "by-operation", "co-processing"] = Field(
+        default="none",
+        description="PIM units in the device's memory: by-operation: attention of requests and the experts of a layer "
+        "each where they are faster; co-processing: experts split between both, attention of prompts beside that of "
+        "requests (Duplex)",
+    )
     executor: Literal["vector", "event"] = "vector"
     pipeline: PipelineName | None = Field(
         default=None, description="order of a stage's passes where parallel.*.pp is above 1; default: 1f1b"
@@ -234,6 +240,11 @@ class ScheduleSpec(Spec):
             )
         if self.overlap != "tiles" and self.sms != "auto":
             raise ValueError(f"sms is an option of overlap tiles, not of {self.overlap}")
+        if self.pim != "none" and (self.overlap, self.launch, self.transforms_loads) != ("none", "graph", False):
+            raise ValueError(
+                f"pim {self.pim} has an order of its own: leave overlap ({self.overlap}), move, payload and launch "
+                f"({self.launch}) out"
+            )
         if self.kernels_per_layer is not None and self.launch != "eager":
             raise ValueError("kernels_per_layer counts launches by the host: add launch: eager")
         return self

@@ -16,7 +16,7 @@ from scenarios.serving_specs import ServingSpec
 from scenarios.sources import Spec
 from scenarios.stream_specs import StreamSpec
 from scenarios.training_specs import TrainingSpec
-from scenarios.units import Dollars, Watts
+from scenarios.units import Dollars, DollarsPerJ, Seconds, Watts
 from scenarios.workload_specs import WorkloadSpec
 
 
@@ -91,6 +91,16 @@ class BudgetSpec(Spec):
         return self
 
 
+class PricesSpec(Spec):
+    """What devices and energy cost: metric `cost_usd_per_mtok`."""
+
+    device: Dollars | None = Field(default=None, description="a device; default: the price that its card states")
+    node: Dollars = Field(default=0.0, description="what a node costs beside its devices")
+    lifetime: Seconds = Field(gt=0, description="time over which they are paid off, such as 4 a (years)")
+    used: float = Field(default=1.0, gt=0, le=1, description="share of it in which they serve")
+    energy: DollarsPerJ | None = Field(default=None, description="price of energy; default: not paid for")
+
+
 class ScenarioSpec(Spec):
     """A whole scenario, as in its YAML file."""
 
@@ -111,6 +121,7 @@ class ScenarioSpec(Spec):
         default=None, description="requests under load, instead of steps of workload.tokens_per_device"
     )
     compare: CompareSpec | None = None
+    prices: PricesSpec | None = None
     budget: BudgetSpec | None = Field(default=None, description="bound: what may be bought")
     bits: BitsSpec | None = Field(default=None, description="place: bit widths of experts within a mean")
     tiers: TiersSpec | None = Field(default=None, description="place: experts in device memory, the others on the host")

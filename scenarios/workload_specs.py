@@ -58,6 +58,11 @@ class WorkloadSpec(Spec):
         default="decode", description="train: a microbatch of packed sequences, forward and backward; see `training`"
     )
     tokens_per_device: int = Field(default=64, gt=0)
+    prompt_tokens: int = Field(
+        default=0,
+        ge=0,
+        description="decode: how many of a device's tokens belong to a prompt that joins the step (mixed passes)",
+    )
     context_tokens: int | None = Field(default=None, gt=0, description="context of every token; default: its position")
     steps: int = Field(default=64, gt=0)
     microbatches: int | None = Field(
@@ -77,4 +82,21 @@ class WorkloadSpec(Spec):
     def _one_origin(self) -> WorkloadSpec:
         if (self.trace is None) == (self.synthetic is None):
             raise ValueError("give either 'trace: FILE' or 'synthetic: {...}'")
+        if self.prompt_tokens and (self.phase != "decode" or self.prompt_tokens >= self.tokens_per_device):
+            raise ValueError(
+                f"prompt_tokens {self.prompt_tokens} of the {self.tokens_per_device} tokens of a device: give fewer, "
+                "in phase decode; in prefill all tokens are of prompts"
+            )
         return self
+
+
+def tokens_by_phase(workload: WorkloadSpec) -> tuple[int, int]:
+    """Tokens of a device that decode, and the ones after them, which belong to prompts, or to sequences in training."""
+    n_prompt = workload.prompt_tokens if workload.phase == "decode" else workload.tokens_per_device
+    return workload.tokens_per_device - n_prompt, n_prompt
+
+
+def logit_positions(workload: WorkloadSpec) -> int:
+    """Tokens of a device whose logits are computed: all but those of prompts, of which one counts."""
+    n_decode, n_prompt = tokens_by_phase(workload)
+    return n_prompt if workload.phase == "train" else n_decode + min(n_prompt, 1)

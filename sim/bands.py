@@ -23,6 +23,7 @@ from scenarios.schedule_specs import ScheduleSpec
 from sim.kernel_pricing import exchange_band
 from sim.launches import launched_eagerly
 from sim.laws import LAWS
+from sim.laws_used import attention_blocks
 from sim.offload.prices import COMPUTED, HOSTED, host_bands
 from sim.pricing import Prices, layer_prices
 from sim.program import OpList
@@ -34,6 +35,7 @@ from sim.vector import execute
 End = Literal["low", "high"]
 ENDS: tuple[End, ...] = ("low", "high")
 SAMPLED_STEPS = 8
+DEVICE_CORES = ("device core", "windowed device core")  # of devices with PIM units; of these no law has a band
 
 KERNEL_FAMILIES: dict[str, tuple[str, ...]] = {
     "experts": ("moe",),
@@ -98,6 +100,10 @@ def _moved_work(setting: Setting, prices: Prices, schedule: ScheduleSpec, family
     if family == "experts":
         kinds = ("experts", "local", "experts" + BACKWARD, *COMPUTED)
         return prices.times(dict.fromkeys(kinds, _experts_ends(setting)[ENDS.index(end)]))
+    if family == "attention":
+        blocks = attention_blocks(setting.model, setting.workload)
+        ends = [device.kernels.find(block, setting.model.kv_dtype).low_high[ENDS.index(end)] for block in blocks]
+        prices = prices.times(dict.fromkeys(DEVICE_CORES, min(ends) if end == "low" else max(ends)))
     moved = device_at_end(device, KERNEL_FAMILIES[family], end)
     changed = replace(setting, cluster=replace(setting.cluster, device=moved))
     own = layer_prices(changed, max(len(parts) for parts in prices.per_layer.values()), schedule.exchange)

@@ -12,6 +12,7 @@ from hwmodels.gradients import CORE_BACKWARD
 from hwmodels.library import find_cpu_kernels
 from scenarios.models import ModelCard
 from scenarios.sources import Sourced
+from sim.energy import energy_basis
 from sim.laws_used import asked_shapes, used_laws
 from sim.offload.prices import copy_law
 from sim.result import Constant
@@ -41,9 +42,19 @@ def constants_of(setting: Setting, kernels: Collection[str] = (), *, hosts: bool
         *_model_constants(setting.model),
         *(c for prefix, card in cards for c in _sourced(prefix, card)),
         *_tables(setting),
+        *_energy(setting),
         *_stated(setting),
         *_of_training(setting),
     )
+
+
+def _energy(setting: Setting) -> Iterator[Constant]:
+    """What energies of the results go by."""
+    basis = energy_basis(setting)
+    if basis is not None:
+        kind = "derived" if basis == "accesses and multiplications" else "assumed"
+        source = "devices alone; the card's numbers are above"
+        yield Constant(name="energy_j_per_token", value=basis, kind=kind, source=source)
 
 
 def _stated(setting: Setting) -> Iterator[Constant]:

@@ -90,6 +90,7 @@ def schedule_name(schedule: ScheduleSpec) -> str:
     special += [f"compressed to {schedule.payload.rate:g}"] if schedule.payload is not None else []
     special += [schedule.encode] if schedule.encode != "index" else []
     special += [schedule.move.kind] if schedule.move is not None else []
+    special += [f"PIM {schedule.pim}"] if schedule.pim != "none" else []
     special += ["peers"] if schedule.chunks_by == "peers" else []
     special += [_gradients_name(schedule.gradients)] if schedule.gradients != GradientsSpec() else []
     special += [schedule.pipeline] if schedule.pipeline is not None else []

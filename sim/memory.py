@@ -13,6 +13,7 @@ from placement.reduction import Moves
 from scenarios.errors import MemoryInfeasible
 from scenarios.models import BYTES_PER_VALUE, GroupedQueryAttention, ModelCard
 from scenarios.specs import MemorySpec
+from scenarios.workload_specs import tokens_by_phase
 from sim.offload.slots import slots_of
 from sim.pipelines.tasks import Order
 from sim.setting import Setting
@@ -194,9 +195,8 @@ def _requests(setting: Setting, spec: MemorySpec) -> tuple[int, int]:
         return 0, context
     if spec.requests_per_device is not None:
         return spec.requests_per_device, context
-    return (
-        workload.tokens_per_device if workload.phase == "decode" else -(-workload.tokens_per_device // context)
-    ), context
+    n_decode, n_prompt = tokens_by_phase(workload)
+    return n_decode + -(-n_prompt // context), context
 
 
 def _other_weight_bytes(setting: Setting) -> float:

@@ -18,7 +18,7 @@ from sim.durations import Duration, ExchangeTime, Seconds
 from sim.kernel_pricing import machine_of, token_bytes
 from sim.log import begins_s, busy_s, covered_s
 from sim.memory import DeviceMemory
-from sim.program import COMPUTE_LANE, EXCHANGE_LANES, Lane, OpList
+from sim.program import COMPUTE_LANE, EXCHANGE_LANES, PIM_LANE, Lane, Lanes, OpList
 from sim.setting import Setting
 from sim.training import BACKWARD, part_of_step
 from sim.vector import Finished
@@ -62,6 +62,8 @@ def time_metrics(execution: Execution, times_s: Seconds, setting: Setting, overh
     if "send-inside" in ports_s:
         metrics["busy_frac.send-inside"] = ports_s["send-inside"] / total_s
         metrics["busy_frac.receive-inside"] = ports_s["receive-inside"] / total_s
+    if any(op.lanes == PIM_LANE for op in execution.op_list.ops):
+        metrics["busy_frac.pim"] = float(_total_s(execution, PIM_LANE).mean() / total_s)
     return metrics
 
 
@@ -143,14 +145,14 @@ def _hidden_frac(transfer_s: float, exposed_s: float) -> float:
 
 
 def breakdown_s(execution: Execution, overhead_s: float) -> dict[str, float]:
-    """Mean time of a device per step by cause: computing by kind, own transfers not hidden, waiting, host."""
+    """Mean time of a device per step by cause: computing by kind, own transfers not hidden, PIM, waiting, host."""
     step_s = execution.step_times_s[:, None]
-    idle_s = step_s - _total_s(execution, exchange=False)
-    transfer_s = np.minimum(idle_s, _total_s(execution, exchange=True))
-    parts = _compute_s(execution) | {
-        "transfer": float(transfer_s.mean()),
-        "waiting": float((idle_s - transfer_s).mean()),
-    }
+    idle_s = step_s - _total_s(execution, COMPUTE_LANE)
+    transfer_s = np.minimum(idle_s, _total_s(execution))
+    units_s = np.minimum(idle_s - transfer_s, _total_s(execution, PIM_LANE))
+    parts = _compute_s(execution) | {"transfer": float(transfer_s.mean())}
+    parts |= {"pim": float(units_s.mean())} if units_s.any() else {}
+    parts["waiting"] = float((idle_s - transfer_s - units_s).mean())
     return parts | ({"host": overhead_s} if overhead_s else {})
 
 
@@ -253,15 +255,15 @@ def _communication_s(execution: Execution) -> tuple[float, float]:
     begins = begins_s(execution.op_list, execution.durations, execution.finished)
     exchanges = [index for index, op in enumerate(execution.op_list.ops) if op.is_exchange]
     covered = covered_s([begins[i] for i in exchanges], [execution.finished.end_s[i] for i in exchanges])
-    exposed_s = float((execution.step_times_s[:, None] - _total_s(execution, exchange=False)).mean())
+    exposed_s = float((execution.step_times_s[:, None] - _total_s(execution, COMPUTE_LANE)).mean())
     return float(covered.mean()), exposed_s
 
 
-def _total_s(execution: Execution, *, exchange: bool) -> Seconds:
-    """Own work of each device in all exchanges, or in all computations, float64[step, device]."""
+def _total_s(execution: Execution, lanes: Lanes | None = None) -> Seconds:
+    """Own work of each device on some lanes, or in all exchanges, float64[step, device]."""
     total: Seconds = np.zeros_like(execution.finished.end_s[0])
     for op, duration in zip(execution.op_list.ops, execution.durations, strict=True):
-        if op.is_exchange if exchange else op.lanes == COMPUTE_LANE:
+        if op.is_exchange if lanes is None else op.lanes == lanes:
             total = total + busy_s(duration)
     return total
 

@@ -25,6 +25,9 @@ KIND_COLORS = {
     "shared": "#ccbb44",
     "experts": "#ee6677",
     "resident": "#dd4466",
+    "device core": "#225577",
+    "pim core": "#77bbcc",
+    "pim experts": "#aa2211",
     "coming": "#cc3311",
     "loaded": "#994455",
     "load": "#ee9944",
@@ -51,11 +54,12 @@ KIND_COLORS = {
     "reduce.head": "#225555",
     "fill": "#444488",
     "transfer": "#228833",
+    "pim": "#bb6644",
     "waiting": "#e3e3e3",
     "host": "#777777",
 }
 _SPARE_COLORS = ("#882255", "#44aa99", "#cc6677", "#88ccee", "#661100")
-_NOT_WORK = ("transfer", "waiting", "host")
+_NOT_WORK = ("transfer", "pim", "waiting", "host")
 GANTT_DEVICES = 16
 
 

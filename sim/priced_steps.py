@@ -16,8 +16,10 @@ from sim.metrics import Execution
 from sim.moving import fetch_in, move_prices, moving
 from sim.offload.offloaded import Offloaded, offloaded_of, serving
 from sim.payload import encode_prices, payload_prices, wrapped
+from sim.pim_pricing import near, with_units
 from sim.policies import MICROBATCHED, POLICIES, SPLIT_ATTENTION, STREAMS, TILED
 from sim.policies.cached import cached
+from sim.policies.near_memory import near_memory
 from sim.pricing import Prices, price
 from sim.program import OpList, Step, compile_program
 from sim.setting import Setting, build_step
@@ -73,6 +75,10 @@ def priced(steps: Steps) -> PricedSteps:
     elif offloaded is not None:
         step, prices = serving(step, prices, offloaded, (setting, placement, reduction, schedule))
         op_list = compile_program(cached, step)
+    elif schedule.pim != "none":
+        step = near(step, setting, schedule)
+        prices = with_units(prices, setting, placement, reduction, schedule)
+        op_list = compile_program(near_memory, step)
     else:
         op_list = compile_program((POLICIES | STREAMS)[schedule.overlap], step)
     if schedule.launch == "eager":
@@ -89,7 +95,7 @@ def _works(steps: Steps, fetch: Fetch | None) -> tuple[Step, Prices]:
         chunks=schedule.n_chunks,
         attention_tp=setting.attention_tp,
         microbatched=microbatched,
-        split_attention=schedule.overlap in SPLIT_ATTENTION,
+        split_attention=schedule.overlap in SPLIT_ATTENTION or schedule.pim != "none",
         tiling=tiling,
         exchange=schedule.exchange,
     )

@@ -19,8 +19,9 @@ from hwmodels.gemm import gate_s, gemm_s, head_s, mlp_s, norm_s
 from placement.moe_time import expert_times_s
 from placement.plan import Placement
 from placement.reduction import Reduction, chunk_of_tokens
-from scenarios.models import GroupedQueryAttention
+from scenarios.models import GroupedQueryAttention, ModelCard
 from scenarios.schedule_specs import ExchangeSpec
+from scenarios.workload_specs import logit_positions, tokens_by_phase
 from sim.context_parallel import ring_attention_s
 from sim.durations import Duration, ExchangeTime, Seconds, at_steps, scaled
 from sim.exchange_pricing import exchange_prices
@@ -32,8 +33,8 @@ from sim.training import BACKWARD, plain_kind
 from sim.training_pricing import backward_prices, expert_gradients_s
 
 Tokens = NDArray[np.integer]
-PARTS_OF_ATTENTION = frozenset({"projections", "core", "windowed core"})
-"""What `attention` is divided into where a schedule issues it in two parts."""
+PARTS_OF_ATTENTION = frozenset({"projections", "core", "windowed core", "output"})
+"""What `attention` is divided into where a schedule issues it in parts; `output` is the end of `core`."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -195,26 +196,56 @@ def _attention(setting: Setting, window_tokens: int | None) -> dict[str, Seconds
     The devices of a tensor-parallel group work on all its tokens.
     """
     model, device, tp = setting.model, setting.cluster.device, setting.attention_tp
-    contexts = windowed_context(setting.batches.contexts, window_tokens).sum(axis=-1)
-    grouped = contexts.reshape(len(contexts), -1, tp).sum(axis=-1)
-    attended = np.repeat(grouped, tp, axis=-1)
-    tokens = np.full(attended.shape, setting.workload.tokens_per_device * tp)
-    law: Callable[..., Seconds] = attention_decode_s if setting.workload.phase == "decode" else attention_prefill_s
+    tokens = np.full(setting.batches.tokens.shape[:2], setting.workload.tokens_per_device * tp)
+    norm = norm_s(tokens, model.hidden_size, model.activation_dtype, device)
+    around = (tokens, model.attention, model.hidden_size, tp, model.weight_dtype, device)
+    projections, inputs = attention_projections_s(*around), input_projections_s(*around)
+    requests_s, prompts_s = attention_cores_s(setting, window_tokens)
+    whole = norm + projections + (requests_s + prompts_s)
+    before = norm + inputs
+    return {"attention": whole, "projections": before, "core": whole - before, "output": projections - inputs}
+
+
+def layer_windows(model: ModelCard) -> list[tuple[int | None, int]]:
+    """(window, layers that have it)."""
+    attention = model.attention
+    if not isinstance(attention, GroupedQueryAttention) or attention.window_tokens is None:
+        return [(None, model.n_layers)]
+    windowed = len(range(0, model.n_layers, attention.windowed_every))
+    return [(attention.window_tokens, windowed), (None, model.n_layers - windowed)]
+
+
+def attention_cores_s(setting: Setting, window_tokens: int | None) -> tuple[Seconds, Seconds]:
+    """Time of the core of a layer's attention, of requests that decode and of prompts: float64[step, device] each."""
+    model, device, tp = setting.model, setting.cluster.device, setting.attention_tp
     attention = model.attention
     if isinstance(attention, GroupedQueryAttention):
         attention = attention.model_copy(update={"window_tokens": window_tokens})
-    norm = norm_s(tokens, model.hidden_size, model.activation_dtype, device)
-    around = (tokens, attention, model.hidden_size, tp, model.weight_dtype, device)
-    core = ring_attention_s(setting, law(tokens, attended, attention, tp, model.kv_dtype, device), tokens)
-    whole = norm + attention_projections_s(*around) + core
-    before = norm + input_projections_s(*around)
-    return {"attention": whole, "projections": before, "core": whole - before}
+    n_decode, n_prompt = tokens_by_phase(setting.workload)
+
+    def core_s(law: Callable[..., Seconds], tokens: slice, n_tokens: int) -> Seconds:
+        attended = attended_tokens(setting, tokens, window_tokens)
+        queries = np.full(attended.shape, n_tokens * tp)
+        if not n_tokens:
+            return np.zeros(attended.shape)
+        return ring_attention_s(setting, law(queries, attended, attention, tp, model.kv_dtype, device), queries)
+
+    return core_s(attention_decode_s, slice(n_decode), n_decode), core_s(
+        attention_prefill_s, slice(n_decode, None), n_prompt
+    )
+
+
+def attended_tokens(setting: Setting, tokens: slice, window_tokens: int | None) -> NDArray[np.float64]:
+    """Contexts of some of the tokens, summed over a tensor-parallel group, float64[step, device]."""
+    tp = setting.attention_tp
+    contexts = windowed_context(setting.batches.contexts[..., tokens], window_tokens).sum(axis=-1)
+    return np.repeat(contexts.reshape(len(contexts), -1, tp).sum(axis=-1), tp, axis=-1)
 
 
 def _head(setting: Setting, tokens: Tokens) -> Seconds:
-    """Logits of every token in decode and training; in prefill of one a device, as few prompts end in a step."""
+    """Logits of every token in decode and training, and of one position of a device's prompts, as few end in a step."""
     model, tp = setting.model, setting.attention_tp
-    positions = np.ones_like(tokens) if setting.workload.phase == "prefill" else tokens
+    positions = np.full_like(tokens, logit_positions(setting.workload))
     return head_s(
         positions * tp, model.hidden_size, model.vocab_size, tp, model.activation_dtype, setting.cluster.device
     )

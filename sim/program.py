@@ -15,12 +15,15 @@ from scenarios.errors import DeadlockError
 
 StageLane = NewType("StageLane", str)
 """A pipeline stage, or the way from one to another (sim/pipelines)."""
-DeviceLane = Literal["compute", "send", "receive", "send-inside", "receive-inside", "to-device", "to-host", "host"]
+DeviceLane = Literal[
+    "compute", "send", "receive", "send-inside", "receive-inside", "to-device", "to-host", "host", "pim"
+]
 """Kernels of a device; its ports, and those inside its node where a stage of an exchange has them to itself; the
-engines that copy from the host's memory and to it; the host's cores."""
+engines that copy from the host's memory and to it; the host's cores; processing units in the memory of the device."""
 Lane = DeviceLane | StageLane
 Lanes = tuple[Lane, ...]
 COMPUTE_LANE: Lanes = ("compute",)
+PIM_LANE: Lanes = ("pim",)
 EXCHANGE_LANES: Lanes = ("send", "receive")
 INSIDE_LANES: Lanes = ("send-inside", "receive-inside")
 SEND_LANES, RECEIVE_LANES = zip(EXCHANGE_LANES, INSIDE_LANES, strict=True)
@@ -84,6 +87,21 @@ class Stored:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Units:
+    """Works of a layer that PIM units do; of what the schedule gives to the device, their time is zero, and vice versa.
+
+    core, experts  attention of requests, and routed experts; None where the layer has none.
+    output         the projection after attention, which awaits both.
+    beside         units and device may work at a time.
+    """
+
+    output: Work
+    core: Work | None = None
+    experts: Work | None = None
+    beside: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Streamed:
     """Works of a layer for one microbatch, where weights stream from the host's memory; None: never occurs.
 
@@ -117,6 +135,7 @@ class Layer:
                   without chunks no token travels.
     before_dispatch, after_combine  what a device does to its tokens before they leave and after they are back.
     stored        how its experts are served from the host's memory, in place of the chunk's `experts`.
+    units         what PIM units do of it.
     streamed      its works where weights stream: in place of all others, or the page alone (ring).
     weights       all-gather of the layer's weights, where no device holds all of them.
 
@@ -136,6 +155,7 @@ class Layer:
     before_dispatch: tuple[Work, ...] = ()
     after_combine: tuple[Work, ...] = ()
     stored: Stored | None = None
+    units: Units | None = None
     streamed: Streamed | None = None
     weights: Work | None = None
 

@@ -18,6 +18,7 @@ from sim import metrics as measure
 from sim.bands import step_band
 from sim.constants import constants_of
 from sim.describe import described, notes, plan_name, provenance, table_title
+from sim.energy import cost_metrics, energy_metrics
 from sim.engine import replay
 from sim.execution import executed
 from sim.memory import DeviceMemory, check_memory, with_copies
@@ -210,9 +211,12 @@ def _measured(session: Session, plan: Plan, ran: _Ran) -> RunResult:
     band = step_band(setting, ran.priced.prices, ran.priced.op_list, schedule)
     begins_s = replay(execution.step_times_s, schedule.step_overhead)
     times = measure.time_metrics(execution, begins_s, setting, schedule.step_overhead)
+    energy = energy_metrics(setting, placement, reduction, schedule, times["tokens_per_s"])
     outcome = Outcome(setting=setting, placement=placement, reduction=reduction, schedule=schedule, execution=execution)
     metrics = {
         **times,
+        **energy,
+        **cost_metrics(setting, session.spec.prices, times | energy),
         **measure.training_metrics(execution, setting, reduction, schedule.step_overhead),
         **measure.error_metrics(times, band, schedule.step_overhead),
         **measure.load_metrics(setting, placement, reduction),

@@ -22,7 +22,7 @@ from scenarios.workload_specs import WorkloadSpec
 from sim.program import EXCHANGE_LANES, INSIDE_LANES, Chunk, Layer, Step, Tiling, Work
 from sim.ranks import Ranks, group_cluster, ranks_of
 from sim.size import check_workload
-from traces.batches import Batches, compose_batches
+from traces.batches import Batches, compose_batches, with_prompts
 from traces.routing import RoutingTrace
 from traces.split import label_sequences, select_sequences, split_sequences
 from traces.stats import expert_loads
@@ -125,6 +125,14 @@ def make_setting(
         shape=(workload.steps, layout.n_devices, workload.tokens_per_device),
         context_tokens=workload.context_tokens,
         rng=np.random.default_rng([seed, 1]),
+    )
+    batches = with_prompts(
+        batches,
+        trace,
+        parts.judged,
+        n_tokens=workload.prompt_tokens,
+        n_sharing=ranks.attention.tp,
+        rng=np.random.default_rng([seed, 3]),
     )
     return Setting(
         model=model,

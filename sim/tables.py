@@ -125,6 +125,8 @@ def shown_metric(name: str, value: float) -> str:
         return shown_time(value)
     if base.endswith("_frac"):
         return shown_percent(value)
+    if "_usd_" in base or "_j_" in base:
+        return f"{value:,.3g} {'USD' if '_usd_' in base else 'J'}"
     return f"{value:,.3f}"
 
 

@@ -87,6 +87,34 @@ def compose_batches(
     )
 
 
+def with_prompts(
+    batches: Batches,
+    trace: RoutingTrace,
+    sequences: NDArray[np.int64],
+    *,
+    n_tokens: int,
+    n_sharing: int,
+    rng: np.random.Generator,
+) -> Batches:
+    """Mixed steps: the last `n_tokens` of a device's tokens are its part of a prompt, the same in every step.
+
+    n_sharing  neighbouring devices that hold one prompt together, so that it has n_sharing x n_tokens tokens. Their
+    routes are those of consecutive tokens of the sequences, at a random place; contexts are those within the prompt.
+    """
+    if not n_tokens:
+        return batches
+    stream = _stream(trace, rng.permutation(sequences))
+    n_steps, n_devices, _ = batches.tokens.shape
+    part = np.arange(n_devices) % n_sharing
+    position = part[:, None] * n_tokens + np.arange(n_tokens)
+    starts = np.repeat(rng.integers(len(stream), size=(n_steps, -(-n_devices // n_sharing))), n_sharing, axis=1)
+    tokens, contexts = batches.tokens.copy(), batches.contexts.copy()
+    tokens[..., -n_tokens:] = stream[(starts[:, :n_devices, None] + position) % len(stream)]
+    contexts[..., -n_tokens:] = position + 1
+    rule = f"{batches.discipline}; prompts of {n_sharing * n_tokens} tokens join every step"
+    return replace(batches, tokens=tokens, contexts=contexts, discipline=rule)
+
+
 def _stream(trace: RoutingTrace, order: NDArray[np.int64]) -> NDArray[np.int64]:
     """Indices of the tokens of the sequences `order`, one after the other."""
     lengths = trace.offsets[order + 1] - trace.offsets[order]

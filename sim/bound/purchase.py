@@ -16,7 +16,8 @@ from hwmodels.cluster import build_cluster
 from scenarios.cluster_specs import AttentionParallelSpec, ClusterSpec, ExpertParallelSpec, ParallelSpec
 from scenarios.errors import BudgetInfeasible, MemoryInfeasible, PlacementInfeasible, ScenarioError
 from scenarios.specs import BudgetSpec, OfferSpec, ScenarioSpec
-from sim.bound.bounds import Bound, batch_setting, best_batch
+from sim.bound.bound import Bound
+from sim.bound.bounds import batch_setting, best_batch
 from sim.run import simulate
 from sim.session import Plan, Session
 

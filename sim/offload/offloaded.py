@@ -39,25 +39,27 @@ def offloaded_of(
 ) -> Offloaded:
     """The replay of the setting's steps, which follow each other. Raises ScenarioError for what does not fit."""
     check_offload(setting, placement, schedule, spec)
-    rule = RULES[spec.evict]
-    wanted = wanted_of(setting, placement, reduction, scored=rule.needs_scores)
-    tiers, slots = tiers_of(setting, spec), slots_of(placement, spec)
-    shape = wanted.tokens.shape
+    wanted = wanted_of(setting, placement, reduction, scored=RULES[spec.evict].needs_scores)
+    tiers = tiers_of(setting, spec)
+    split = split_of(spec.miss, lambda: miss_costs(setting, wanted, tiers))
+    replayed = replay(requests_of(setting, placement, wanted, spec), split)
+    masks = {one.name: getattr(replayed, one.name).reshape(wanted.tokens.shape) for one in fields(replayed)}
+    return Offloaded(spec=spec, wanted=wanted, served=Replayed(**masks), tiers=tiers, slots=slots_of(placement, spec))
+
+
+def requests_of(setting: Setting, placement: Placement, wanted: Wanted, spec: OffloadSpec) -> Requests:
+    """What a replay is asked; rows are layers times ranks."""
+    rule, shape = RULES[spec.evict], wanted.tokens.shape
     rows = (shape[0], -1, shape[-1])
-    ahead = guessed(wanted, setting, spec.prefetch).reshape(rows) if spec.prefetch is not None else None
-    requests = Requests(
+    return Requests(
         used=wanted.used.reshape(rows),
-        ahead=ahead,
+        ahead=guessed(wanted, setting, spec.prefetch).reshape(rows) if spec.prefetch is not None else None,
         priorities=rule.priorities(wanted, spec).reshape(rows),
         ties=tie_break(wanted, spec).reshape(rows[1:]),
-        slots=slots.ravel(),
+        slots=slots_of(placement, spec).ravel(),
         placed=wanted.placed.reshape(rows[1:]),
         admits=rule.admits,
     )
-    split = split_of(spec.miss, lambda: miss_costs(setting, wanted, tiers))
-    replayed = replay(requests, split)
-    masks = {one.name: getattr(replayed, one.name).reshape(shape) for one in fields(replayed)}
-    return Offloaded(spec=spec, wanted=wanted, served=Replayed(**masks), tiers=tiers, slots=slots)
 
 
 def serving(

@@ -13,6 +13,8 @@ from hwmodels.copies import CopyLaw, block_s, find_copy_law
 from hwmodels.host import Host
 from hwmodels.library import find_copies, find_cpu_kernels
 from hwmodels.moe import expert_shape, grouped_gemm_moe_s
+from hwmodels.sharing import fair_shares
+from placement.moe_time import expert_times_s
 from placement.plan import Placement
 from placement.reduction import Reduction
 from scenarios.errors import ScenarioError
@@ -53,6 +55,7 @@ class Tiers:
 def tiers_of(setting: Setting, spec: OffloadSpec) -> Tiers:
     """The host of every device of the setting; devices of a node share its cores and its memory bandwidth evenly.
 
+    Where a plan both copies and leaves work to the cores, they share the bandwidth as if they always met: max-min fair.
     Raises ScenarioError where the node has no host, or fewer cores than are asked for.
     """
     cluster = setting.cluster
@@ -70,16 +73,19 @@ def tiers_of(setting: Setting, spec: OffloadSpec) -> Tiers:
         )
     host = Host(card=cluster.host, constants=find_cpu_kernels(cluster.host.kernels).constants, n_threads=threads)
     dram_bytes_per_s = cluster.host.dram_bytes_per_s.value / n_devices
+    both = spec.miss in ("cheaper", "balanced") or (spec.miss == "host" and spec.prefetch is not None)
     expert_bytes = setting.model.expert_bytes / setting.layout.tp
     law = copy_law(link)
     if law is not None:
         copy_s = float(block_s(expert_bytes, law, link.bytes_per_s.value))
     else:
         copy_s = link.latency_s.value + expert_bytes / link.effective_bytes_per_s
+    users = (expert_bytes / copy_s, host.dram_bytes_per_s)
+    copies, experts = fair_shares(users, dram_bytes_per_s) if both else np.minimum(users, dram_bytes_per_s)
     return Tiers(
-        copy_s=max(copy_s, expert_bytes / dram_bytes_per_s),
+        copy_s=max(copy_s, expert_bytes / float(copies)),
         cores=host,
-        dram_bytes_per_s=min(host.dram_bytes_per_s, dram_bytes_per_s),
+        dram_bytes_per_s=float(experts),
         link_bytes_per_s=link.effective_bytes_per_s,
         link_latency_s=link.latency_s.value,
     )
@@ -191,26 +197,11 @@ class OffloadPricing:
         return {"load": loads, "loaded": loaded}
 
     def _on_device(self, mask: Mask) -> Seconds:
-        """Time of some of the experts on the device, float64[step, layer, rank]: a call of its own where any is.
-
-        Sums of partial results and tokens of the call count by the share of the active experts.
-        """
-        setting, wanted = self.setting, self.wanted
+        """Time of some of the experts on the device, float64[step, layer, rank]: a call of its own where any is."""
         if not mask.any():
             return np.zeros(mask.shape[:-1])
-        machine = machine_of(setting, self.exchange)
-        share = mask.sum(axis=-1) / np.maximum(wanted.used.sum(axis=-1), 1)
-        summed = np.moveaxis(self.reduction.summed_tokens, 1, 0)
-        arrived = None if machine.exchange.dedup == "none" else summed
-        times_s = grouped_gemm_moe_s(
-            np.where(mask, wanted.tokens, 0),
-            expert_shape(setting.model, setting.layout.tp),
-            setting.cluster.device,
-            summed * share,
-            arrived,
-            self.placement.slots_per_rank()[None],
-        )
-        return np.where(share > 0, times_s, 0.0)
+        machine = machine_of(self.setting, self.exchange)
+        return np.moveaxis(expert_times_s(machine, self.placement, self.reduction, only=np.moveaxis(mask, 1, 0)), 1, 0)
 
     def _on_host(self) -> Seconds:
         """Time of the experts left to the host, with the way of their tokens there and back: [step, layer, rank]."""

@@ -23,10 +23,10 @@ def slots_of(placement: Placement, spec: OffloadSpec) -> NDArray[np.int64]:
 
 def check_offload(setting: Setting, placement: Placement, schedule: ScheduleSpec, spec: OffloadSpec) -> None:
     """Raise ScenarioError where a schedule knows no offloaded experts, or the slots cannot serve a token."""
-    if schedule.overlap != "none" or schedule.transforms_loads:
+    if (schedule.overlap, schedule.pim) != ("none", "none") or schedule.transforms_loads:
         raise ScenarioError(
-            f"memory.offload has a schedule of its own: leave schedule.overlap ({schedule.overlap}), move and payload "
-            "out"
+            f"memory.offload has a schedule of its own: leave schedule.overlap ({schedule.overlap}), pim, move and "
+            "payload out"
         )
     least = min(setting.model.top_k, int(placement.slots_per_rank().max()))
     slots = int(slots_of(placement, spec).min())

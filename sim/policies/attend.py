@@ -19,7 +19,11 @@ def project(program: Program, layer: Layer, after: After) -> After:
 
 def core(program: Program, layer: Layer, after: After) -> int:
     """Index of the operation after which attention, and the dense MLP of a layer without experts, are done."""
-    attended = program.compute(layer.attention, after=after)
+    return gathered(program, layer, program.compute(layer.attention, after=after))
+
+
+def gathered(program: Program, layer: Layer, attended: int) -> int:
+    """Index of the operation after which attended tokens are at home, and the layer's dense MLP is done."""
     if layer.scatter is not None:
         attended = program.exchange(layer.scatter, after=attended)
     return attended if layer.mlp is None else program.compute(layer.mlp, after=attended)
