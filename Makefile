@@ -5,7 +5,7 @@ STAMP := .venv/.installed
 SYNC := $(if $(filter output-sync,$(.FEATURES)),--output-sync=target)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup check test demo golden calibrate bench docs images wheel clean lint style types layers fast
+.PHONY: help setup check test demo golden calibrate bench docs images reproductions wheel clean lint style types layers fast
 
 help:    ## show this list
 	@sed -n 's/^\([a-z]*\): *[^#]*## \(.*\)/\1	\2/p' $(MAKEFILE_LIST) | expand -t 10
@@ -46,6 +46,9 @@ docs: setup    ## check the documents against the code; write the scenario schem
 
 images: setup    ## draw docs/images/schedule-*.png anew, from the simulator's own logs
 	$(BIN)/python -m docs.timelines
+
+reproductions: setup    ## reproduce all shipped papers; writes the table and the picture of docs/reproductions.md anew
+	$(BIN)/python -m docs.reproduced
 
 wheel: setup    ## build dist/moesim-*.whl
 	rm -rf build dist

@@ -14,6 +14,7 @@ from rich.table import Table
 
 from benchmarks.executors import executor_rows
 from benchmarks.footprint import footprint_rows
+from benchmarks.layers import layer_rows
 from benchmarks.machine import REFERENCE_EVENTS_PER_S, Row, simpy_events_per_s
 from benchmarks.placement import placement_rows
 from benchmarks.planes import reduction_rows, step_rows
@@ -22,6 +23,7 @@ SUITES: dict[str, Callable[[], list[Row]]] = {
     "executors": executor_rows,
     "reduction": reduction_rows,
     "steps": step_rows,
+    "layers": layer_rows,
     "placement": placement_rows,
     "footprint": footprint_rows,
 }

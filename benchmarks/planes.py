@@ -17,8 +17,8 @@ from scenarios.catalog import find_model
 from scenarios.cluster_specs import ClusterSpec, ParallelSpec
 from scenarios.schedule_specs import ScheduleSpec
 from scenarios.workload_specs import SplitSpec, WorkloadSpec
+from sim.priced_steps import execute_schedule
 from sim.pricing import price
-from sim.run import execute_schedule
 from sim.setting import Setting, make_setting
 from traces.routing import RoutingTrace
 from traces.stats import expert_loads

@@ -11,7 +11,7 @@ from hwmodels.gqa import HeadShape, gqa_decode_s, gqa_prefill_s
 from hwmodels.measured_tables import Shape, head_key, latent_key, log_of
 from hwmodels.mla import LatentShape, mla_decode_s, mla_prefill_s
 from scenarios.errors import ScenarioError
-from scenarios.models import Attention, GroupedQueryAttention, LatentAttention
+from scenarios.models import BYTES_PER_VALUE, Attention, GroupedQueryAttention, LatentAttention
 
 
 def attention_decode_s(
@@ -70,6 +70,24 @@ def attention_prefill_s(
         latent, constants = latent_shape(attention, tp), device.kernels.mla_prefill(kv_dtype)
         times = mla_prefill_s(prompts, queries, pairs, latent, kv_dtype, device, constants)
     return times * prefill_factor(prompts, length, attention, tp, kv_dtype, device)
+
+
+def decode_work(context_tokens: ArrayLike, attention: Attention, tp: int, kv_dtype: str) -> tuple[Times, Times]:
+    """FLOP, and bytes of cache, of one layer's decode attention on one of `tp` devices: float64[...] each.
+
+    Every query head multiplies with keys and values of its context; the cache is read once for all heads that share it.
+    A latent cache (MLA) is absorbed, and not split over tp.
+    """
+    context = np.asarray(context_tokens, np.float64)
+    if isinstance(attention, GroupedQueryAttention):
+        shape = head_shape(attention, tp)
+        heads, values = np.asarray(shape.n_heads), 2 * np.asarray(shape.n_kv_heads) * np.asarray(shape.head_dim)
+        width = 2 * np.asarray(shape.head_dim)
+    else:
+        latent = latent_shape(attention, tp)
+        heads, values = np.asarray(latent.n_heads), np.asarray(latent.cache_dim)
+        width = np.asarray(latent.cache_dim + latent.latent_dim)
+    return 2.0 * context * heads * width, context * values * BYTES_PER_VALUE[kv_dtype]
 
 
 def decode_factor(

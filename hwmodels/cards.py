@@ -23,7 +23,11 @@ class PimUnits(Spec):
     memory_bytes_per_s: Sourced[BytesPerS]
     peak_flop_per_s: Sourced[FlopPerS]
     exclusive: Sourced[bool] = Field(description="the host device cannot use the memory while the units compute")
+    spaces: Sourced[int] | None = Field(
+        default=None, description="memory spaces that serve the units or the device, each one of them at a time"
+    )
     read_j_per_byte: Sourced[Joules] | None = None
+    flop_j: Sourced[Joules] | None = None
 
 
 class DeviceCard(Spec):
@@ -37,6 +41,8 @@ class DeviceCard(Spec):
     n_sms: Sourced[int] = Field(description="streaming multiprocessors, or cores that run one tile at a time")
     l2_bytes: Sourced[Bytes] | None = None
     power_w: Sourced[Watts] | None = None
+    read_j_per_byte: Sourced[Joules] | None = Field(default=None, description="energy of reading the memory")
+    flop_j: Sourced[Joules] | None = Field(default=None, description="energy of multiplying and adding, for each FLOP")
     price_usd: Sourced[Dollars] | None = None
     pim: PimUnits | None = None
     kernels: str = Field(default="datasheet-only", description="name of the card of kernel constants")

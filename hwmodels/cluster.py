@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from hwmodels.cards import HostCard, LinkCard, NodeCard
+from hwmodels.cards import CardSet, DeviceCard, HostCard, LinkCard, NodeCard
 from hwmodels.collectives import CollectiveCard
 from hwmodels.devices import Device
 from hwmodels.expert_exchange import ExchangeCard
@@ -68,6 +68,11 @@ class Cluster:
         """Devices of all nodes."""
         return self.n_nodes * self.devices_per_node
 
+    @property
+    def links(self) -> tuple[LinkCard, ...]:
+        """The links that tokens travel on: inside a node, and between nodes where there are several."""
+        return (self.intra,) if self.n_nodes == 1 or self.inter is None else (self.intra, self.inter)
+
     def node_of_device(self) -> NDArray[np.int64]:
         """Node of every device: int64[device]."""
         return np.repeat(np.arange(self.n_nodes, dtype=np.int64), self.devices_per_node)
@@ -93,12 +98,14 @@ def build_cluster(spec: ClusterSpec, base: Path = Path()) -> Cluster:
     """
     cards = cards_with(base / spec.cards) if spec.cards else list_cards()
     node = find_node(spec.node, cards)
-    card = find_device(spec.device or node.device, cards)
-    device = _measured(Device(card=card, kernels=find_kernels(spec.kernels or card.kernels, base, cards)))
+    card = _sustained(find_device(spec.device or node.device, cards), spec.sustained_frac)
+    kernels = find_kernels(spec.kernels or card.kernels, base, cards)
+    device = _measured(Device(card=card, kernels=kernels, experts_slowdown=spec.experts_slowdown))
     inter = find_link(node.inter_link, cards) if node.inter_link else None
     for name in ("inter_bandwidth", "inter_message"):
         if inter is None and getattr(spec, name) is not None:
             raise HardwareError(f"{node.name} has no inter_link, so {name} has no meaning; use another node card")
+    host, host_link = _host_of(spec, node, cards)
     return Cluster(
         name=_cluster_name(spec, node),
         device=device,
@@ -106,8 +113,8 @@ def build_cluster(spec: ClusterSpec, base: Path = Path()) -> Cluster:
         devices_per_node=spec.devices_per_node or node.n_devices.value,
         intra=_stated(find_link(node.intra_link, cards), spec.intra_bandwidth, spec.intra_message),
         inter=_stated(inter, spec.inter_bandwidth, spec.inter_message) if inter else None,
-        host=find_host(node.host, cards) if node.host else None,
-        host_link=find_link(node.host_link, cards) if node.host_link else None,
+        host=host,
+        host_link=host_link,
         collectives=find_collectives(node.intra_link, cards=cards),
         exchanges=exchanges_on(node.intra_link, node.inter_link, cards=cards),
     )
@@ -168,9 +175,33 @@ def _measured(device: Device) -> Device:
     return measure(device)
 
 
+def _sustained(card: DeviceCard, frac: float | None) -> DeviceCard:
+    """The device with a share of its peaks, which the scenario states; memory and links are as fast as ever."""
+    if frac is None:
+        return card
+    origin = {"source": f"scenario: {frac:.3g} of the card's", "kind": "assumed"}
+    peaks = card.peak_flop_per_s.items()
+    lower = {dtype: peak.model_copy(update={"value": peak.value * frac, **origin}) for dtype, peak in peaks}
+    return card.model_copy(update={"peak_flop_per_s": lower})
+
+
 def _cluster_name(spec: ClusterSpec, node: NodeCard) -> str:
     device = f" with {spec.device}" if spec.device else ""
     return f"{spec.nodes} x {node.name}{device}"
+
+
+def _host_of(spec: ClusterSpec, node: NodeCard, cards: CardSet) -> tuple[HostCard | None, LinkCard | None]:
+    """The host and the link to it; both numbers of a scenario's own are those of a copy."""
+    if node.host_link is None or (name := spec.host or node.host) is None:
+        stated = [key for key in ("host", "host_bandwidth", "host_message") if getattr(spec, key) is not None]
+        if stated:
+            raise HardwareError(f"{node.name} has no host_link, so {stated[0]} has no meaning; use another node card")
+        return None, None
+    link = _stated(find_link(node.host_link, cards), spec.host_bandwidth, None)
+    if spec.host_message is not None:
+        latency = {"value": spec.host_message, "source": "scenario", "kind": "assumed"}
+        link = link.model_copy(update={"latency_s": link.latency_s.model_copy(update=latency)})
+    return find_host(name, cards), link
 
 
 def _stated(link: LinkCard, bytes_per_s: float | None, message_s: float | None) -> LinkCard:

@@ -17,11 +17,13 @@ class Device:
     """Parameters of one device; `hwmodels.gemm`, `attention`, `mla` and `moe` hold the laws.
 
     measured  what tables of the kernel card correct laws by; `hwmodels.measured_rows.measure` reads them.
+    experts_slowdown  times that experts take as long as their law and tables say, as the scenario states.
     """
 
     card: DeviceCard
     kernels: Kernels
     measured: Measured = NOTHING
+    experts_slowdown: float = 1.0
 
     @property
     def n_sms(self) -> int:

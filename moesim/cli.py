@@ -135,6 +135,9 @@ def reproduce(
         float, typer.Option("--limit", min=0, help="Largest error of a claim without a stated reason.")
     ] = 0.35,
     json: Json = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", metavar="DIR", help="Write reproductions.png and reproductions.json.")
+    ] = None,
     quiet: Quiet = False,
     debug: Debug = False,
 ) -> None:
@@ -142,9 +145,45 @@ def reproduce(
     from moesim import reproducing
 
     del debug
-    _check_targets(json, None)
-    if not reproducing.show(systems or (), limit, json, quiet=quiet):
+    _check_targets(json, out)
+    if not reproducing.show(systems or (), limit, json, out, quiet=quiet):
         raise typer.Exit(1)
+
+
+@app.command()
+def sweep(
+    scenario: Scenario,
+    axes: Annotated[
+        list[str] | None, typer.Option("--set", metavar="PATH=A,B,C", help="An axis; repeatable, all are combined.")
+    ] = None,
+    zipped: Annotated[
+        list[str] | None, typer.Option("--zip", metavar="PATH=A,B,C", help="Axes that advance together; repeatable.")
+    ] = None,
+    random: Annotated[int | None, typer.Option(min=1, help="So many points, drawn by the seed.")] = None,
+    rank: Annotated[
+        str | None, typer.Option("--rank", metavar="METRIC", help="What decides; default: tokens/s.")
+    ] = None,
+    jobs: Annotated[int | None, typer.Option("--jobs", min=1, help="Processes; default: one a core.")] = None,
+    ray: Annotated[
+        str | None, typer.Option("--ray", metavar="ADDRESS", help="A Ray cluster instead of processes.")
+    ] = None,
+    fresh: Annotated[bool, typer.Option("--fresh", help="Simulate again what is done.")] = False,
+    out: Annotated[Path, typer.Option("--out", metavar="DIR", help="Where results are kept and read again.")] = Path(
+        "out/sweep"
+    ),
+    seed: Seed = None,
+    json: Json = None,
+    quiet: Quiet = False,
+    debug: Debug = False,
+) -> None:
+    """Simulate a grid of scenarios in parallel; interrupted or run again, it does only what is missing."""
+    from moesim import sweeping
+
+    del debug
+    _check_targets(json, out)
+    grid = sweeping.Grid(axes=axes or (), zipped=zipped or (), n_random=random)
+    means = sweeping.Means(jobs=jobs, ray=ray, fresh=fresh)
+    sweeping.show(_load(scenario, None, seed), grid, means, rank, (out, json), quiet)
 
 
 @app.command("place")

@@ -114,11 +114,15 @@ def _policies() -> list[Table]:
     from hwmodels.library import links_with
     from scenarios.schedule_specs import FittedKernelName
     from sim.laws import LAWS
+    from sim.pipelines import PIPELINES
     from sim.policies import POLICIES
 
     policies = _table("schedule policies (schedule.overlap)", "name", "what it does")
     for name, policy in POLICIES.items():
         policies.add_row(name, _first_line(policy))
+    pipelines = _table("pipelines (schedule.pipeline, where parallel.*.pp is above 1)", "name", "order of a stage")
+    for name, order in PIPELINES.items():
+        pipelines.add_row(name, _first_line(order))
     laws = _table("laws of link sharing (schedule.exchange.law)", "name", "what it says")
     for name, law in LAWS.items():
         laws.add_row(name, _first_line(law))
@@ -126,7 +130,7 @@ def _policies() -> list[Table]:
     kernels.add_row("alpha-beta", "any link, by its latency and bandwidth")
     for kernel in ("nccl", *get_args(FittedKernelName)):
         kernels.add_row(kernel, ", ".join(links_with(kernel)))
-    return [policies, laws, kernels]
+    return [policies, pipelines, laws, kernels]
 
 
 def _solvers() -> list[Table]:

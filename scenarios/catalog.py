@@ -9,7 +9,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from scenarios.errors import ScenarioError, TraceError
-from scenarios.explain import did_you_mean
+from scenarios.explain import did_you_mean, told
 from scenarios.loader import load_spec
 from scenarios.models import ModelCard
 from scenarios.yaml_source import printable
@@ -53,11 +53,11 @@ def _changed_model(changes: dict[str, Any], base: Path) -> ModelCard:
         card = find_model(named, base)
         content = card.model_dump(exclude_unset=True) | {"name": f"{card.name} changed"}
         content["sources"] |= dict.fromkeys(sorted(set(changes) - {"name", "sources", "note"}), SCENARIO_SOURCE)
+    content |= changes
     try:
-        return ModelCard.model_validate(content | changes)
+        return ModelCard.model_validate(content)
     except ValidationError as error:
-        problems = [f"{'.'.join(map(str, one['loc']))}: {one['msg']}" for one in error.errors()]
-        raise ScenarioError(printable("; ".join(problems))) from None
+        raise ScenarioError(told(error, content, ModelCard)) from None
 
 
 def list_models() -> list[ModelCard]:

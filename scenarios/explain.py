@@ -6,11 +6,12 @@ import difflib
 import re
 import types
 from collections.abc import Collection, Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 from pydantic import BaseModel, ValidationError
 
-from scenarios.yaml_source import KeyPath, Problem, YamlSource
+from scenarios.yaml_source import KeyPath, Problem, YamlSource, dotted, printable
 
 _EXPECTED = {
     "a whole number": ("int_parsing", "int_type", "int_from_float", "int_parsing_size"),
@@ -50,6 +51,13 @@ def problems_of(
         if not _repeats_base(detail, details, source.data)
     ]
     return [found for kind, found in problems if kind == "extra_forbidden" or found.keys not in unreadable]
+
+
+def told(error: ValidationError, data: dict[str, Any], spec_class: type[BaseModel]) -> str:
+    """All problems of data that stand in no file of their own, on one line."""
+    source = YamlSource(path=Path(), data=data, places={(): 0})
+    found = problems_of(error, source, spec_class)
+    return printable("; ".join(f"{dotted(one.keys)}: {one.text}" if one.keys else one.text for one in found))
 
 
 def _problem(detail: Mapping[str, Any], source: YamlSource, spec_class: type[BaseModel]) -> Problem:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from itertools import product
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
@@ -23,7 +25,7 @@ class CaseSpec(Spec):
 class FitSpec(Spec):
     """One number of the scenario, solved so that one metric of one case meets a number of the paper's own baseline."""
 
-    path: str = Field(description="number of the scenario, such as cluster.inter_bandwidth or factors.experts")
+    path: str = Field(description="number of the scenario, such as cluster.inter_bandwidth or cluster.experts_slowdown")
     case: CaseName
     metric: str
     published: float | str
@@ -40,6 +42,10 @@ class FitSpec(Spec):
         return self
 
 
+Axis = Annotated[tuple[dict[str, Any], ...], Field(min_length=1, description="changes by path, one entry a point")]
+Grid = Annotated[tuple[Axis, ...], Field(min_length=1, description="axes; every combination is a point")]
+
+
 class ClaimSpec(Spec):
     """One published result and how it is predicted: an expression over metrics of cases, or a ranking of cases."""
 
@@ -49,7 +55,10 @@ class ClaimSpec(Spec):
     published: float | str | tuple[str, ...] = Field(
         description=f"number, with its unit where it has one; cases, best first; or {INFEASIBLE}"
     )
-    predict: str | None = Field(default=None, description="such as step_time_s(linear) / step_time_s(chunked)")
+    predict: str | None = Field(
+        default=None, description="such as step_time_s(linear) / step_time_s(chunked); min(a, b) of several values"
+    )
+    grid: str | None = Field(default=None, description="predict: mean over the points of this grid")
     rank: str | None = Field(default=None, description="metric that orders the published cases")
     best: Literal["lowest", "highest"] = Field(default="lowest", description="rank: which value of the metric is best")
     relation: Literal["equal", "at-least", "at-most"] = Field(
@@ -67,6 +76,8 @@ class ClaimSpec(Spec):
             raise ValueError("give either 'predict: EXPRESSION' or 'rank: METRIC'")
         if (self.rank is not None) != isinstance(self.published, tuple):
             raise ValueError("a rank is published as a list of cases, a prediction as one number")
+        if self.grid is not None and self.predict is None:
+            raise ValueError("a grid is what a prediction is averaged over: give 'predict: EXPRESSION'")
         if isinstance(self.published, tuple) and len(set(self.published)) < max(2, len(self.published)):
             raise ValueError("a ranking needs two or more cases, each once")
         if not isinstance(self.published, tuple) and self.published != INFEASIBLE:
@@ -80,14 +91,8 @@ class ClaimSpec(Spec):
 
     @property
     def target(self) -> Published:
-        """The published number; an infeasible case is 0 of the metric `feasible`."""
-        if isinstance(self.published, tuple):
-            raise ValueError(f"{self.id} is a ranking")
-        return (
-            Published(number=0.0, unit="", factor=1.0)
-            if self.published == INFEASIBLE
-            else read_published(self.published)
-        )
+        """The published number of a prediction; an infeasible case is 0 of the metric `feasible`."""
+        return read_published(0.0 if self.published == INFEASIBLE else str(self.published))
 
 
 class PaperSpec(Spec):
@@ -99,5 +104,20 @@ class PaperSpec(Spec):
     note: str | None = None
     scenario: dict[str, Any] = Field(description="as in any scenario file; paths are relative to this file")
     cases: dict[CaseName, CaseSpec] = Field(min_length=1)
+    grids: dict[CaseName, Grid] = Field(
+        default={}, description="changes that all cases go through, for means over them"
+    )
     fits: tuple[FitSpec, ...] = ()
     claims: tuple[ClaimSpec, ...] = Field(min_length=1)
+
+    @model_validator(mode="after")
+    def _known_grids(self) -> PaperSpec:
+        unknown = sorted({claim.grid for claim in self.claims if claim.grid} - set(self.grids))
+        if unknown:
+            raise ValueError(f"claims name grids that are not there: {', '.join(unknown)}")
+        return self
+
+    def points(self, grid: str) -> Iterator[dict[str, Any]]:
+        """Changes of every point of a grid, by path."""
+        for entries in product(*self.grids[grid]):
+            yield {path: value for entry in entries for path, value in entry.items()}

@@ -29,9 +29,15 @@ class Published:
         """The number in SI units; of a percentage the share (0-1)."""
         return self.number * self.factor
 
-    def text(self, number: float) -> str:
+    def written(self, number: float) -> str | float:
         """Another number of the same unit as a scenario writes it."""
-        return f"{number!r} {self.unit}".strip()
+        return f"{number!r} {self.unit}" if self.unit else number
+
+
+def rounded(text: str) -> str:
+    """The number of `text` with four digits, and its unit."""
+    number, _, unit = text.partition(" ")
+    return f"{float(number):.4g} {unit}".strip()
 
 
 def read_published(text: float | str) -> Published:

@@ -9,9 +9,10 @@ from pydantic import Field, model_validator
 
 from scenarios.models import DType
 from scenarios.sources import Spec
-from scenarios.units import Seconds
+from scenarios.stream_specs import GENERATING, StreamingName
+from scenarios.units import Bytes, Seconds
 
-OverlapName = Literal[
+ResidentName = Literal[
     "none",
     "chunked",
     "two-batch",
@@ -22,6 +23,9 @@ OverlapName = Literal[
     "prefetch",
     "ping-pong",
 ]
+"""Schedules of weights that stay where they are."""
+OverlapName = Literal[ResidentName, StreamingName]
+PipelineName = Literal["gpipe", "1f1b", "interleaved", "zb1p", "dualpipe"]
 LawName = Literal["port", "fifo", "maxmin"]
 DedupName = Literal["none", "device", "node"]
 FittedKernelName = Literal["deepep-normal", "deepep-low-latency", "nvl72-one-sided", "nvl72-two-sided"]
@@ -123,6 +127,30 @@ class MoveSpec(Spec):
     )
 
 
+GradientOrder = Literal["after", "overlapped", "priority", "fill"]
+TRAINED: tuple[OverlapName, ...] = ("none", "chunked")
+"""Policies that know a backward pass."""
+
+
+class GradientsSpec(Spec):
+    """Where sums of gradients stand among the exchanges of a backward pass, on the ports that they share."""
+
+    order: GradientOrder = Field(
+        default="overlapped",
+        description="after the backward pass; overlapped: as soon as gradients are there; priority: tokens go "
+        "first, one piece beside each computation (Lina); fill: pieces as long as the ports idle (FSMoE)",
+    )
+    partition: Bytes | None = Field(
+        default=None, gt=0, description="largest piece that a sum is cut into; default: a layer's gradients are one"
+    )
+
+    @model_validator(mode="after")
+    def _own_pieces(self) -> GradientsSpec:
+        if self.order == "fill" and self.partition is not None:
+            raise ValueError("order fill cuts sums of gradients to the ports' idle time: leave partition out")
+        return self
+
+
 class ScheduleSpec(Spec):
     """A schedule policy with its options."""
 
@@ -130,7 +158,13 @@ class ScheduleSpec(Spec):
     chunks: int = Field(
         default=2,
         ge=1,
-        description="chunked: parts of the experts' tokens; two-batch, ping-pong: microbatches of the whole step",
+        description="chunked: parts of the experts' tokens; two-batch, ping-pong, generating: microbatches of all of "
+        "the step",
+    )
+    microbatch: int | None = Field(
+        default=None,
+        gt=0,
+        description="generating schedules: requests of each of the `chunks` microbatches; a pass has so many together",
     )
     tiles: int = Field(default=16, ge=1, description="tiles, persistent: parts that rows (and columns) are cut into")
     sms: Annotated[int, Field(gt=0)] | Literal["auto"] = Field(
@@ -138,12 +172,28 @@ class ScheduleSpec(Spec):
     )
     exchange: ExchangeSpec = ExchangeSpec()
     payload: PayloadSpec | None = None
+    encode: Literal["index", "einsum"] = Field(
+        default="index",
+        description="how tokens get into the buffers of experts: by index, or by a dense product with a mask (GShard, "
+        "Fairseq)",
+    )
     move: MoveSpec | None = None
+    gradients: GradientsSpec = Field(default=GradientsSpec(), description="of workload.phase train")
     chunks_by: Literal["tokens", "peers"] = Field(
         default="tokens",
         description="chunked: parts of a device's tokens, or groups of devices that exchange at a stride (FasterMoE)",
     )
+    pim: Literal["none", "by-operation", "co-processing"] = Field(
+        default="none",
+        description="PIM units in the device's memory: by-operation: attention of requests and the experts of a layer "
+        "each where they are faster; co-processing: experts split between both, attention of prompts beside that of "
+        "requests (Duplex)",
+    )
     executor: Literal["vector", "event"] = "vector"
+    pipeline: PipelineName | None = Field(
+        default=None, description="order of a stage's passes where parallel.*.pp is above 1; default: 1f1b"
+    )
+    stage_chunks: int = Field(default=2, ge=2, description="interleaved: parts of the model that a stage holds")
     step_overhead: Seconds = Field(default=0.0, description="host time between steps")
     launch: Literal["graph", "eager"] = Field(
         default="graph", description="kernels replayed as a CUDA graph, or launched one by one by the host"
@@ -184,6 +234,10 @@ class ScheduleSpec(Spec):
             raise ValueError("a search within a search: list all schedules in one")
         if self.overlap in PAIRED and self.chunks != 2:
             raise ValueError(f"overlap {self.overlap} orders 2 microbatches, not {self.chunks}: leave chunks out")
+        if self.overlap == "vslpipe" and self.chunks != 2:
+            raise ValueError(f"overlap vslpipe has 2 groups of requests, not {self.chunks}: leave chunks out")
+        if self.microbatch is not None and self.overlap not in GENERATING:
+            raise ValueError(f"microbatch is an option of {', '.join(sorted(GENERATING))}, not of {self.overlap}")
         if self.overlap in FUSED and self.exchange.kernel != "alpha-beta":
             raise ValueError(
                 f"overlap {self.overlap} moves tokens in its own kernel: leave exchange.kernel "
@@ -196,6 +250,11 @@ class ScheduleSpec(Spec):
             )
         if self.overlap != "tiles" and self.sms != "auto":
             raise ValueError(f"sms is an option of overlap tiles, not of {self.overlap}")
+        if self.pim != "none" and (self.overlap, self.launch, self.transforms_loads) != ("none", "graph", False):
+            raise ValueError(
+                f"pim {self.pim} has an order of its own: leave overlap ({self.overlap}), move, payload and launch "
+                f"({self.launch}) out"
+            )
         if self.kernels_per_layer is not None and self.launch != "eager":
             raise ValueError("kernels_per_layer counts launches by the host: add launch: eager")
         return self
@@ -242,7 +301,7 @@ class ScheduleSpec(Spec):
     @property
     def n_parts(self) -> int:
         """Parts that the tokens of a device are counted in; tiles are parts of one kernel and counted together."""
-        return 1 if self.overlap in FUSED or self.overlap in ("none", "prefetch") else self.chunks
+        return 1 if self.overlap in FUSED or self.overlap in ("none", "prefetch", "ring") else self.chunks
 
     @property
     def n_chunks(self) -> int:

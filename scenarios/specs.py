@@ -7,16 +7,21 @@ from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
+from scenarios.budget_specs import BitsSpec, TiersSpec
 from scenarios.cluster_specs import ClusterSpec, ParallelSpec
+from scenarios.offload_specs import OffloadSpec
 from scenarios.placement_specs import PlacementSpec
 from scenarios.schedule_specs import ScheduleSpec
+from scenarios.serving_specs import ServingSpec
 from scenarios.sources import Spec
-from scenarios.units import Dollars, Watts
+from scenarios.stream_specs import StreamSpec
+from scenarios.training_specs import TrainingSpec
+from scenarios.units import Dollars, DollarsPerJ, Seconds, Watts
 from scenarios.workload_specs import WorkloadSpec
 
 
 class MemorySpec(Spec):
-    """What memory must hold beside weights."""
+    """What memory must hold beside weights, and which weights are not on the devices."""
 
     reserve: float = Field(default=0.1, ge=0, lt=1, description="share kept for activations, buffers and the runtime")
     requests_per_device: int | None = Field(
@@ -25,6 +30,15 @@ class MemorySpec(Spec):
     context_tokens: int | None = Field(
         default=None, gt=0, description="KV tokens per request; default: the trace's longest"
     )
+    offload: OffloadSpec | None = None
+    stream: StreamSpec | None = None
+    name: str | None = None
+
+    @model_validator(mode="after")
+    def _one_way_to_the_host(self) -> MemorySpec:
+        if self.offload is not None and self.stream is not None:
+            raise ValueError("offload serves single experts, stream whole layers: give one of them")
+        return self
 
 
 class CompareSpec(Spec):
@@ -38,6 +52,8 @@ class CompareSpec(Spec):
     parallel: tuple[ParallelSpec, ...] = ()
     cluster: tuple[ClusterSpec, ...] = ()
     workload: tuple[WorkloadSpec, ...] = ()
+    memory: tuple[MemorySpec, ...] = ()
+    serving: tuple[ServingSpec, ...] = ()
 
 
 class OfferSpec(Spec):
@@ -75,6 +91,16 @@ class BudgetSpec(Spec):
         return self
 
 
+class PricesSpec(Spec):
+    """What devices and energy cost: metric `cost_usd_per_mtok`."""
+
+    device: Dollars | None = Field(default=None, description="a device; default: the price that its card states")
+    node: Dollars = Field(default=0.0, description="what a node costs beside its devices")
+    lifetime: Seconds = Field(gt=0, description="time over which they are paid off, such as 4 a (years)")
+    used: float = Field(default=1.0, gt=0, le=1, description="share of it in which they serve")
+    energy: DollarsPerJ | None = Field(default=None, description="price of energy; default: not paid for")
+
+
 class ScenarioSpec(Spec):
     """A whole scenario, as in its YAML file."""
 
@@ -90,8 +116,15 @@ class ScenarioSpec(Spec):
     placement: PlacementSpec = PlacementSpec()
     schedule: ScheduleSpec = ScheduleSpec()
     memory: MemorySpec = MemorySpec()
+    training: TrainingSpec = Field(default=TrainingSpec(), description="of workload.phase train")
+    serving: ServingSpec | None = Field(
+        default=None, description="requests under load, instead of steps of workload.tokens_per_device"
+    )
     compare: CompareSpec | None = None
+    prices: PricesSpec | None = None
     budget: BudgetSpec | None = Field(default=None, description="bound: what may be bought")
+    bits: BitsSpec | None = Field(default=None, description="place: bit widths of experts within a mean")
+    tiers: TiersSpec | None = Field(default=None, description="place: experts in device memory, the others on the host")
     seed: int = Field(default=0, ge=0)
 
     @model_validator(mode="before")

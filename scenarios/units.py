@@ -22,7 +22,7 @@ _BYTES = _prefixed("B", _DECIMAL) | _prefixed("B", _BINARY)
 _BITS_PER_S = {unit: factor / 8 for unit, factor in _prefixed("b/s", _DECIMAL).items()}
 
 UNITS: dict[str, dict[str, float]] = {
-    "time": {"s": 1.0, "min": 60.0, "h": 3600.0} | _prefixed("s", _SMALL),
+    "time": {"s": 1.0, "min": 60.0, "h": 3600.0, "d": 86_400.0, "a": 31_557_600.0} | _prefixed("s", _SMALL),
     "bytes": _BYTES,
     "bandwidth": {f"{unit}/s": factor for unit, factor in _BYTES.items()} | _BITS_PER_S,
     "compute": _prefixed("FLOP/s", _DECIMAL) | _prefixed("OP/s", _DECIMAL),
@@ -30,6 +30,7 @@ UNITS: dict[str, dict[str, float]] = {
     "energy": {"J": 1.0, "Wh": 3600.0, "kWh": 3.6e6} | _prefixed("J", _SMALL) | {"pJ": 1e-12},
     "frequency": _prefixed("Hz", _DECIMAL),
     "money": {"USD": 1.0, "kUSD": 1e3, "MUSD": 1e6},
+    "energy price": {"USD/kWh": 1 / 3.6e6, "USD/MWh": 1 / 3.6e9},
 }
 _EXAMPLE = {
     "time": "3 us",
@@ -40,6 +41,7 @@ _EXAMPLE = {
     "energy": "4 pJ",
     "frequency": "1.98 GHz",
     "money": "25 kUSD",
+    "energy price": "0.1 USD/kWh",
 }
 SMALLEST, LARGEST = 1e-30, 1e30  # beyond these, times overflow or vanish
 _QUANTITY = re.compile(r"^\s*([-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?)\s*([^\s\d].*?)?\s*$")
@@ -106,4 +108,5 @@ FlopPerS = Annotated[float, BeforeValidator(_quantity("compute")), _schema("comp
 Watts = Annotated[float, BeforeValidator(_quantity("power")), _schema("power")]
 Joules = Annotated[float, BeforeValidator(_quantity("energy", positive=False)), _schema("energy")]
 Hertz = Annotated[float, BeforeValidator(_quantity("frequency")), _schema("frequency")]
+DollarsPerJ = Annotated[float, BeforeValidator(_quantity("energy price", positive=False)), _schema("energy price")]
 Dollars = Annotated[float, BeforeValidator(_quantity("money", positive=False)), _schema("money")]

@@ -9,6 +9,8 @@ from pydantic import Field, model_validator
 from scenarios.routing_specs import RoutingSpec
 from scenarios.sources import Spec
 
+Phase = Literal["decode", "prefill", "train"]
+
 
 class SynthesisSpec(Spec):
     """A made-up routing trace; `fit` takes the knobs from a real trace instead of from here."""
@@ -42,6 +44,13 @@ class SplitSpec(Spec):
         return self
 
 
+class GenerateSpec(Spec):
+    """Offline generation: every request has a prompt and an answer of the same lengths."""
+
+    prompt_tokens: int = Field(gt=0, description="tokens of a prompt, padding included")
+    new_tokens: int = Field(gt=1, description="tokens of an answer; the prefill brings the first one")
+
+
 class WorkloadSpec(Spec):
     """Tokens that every device processes in a step, taken from a routing trace."""
 
@@ -49,10 +58,28 @@ class WorkloadSpec(Spec):
         default=None, description="path of a .npz trace, relative to the scenario, or the name of a shipped one"
     )
     synthetic: SynthesisSpec | None = None
-    phase: Literal["decode", "prefill"] = "decode"
+    phase: Phase = Field(
+        default="decode", description="train: a microbatch of packed sequences, forward and backward; see `training`"
+    )
     tokens_per_device: int = Field(default=64, gt=0)
+    prompt_tokens: int = Field(
+        default=0,
+        ge=0,
+        description="decode: how many of a device's tokens belong to a prompt that joins the step (mixed passes)",
+    )
     context_tokens: int | None = Field(default=None, gt=0, description="context of every token; default: its position")
     steps: int = Field(default=64, gt=0)
+    microbatches: int | None = Field(
+        default=None,
+        gt=0,
+        description="of a pipeline step (parallel.*.pp above 1), `tokens_per_device` each; `steps` different ones are "
+        "simulated and drawn in turn",
+    )
+    generate: GenerateSpec | None = Field(
+        default=None,
+        description="with memory.stream: prefill and decode of tokens_per_device requests; `steps` decode passes, "
+        "evenly spread, are simulated",
+    )
     split: SplitSpec = SplitSpec()
     routing: RoutingSpec = RoutingSpec()
 
@@ -60,4 +87,21 @@ class WorkloadSpec(Spec):
     def _one_origin(self) -> WorkloadSpec:
         if (self.trace is None) == (self.synthetic is None):
             raise ValueError("give either 'trace: FILE' or 'synthetic: {...}'")
+        if self.prompt_tokens and (self.phase != "decode" or self.prompt_tokens >= self.tokens_per_device):
+            raise ValueError(
+                f"prompt_tokens {self.prompt_tokens} of the {self.tokens_per_device} tokens of a device: give fewer, "
+                "in phase decode; in prefill all tokens are of prompts"
+            )
         return self
+
+
+def tokens_by_phase(workload: WorkloadSpec) -> tuple[int, int]:
+    """Tokens of a device that decode, and the ones after them, which belong to prompts, or to sequences in training."""
+    n_prompt = workload.prompt_tokens if workload.phase == "decode" else workload.tokens_per_device
+    return workload.tokens_per_device - n_prompt, n_prompt
+
+
+def logit_positions(workload: WorkloadSpec) -> int:
+    """Tokens of a device whose logits are computed: all but those of prompts, of which one counts."""
+    n_decode, n_prompt = tokens_by_phase(workload)
+    return n_prompt if workload.phase == "train" else n_decode + min(n_prompt, 1)

@@ -18,21 +18,26 @@ from hwmodels.devices import Device
 from hwmodels.kernels import stretched_to
 from hwmodels.measured_tables import moe_shape
 from hwmodels.moe import expert_shape
+from placement.exchange_time import SIDES
 from scenarios.schedule_specs import ScheduleSpec
 from sim.durations import Duration
-from sim.kernel_pricing import SIDES, exchange_band
+from sim.kernel_pricing import exchange_band
 from sim.launches import launched_eagerly
 from sim.laws import LAWS
+from sim.laws_used import attention_blocks
 from sim.log import busy_s
+from sim.offload.prices import COMPUTED, HOSTED, host_bands
 from sim.pricing import Prices, layer_prices
 from sim.program import OpList
 from sim.setting import Setting
 from sim.stage_pricing import INSIDE_KINDS
+from sim.training import BACKWARD, SUMS
 from sim.vector import execute
 
 End = Literal["low", "high"]
 ENDS: tuple[End, ...] = ("low", "high")
 SAMPLED_STEPS = 8
+DEVICE_CORES = ("device core", "windowed device core")  # of devices with PIM units; of these no law has a band
 
 KERNEL_FAMILIES: dict[str, tuple[str, ...]] = {
     "experts": ("moe",),
@@ -40,7 +45,9 @@ KERNEL_FAMILIES: dict[str, tuple[str, ...]] = {
     "attention": ("prefill", "decode", "mla_prefill", "mla_decode"),
     "small": ("launch",),
 }
-"""Family of laws -> blocks of a kernel card; the family `links` comes on top."""
+"""Family of laws -> blocks of a kernel card; the families `links` and `host` come on top."""
+
+COLLECTIVES_OF_TRAINING = (*SUMS, "weights", "weights" + BACKWARD, "refresh")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,8 +63,9 @@ def step_band(setting: Setting, prices: Prices, op_list: OpList, schedule: Sched
     """The band of the mean step time, from up to `SAMPLED_STEPS` steps spread over the batch."""
     n_steps = setting.batches.n_steps
     steps = np.unique(np.linspace(0, n_steps - 1, min(SAMPLED_STEPS, n_steps)).round().astype(np.int64))
-    sample = replace(setting, batches=setting.batches.at(steps))
-    sampled = prices.at(steps)
+    sample, sampled = setting, prices
+    if len(steps) < n_steps:
+        sample, sampled = replace(setting, batches=setting.batches.at(steps)), prices.at(steps)
 
     def mean_s(changed: Prices) -> float:
         finished = execute(op_list, changed.durations(op_list), law=LAWS[schedule.exchange.law])
@@ -65,7 +73,9 @@ def step_band(setting: Setting, prices: Prices, op_list: OpList, schedule: Sched
 
     predicted_s = mean_s(sampled)
     ends: dict[str, tuple[float, float]] = {}
-    for family in (*KERNEL_FAMILIES, "links"):
+    hosted = HOSTED[0] in prices.per_chunk or "page" in prices.per_layer
+    beside = ("links", "host") if hosted else ("links",)
+    for family in (*KERNEL_FAMILIES, *beside):
         low, high = (mean_s(_moved(sample, sampled, schedule, family, end)) / predicted_s for end in ENDS)
         ends[family] = (min(low, 1.0), max(high, 1.0))
     below = np.sqrt(sum((1 - low) ** 2 for low, _ in ends.values()))
@@ -86,9 +96,16 @@ def _moved(setting: Setting, prices: Prices, schedule: ScheduleSpec, family: str
 def _moved_work(setting: Setting, prices: Prices, schedule: ScheduleSpec, family: str, end: End) -> Prices:
     if family == "links":
         return _moved_links(setting, prices, schedule, end)
+    if family == "host":
+        return prices.times({kind: ends[ENDS.index(end)] for kind, ends in host_bands(setting).items()})
     device = setting.cluster.device
     if family == "experts":
-        return prices.times(dict.fromkeys(("experts", "local"), _experts_ends(setting)[ENDS.index(end)]))
+        kinds = ("experts", "local", "experts" + BACKWARD, *COMPUTED)
+        return prices.times(dict.fromkeys(kinds, _experts_ends(setting)[ENDS.index(end)]))
+    if family == "attention":
+        blocks = attention_blocks(setting.model, setting.workload)
+        ends = [device.kernels.find(block, setting.model.kv_dtype).low_high[ENDS.index(end)] for block in blocks]
+        prices = prices.times(dict.fromkeys(DEVICE_CORES, min(ends) if end == "low" else max(ends)))
     moved = device_at_end(device, KERNEL_FAMILIES[family], end)
     changed = replace(setting, cluster=replace(setting.cluster, device=moved))
     own = layer_prices(changed, max(len(parts) for parts in prices.per_layer.values()), schedule.exchange)
@@ -127,6 +144,8 @@ def _moved_links(setting: Setting, prices: Prices, schedule: ScheduleSpec, end: 
     factors = dict.fromkeys(INSIDE_KINDS, (inside.low, inside.high)[place])
     factors |= {kind: exchange_band(setting, schedule.exchange, kind)[place] for kind in SIDES}
     factors["fetch"] = factors["contexts"] = factors["dispatch"]
+    slowest = inside if setting.cluster.inter is None or setting.cluster.n_nodes == 1 else setting.cluster.inter.band
+    factors |= dict.fromkeys(COLLECTIVES_OF_TRAINING, (slowest.low, slowest.high)[place])
     if setting.attention_tp > 1:
         factors["gather"] = _collective_ends(setting, "all-gather")[place]
         factors["scatter"] = _collective_ends(setting, "reduce-scatter")[place]

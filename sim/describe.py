@@ -11,8 +11,10 @@ import simpy
 
 from placement.plan import Placement
 from scenarios.cluster_specs import ParallelSpec
-from scenarios.schedule_specs import ScheduleSpec
-from scenarios.specs import CompareSpec, ScenarioSpec
+from scenarios.offload_specs import OffloadSpec
+from scenarios.schedule_specs import GradientsSpec, ScheduleSpec
+from scenarios.serving_specs import ServingSpec
+from scenarios.specs import CompareSpec, MemorySpec, ScenarioSpec
 from scenarios.workload_specs import WorkloadSpec
 from sim.session import Plan, Session
 from sim.setting import Setting
@@ -21,6 +23,8 @@ from sim.setting import Setting
 def table_title(workload: WorkloadSpec, spec: ScenarioSpec) -> str:
     """Title of a workload's table; says which routing where the scenario has several."""
     title = f"{workload.phase}, {workload.tokens_per_device} tokens per device"
+    if spec.serving is not None or (spec.compare is not None and spec.compare.serving):
+        title = "requests under load"
     others = spec.compare.workload if spec.compare is not None else ()
     if len({(other.trace, other.synthetic) for other in others}) > 1:
         title += f", {workload.trace or 'synthetic'}"
@@ -66,13 +70,17 @@ def plan_name(spec: ScenarioSpec, plan: Plan, placement: Placement) -> str:
         parts.append(schedule_name(plan.schedule))
     if len(axes.parallel) > 1:
         parts.append(_parallel_name(plan.parallel))
+    if len(axes.memory) > 1:
+        parts.append(memory_name(plan.memory))
+    if len(axes.serving) > 1 and plan.serving is not None:
+        parts.append(serving_name(plan.serving))
     if len(axes.cluster) > 1:
         parts.append(f"{plan.cluster.nodes} x {plan.cluster.node}")
     return ", ".join(parts)
 
 
 def _varies(axes: CompareSpec) -> bool:
-    return max(len(axes.schedule), len(axes.parallel), len(axes.cluster)) > 1
+    return max(map(len, (axes.schedule, axes.parallel, axes.memory, axes.serving, axes.cluster))) > 1
 
 
 def schedule_name(schedule: ScheduleSpec) -> str:
@@ -82,28 +90,74 @@ def schedule_name(schedule: ScheduleSpec) -> str:
     if schedule.search:
         return f"best of {len(schedule.search)}"
     name = "sequential" if schedule.overlap == "none" else f"{schedule.overlap} x{schedule.n_chunks}"
+    if schedule.microbatch is not None:
+        name = f"{schedule.overlap} {schedule.chunks} x {schedule.microbatch}"
     law, kernel = schedule.exchange.law, schedule.exchange.kernel
     usual = ("port" if schedule.overlap != "persistent" else "fifo", "alpha-beta")
     special: list[str] = [word for word in (law, kernel) if word not in usual]
     if schedule.overlap == "tiles" and schedule.sms != "auto":
         special.append(f"{schedule.sms} SMs")
     special += [f"compressed to {schedule.payload.rate:g}"] if schedule.payload is not None else []
+    special += [schedule.encode] if schedule.encode != "index" else []
     special += [schedule.move.kind] if schedule.move is not None else []
+    special += [f"PIM {schedule.pim}"] if schedule.pim != "none" else []
     special += ["peers"] if schedule.chunks_by == "peers" else []
+    special += [_gradients_name(schedule.gradients)] if schedule.gradients != GradientsSpec() else []
+    special += [schedule.pipeline] if schedule.pipeline is not None else []
     return f"{name} ({', '.join(special)})" if special else name
 
 
+def _gradients_name(gradients: GradientsSpec) -> str:
+    cut = "" if gradients.partition is None else f" in {gradients.partition / 1e6:g} MB"
+    return f"gradients {gradients.order}{cut}"
+
+
+def memory_name(memory: MemorySpec) -> str:
+    """The name that the scenario gives a memory section, or one made of how its experts are offloaded."""
+    spec = memory.offload
+    if memory.name is None and memory.stream is not None:
+        return f"{memory.stream.weights} streamed, {memory.stream.held:.0%} held"
+    if memory.name is not None or spec is None:
+        return memory.name or "all on the device"
+    held = f"{spec.slots}" if spec.slots is not None else f"{spec.share:.0%}"
+    return f"{held} {way_name(spec)}"
+
+
+def way_name(spec: OffloadSpec) -> str:
+    """How misses are served and who keeps a slot, without the number of slots."""
+    parts = [spec.evict if spec.miss == "load" else f"{spec.evict}, {spec.miss}"]
+    parts += [f"defer {spec.defer:.0%}"] if spec.defer else []
+    if spec.prefetch is not None:
+        options = (spec.prefetch.width, spec.prefetch.recall and f"{spec.prefetch.recall:.0%}")
+        parts.append(" ".join(["prefetch", spec.prefetch.by, *(str(option) for option in options if option)]))
+    return ", ".join(parts)
+
+
+def serving_name(serving: ServingSpec) -> str:
+    """The name that the scenario gives a load, or that of its requests."""
+    requests = serving.requests
+    if requests.file is None:
+        return serving.name or f"{requests.requests_per_s:g}/s"
+    return serving.name or (requests.file if requests.speed == 1 else f"{requests.file} x{requests.speed:g}")
+
+
 def _parallel_name(parallel: ParallelSpec) -> str:
-    attention = "" if parallel.attention is None else f"DP{parallel.attention.dp} TP{parallel.attention.tp} "
-    experts = "" if parallel.experts is None else f"EP{parallel.experts.ep} ETP{parallel.experts.tp}"
-    return f"{attention}{experts}".strip() or "default layout"
+    attention, experts = parallel.attention, parallel.experts
+    words: list[str] = []
+    if attention is not None:
+        words += [f"DP{attention.dp} TP{attention.tp}", *([f"CP{attention.cp}"] if attention.cp > 1 else [])]
+    if experts is not None:
+        words += [f"EP{experts.ep} ETP{experts.tp}", *([f"EDP{experts.edp}"] if experts.edp > 1 else [])]
+        words += [] if experts.folded else ["unfolded"]
+    stages = max((side.pp for side in (attention, experts) if side is not None), default=1)
+    return " ".join([*words, *([f"PP{stages}"] if stages > 1 else [])]) or "default layout"
 
 
 def described(plan: Plan, placement: Placement) -> dict[str, Any]:
     """What a plan consists of, for the result file."""
     sections = {
         name: getattr(plan, name).model_dump(exclude_none=True, exclude={"search"})
-        for name in ("cluster", "parallel", "placement", "schedule")
+        for name in ("cluster", "parallel", "placement", "schedule", "memory")
     }
     return sections | {"slots_per_layer": placement.n_slots, "wasted_slots": int(placement.duplicate_slots().sum())}
 
@@ -117,8 +171,5 @@ def provenance(spec: ScenarioSpec, session: Session, version: str) -> dict[str, 
         "simpy": simpy.__version__,
         "seed": spec.seed,
         "scenario": hashlib.sha256(spec.model_dump_json().encode()).hexdigest()[:16],
-        "traces": [
-            {"source": trace.provenance.source, "layer_0": hashlib.sha256(trace.ids[0].tobytes()).hexdigest()[:16]}
-            for trace in session.traces.values()
-        ],
+        "traces": [{"source": trace.provenance.source, "layer_0": digest} for trace, digest in session.traces()],
     }

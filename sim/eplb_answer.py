@@ -16,7 +16,7 @@ from scenarios.schedule_specs import ScheduleSpec
 from sim import metrics as measure
 from sim.fitted import steps_of
 from sim.metrics import Execution
-from sim.run import execute_schedule
+from sim.priced_steps import execute_schedule
 from sim.session import reduced, solve_placement
 from sim.setting import Setting, sequence_parts
 from traces.split import select_sequences

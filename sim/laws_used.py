@@ -12,7 +12,7 @@ from hwmodels.gemm import mlp_products
 from hwmodels.measured_tables import Shape, gemm_shape, moe_shape
 from hwmodels.moe import expert_shape
 from scenarios.models import GroupedQueryAttention, ModelCard
-from scenarios.workload_specs import WorkloadSpec
+from scenarios.workload_specs import WorkloadSpec, tokens_by_phase
 from sim.setting import Setting
 
 
@@ -32,10 +32,9 @@ def asked_shapes(setting: Setting) -> dict[tuple[str, str], tuple[Shape, ...]]:
         windows.append(model.attention.window_tokens)
     shapes: dict[tuple[str, str], dict[Shape, None]] = {
         ("moe", experts.weight_dtype): {moe_shape(experts.hidden_size, experts.intermediate_size, experts.gated): None},
-        (attention_block(model, setting.workload), model.kv_dtype): {
-            attention_key(model.attention, tp, window): None for window in windows
-        },
     }
+    for block in attention_blocks(model, setting.workload):
+        shapes[block, model.kv_dtype] = {attention_key(model.attention, tp, window): None for window in windows}
     for dtype, n, k in _products(model, tp):
         shapes.setdefault(("gemm", dtype), {})[gemm_shape(n, k)] = None
     return {key: tuple(found) for key, found in shapes.items()}
@@ -57,10 +56,11 @@ def _products(model: ModelCard, tp: int) -> Iterator[tuple[str, int, int]]:
     yield model.activation_dtype, -(-model.vocab_size // tp), hidden
 
 
-def attention_block(model: ModelCard, workload: WorkloadSpec) -> str:
-    """Block of kernel cards that prices the model's attention in this phase."""
+def attention_blocks(model: ModelCard, workload: WorkloadSpec) -> list[str]:
+    """Blocks of kernel cards that price the model's attention: of requests, of prompts, or of both in mixed passes."""
     latent = "" if isinstance(model.attention, GroupedQueryAttention) else "mla_"
-    return f"{latent}{workload.phase}"
+    phases = zip(("decode", "prefill"), tokens_by_phase(workload), strict=True)
+    return [f"{latent}{phase}" for phase, n_tokens in phases if n_tokens]
 
 
 def _blocks(model: ModelCard, workload: WorkloadSpec) -> list[tuple[str, str]]:
@@ -68,5 +68,5 @@ def _blocks(model: ModelCard, workload: WorkloadSpec) -> list[tuple[str, str]]:
     return [
         ("moe", model.expert_dtype or model.weight_dtype),
         *(("gemm", dtype) for dtype in gemms),
-        (attention_block(model, workload), model.kv_dtype),
+        *((block, model.kv_dtype) for block in attention_blocks(model, workload)),
     ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -12,7 +13,11 @@ from placement.reduction import Moves
 from scenarios.errors import MemoryInfeasible
 from scenarios.models import BYTES_PER_VALUE, GroupedQueryAttention, ModelCard
 from scenarios.specs import MemorySpec
+from scenarios.workload_specs import tokens_by_phase
+from sim.offload.slots import slots_of
+from sim.pipelines.tasks import Order
 from sim.setting import Setting
+from sim.training_memory import TrainingMemory, divided_weights, in_flight, training_memory
 
 GIB = 2**30
 
@@ -22,6 +27,7 @@ class DeviceMemory:
     """Bytes on each device, float64[device]; `usable_bytes` is the capacity less the reserve.
 
     pool  name of the machine of the experts, where they have devices of their own and these are its bytes.
+    working_bytes  activations, where they are more than the reserve is for: whole prompts of many requests at once.
     """
 
     expert_bytes: NDArray[np.float64]
@@ -31,50 +37,57 @@ class DeviceMemory:
     capacity_bytes: float
     requests: int
     context_tokens: int
+    working_bytes: float = 0.0
+    training: TrainingMemory | None = None
     pool: str = ""
 
     @property
     def used_bytes(self) -> NDArray[np.float64]:
-        """Weights and KV cache of each device."""
-        return self.expert_bytes + self.other_weight_bytes + self.kv_bytes
+        """Weights, KV cache and activations of each device; in training gradients and states, too."""
+        used = self.expert_bytes + self.other_weight_bytes + self.kv_bytes + self.working_bytes
+        return used if self.training is None else used + self.training.total_bytes
 
 
 def device_memory(setting: Setting, placement: Placement, spec: MemorySpec) -> DeviceMemory:
     """Memory of every device under `placement`; attention, dense and shared weights are replicated over `dp`."""
     model, layout = setting.model, setting.layout
-    slots = _filled_slots(placement, model)
+    slots = _resident_experts(placement, model, spec)
     expert_bytes = np.repeat(slots * (model.expert_bytes / layout.tp), layout.tp)
+    other_bytes = _other_weight_bytes(setting)
+    if setting.trains:
+        kept = divided_weights(setting, placement)
+        expert_bytes, other_bytes = expert_bytes * kept.experts, other_bytes * float(kept.others[0])
     requests, context = _requests(setting, spec)
     capacity = setting.cluster.device.card.memory_bytes.value
     return DeviceMemory(
         expert_bytes=expert_bytes,
-        other_weight_bytes=_other_weight_bytes(model, setting.attention_tp),
+        other_weight_bytes=other_bytes,
         kv_bytes=requests * setting.attention_tp * kv_bytes_per_request(model, context, setting.attention_tp),
         usable_bytes=capacity * (1 - spec.reserve),
         capacity_bytes=capacity,
         requests=requests,
         context_tokens=context,
+        training=training_memory(setting, placement) if setting.trains else None,
     )
 
 
-def _filled_slots(placement: Placement, model: ModelCard) -> NDArray[np.int64]:
-    """Slots of every rank that hold an expert, int64[rank]: numbers that a smaller layer lacks take none."""
+def _resident_experts(placement: Placement, model: ModelCard, spec: MemorySpec) -> NDArray[np.int64]:
+    """Experts that each rank holds of all layers; with offload its slots, and room for one on its way past them.
+
+    Numbers that a smaller layer of a pyramid lacks take no slot.
+    """
+    if spec.offload is not None:
+        passing = 0 if spec.offload.miss == "host" else 1
+        held: NDArray[np.int64] = slots_of(placement, spec.offload).sum(axis=0) + passing
+        return held
     every = model.n_experts // np.array(model.expert_counts)
     there = placement.expert_of_slot % every[:, None] == 0
-    slots: NDArray[np.int64] = np.bincount(placement.rank_of_slot[there], minlength=placement.n_ranks)
-    return slots
+    filled: NDArray[np.int64] = np.bincount(placement.rank_of_slot[there], minlength=placement.n_ranks)
+    return filled
 
 
-def checked_memory(setting: Setting, placement: Placement, spec: MemorySpec) -> DeviceMemory:
-    """The memory of every device; of two pools that of the one with the least room. Raises as `check_memory` does."""
-    memories = _by_pool(device_memory(setting, placement, spec), setting, spec)
-    for memory in memories:
-        check_memory(memory, setting, placement)
-    return max(memories, key=lambda memory: float(memory.used_bytes.max()) / memory.usable_bytes)
-
-
-def _by_pool(memory: DeviceMemory, setting: Setting, spec: MemorySpec) -> tuple[DeviceMemory, ...]:
-    """The memory of each pool where experts have devices of their own."""
+def pool_memories(memory: DeviceMemory, setting: Setting, spec: MemorySpec) -> tuple[DeviceMemory, ...]:
+    """The memory of the devices of each pool where experts have their own; else of all devices."""
     if setting.pool is None:
         return (memory,)
     capacity = setting.pool.device.card.memory_bytes.value
@@ -89,9 +102,29 @@ def _by_pool(memory: DeviceMemory, setting: Setting, spec: MemorySpec) -> tuple[
     return replace(memory, expert_bytes=np.zeros(setting.cluster.n_devices)), experts
 
 
+def fullest(memories: Sequence[DeviceMemory]) -> DeviceMemory:
+    """The memory of the pool whose fullest device has the least room for its size."""
+    return max(memories, key=lambda memory: float(memory.used_bytes.max()) / memory.usable_bytes)
+
+
 def with_all_contexts(memory: DeviceMemory, n_devices: int) -> DeviceMemory:
     """Memory with the KV cache of the requests of all devices on each of them."""
     return replace(memory, kv_bytes=memory.kv_bytes * n_devices, requests=memory.requests * n_devices)
+
+
+def check_host(setting: Setting, placement: Placement, spec: MemorySpec) -> None:
+    """Raise MemoryInfeasible where offloaded experts do not fit into the memory of the hosts."""
+    host = setting.cluster.host
+    if spec.offload is None or host is None or host.dram_bytes is None:
+        return
+    needed = placement.n_slots * placement.n_layers * setting.model.expert_bytes / setting.cluster.n_nodes
+    short = needed - host.dram_bytes.value
+    if short > 0:
+        raise MemoryInfeasible(
+            f"{placement.name}: experts of {needed / GIB:.1f} GiB live in each {host.name}, which has "
+            f"{host.dram_bytes.value / GIB:.1f} GiB; short by {short / GIB:.1f} GiB. Levers: more nodes, a smaller "
+            "weight dtype, another host"
+        )
 
 
 def with_copies(memory: DeviceMemory, moves: Moves, model: ModelCard, *, buffers: int) -> DeviceMemory:
@@ -100,27 +133,83 @@ def with_copies(memory: DeviceMemory, moves: Moves, model: ModelCard, *, buffers
     return replace(memory, expert_bytes=memory.expert_bytes + buffers * copies * model.expert_bytes)
 
 
+def stage_memory(parts: Mapping[int, DeviceMemory], order: Order) -> DeviceMemory:
+    """Memory of the devices of a pipeline stage, which hold several parts of the model and work in this order."""
+    whole = replace(
+        next(iter(parts.values())),
+        expert_bytes=np.sum([part.expert_bytes for part in parts.values()], axis=0),
+        other_weight_bytes=sum(part.other_weight_bytes for part in parts.values()),
+        kv_bytes=sum(part.kv_bytes for part in parts.values()),
+    )
+    trained = {number: part.training for number, part in parts.items() if part.training is not None}
+    return replace(whole, training=in_flight(trained, order)) if trained else whole
+
+
 def check_memory(memory: DeviceMemory, setting: Setting, placement: Placement) -> None:
     """Raise MemoryInfeasible where a device must hold more than it can, with the shortfall and the levers."""
+    _check_host(memory, setting)
     worst = int(np.argmax(memory.used_bytes))
     short = memory.used_bytes[worst] - memory.usable_bytes
     if short <= 0:
         return
-    replicas = placement.redundant_slots * placement.n_layers
+    replicas = int(placement.replica_slots.sum())
     levers = ["more devices", "a smaller weight dtype"]
+    working = f", activations {memory.working_bytes / GIB:.1f}" if memory.working_bytes else ""
+    if setting.cluster.host is not None:
+        levers.append("experts in the host's memory (memory.offload, memory.stream)")
     if replicas:
         levers.insert(0, f"fewer than {placement.redundant_slots} redundant slots")
+    if memory.working_bytes:
+        levers = ["smaller microbatches (schedule.microbatch, or more schedule.chunks)", *levers]
     if memory.kv_bytes:
         levers.append(
             f"fewer than {memory.requests} requests a device or a shorter context than {memory.context_tokens} tokens"
         )
+    levers += _training_levers(setting)
     raise MemoryInfeasible(
         f"{placement.name} on {memory.pool or setting.cluster.name}: device {worst} needs "
         f"{memory.used_bytes[worst] / GIB:.1f} GiB of {memory.usable_bytes / GIB:.1f} GiB usable "
         f"({memory.capacity_bytes / GIB:.1f} less the reserve): experts "
-        f"{memory.expert_bytes[worst] / GIB:.1f}, other weights {memory.other_weight_bytes / GIB:.1f}, KV cache "
-        f"{memory.kv_bytes / GIB:.1f}; short by {short / GIB:.1f} GiB. Levers: {', '.join(levers)}"
+        f"{memory.expert_bytes[worst] / GIB:.1f}, other weights {memory.other_weight_bytes / GIB:.1f}, "
+        f"{_beside_weights(memory, worst)}{working}; short by {short / GIB:.1f} GiB. Levers: {', '.join(levers)}"
     )
+
+
+def _check_host(memory: DeviceMemory, setting: Setting) -> None:
+    host = setting.cluster.host
+    if memory.training is None or host is None or host.dram_bytes is None:
+        return
+    by_node = memory.training.host_bytes.reshape(setting.cluster.n_nodes, -1).sum(axis=1)
+    if by_node.max() > host.dram_bytes.value:
+        short = by_node.max() - host.dram_bytes.value
+        raise MemoryInfeasible(
+            f"{setting.cluster.name}: a node's host needs {by_node.max() / GIB:.1f} GiB for states of the optimizer "
+            f"of {host.dram_bytes.value / GIB:.1f} GiB; short by {short / GIB:.1f} GiB. Levers: more nodes, "
+            "training.zero 1, training.optimizer: {offload: none}"
+        )
+
+
+def _beside_weights(memory: DeviceMemory, device: int) -> str:
+    training = memory.training
+    if training is None:
+        return f"KV cache {memory.kv_bytes / GIB:.1f}"
+    parts = {
+        "gradients": training.gradient_bytes,
+        "optimizer": training.optimizer_bytes,
+        "activations": training.activation_bytes,
+    }
+    return ", ".join(f"{name} {held[device] / GIB:.1f}" for name, held in parts.items())
+
+
+def _training_levers(setting: Setting) -> list[str]:
+    """What a training step could do without."""
+    if not setting.trains:
+        return []
+    spec = setting.training
+    levers = ["fewer workload.tokens_per_device"]
+    levers += [f"training.zero {spec.zero + 1}"] if spec.zero < 3 else []
+    levers += ["training.recompute full"] if spec.recompute != "full" else []
+    return levers + (["training.optimizer.offload"] if spec.optimizer.offload == "none" else [])
 
 
 def kv_bytes_per_request(model: ModelCard, context_tokens: int, tp: int) -> float:
@@ -138,21 +227,23 @@ def kv_bytes_per_request(model: ModelCard, context_tokens: int, tp: int) -> floa
 def _requests(setting: Setting, spec: MemorySpec) -> tuple[int, int]:
     workload = setting.workload
     context = spec.context_tokens or int(setting.batches.contexts.max())
+    if setting.trains:
+        return 0, context
     if spec.requests_per_device is not None:
         return spec.requests_per_device, context
-    return (
-        workload.tokens_per_device if workload.phase == "decode" else -(-workload.tokens_per_device // context)
-    ), context
+    n_decode, n_prompt = tokens_by_phase(workload)
+    return n_decode + -(-n_prompt // context), context
 
 
-def _other_weight_bytes(model: ModelCard, attention_tp: int) -> float:
+def _other_weight_bytes(setting: Setting) -> float:
+    model, attention_tp = setting.model, setting.attention_tp
     n_moe = len(model.moe_layers)
     attention = model.n_layers * model.attention.parameters(model.hidden_size) / attention_tp
     ffn = (
         n_moe * (model.shared_parameters + model.bottleneck_parameters)
         + (model.n_layers - n_moe) * model.dense_parameters
     )
-    embeddings = model.vocab_size * model.hidden_size * (1 if model.tied_embeddings else 2) / attention_tp
+    embeddings = setting.n_vocabularies * model.vocab_size * model.hidden_size / attention_tp
     router = sum(model.expert_counts) * model.hidden_size
     weights = (attention + ffn) * BYTES_PER_VALUE[model.weight_dtype]
     return weights + (embeddings + router) * BYTES_PER_VALUE[model.activation_dtype]

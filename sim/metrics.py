@@ -13,12 +13,14 @@ from placement.plan import Placement, rank_loads
 from placement.reduction import Reduction
 from scenarios.schedule_specs import ScheduleSpec
 from sim.bands import StepBand
+from sim.bound.demand import Visits, demands
 from sim.durations import Duration, ExchangeTime, Seconds
 from sim.kernel_pricing import machine_of, token_bytes
 from sim.log import begins_s, busy_s, covered_s
 from sim.memory import DeviceMemory
-from sim.program import EXCHANGE_LANES, OpList
+from sim.program import COMPUTE_LANE, EXCHANGE_LANES, PIM_LANE, Lane, Lanes, OpList
 from sim.setting import Setting
+from sim.training import BACKWARD, part_of_step
 from sim.vector import Finished
 
 
@@ -40,7 +42,8 @@ class Execution:
 def time_metrics(execution: Execution, times_s: Seconds, setting: Setting, overhead_s: float) -> dict[str, float]:
     """Step time, throughput and use of lanes; `times_s` float64[step + 1] are the begins of the steps."""
     step_s = execution.step_times_s + overhead_s
-    n_tokens = setting.cluster.n_devices * setting.workload.tokens_per_device
+    n_devices = setting.n_devices * setting.n_groups
+    n_tokens = setting.cluster.n_devices * setting.n_groups * setting.workload.tokens_per_device
     tokens_per_s = len(step_s) * n_tokens / times_s[-1]
     transfer_s, exposed_s = _communication_s(execution)
     ports_s = _ports_busy_s(execution)
@@ -50,7 +53,7 @@ def time_metrics(execution: Execution, times_s: Seconds, setting: Setting, overh
         "step_time_s.p50": float(np.quantile(step_s, 0.5)),
         "step_time_s.p99": float(np.quantile(step_s, 0.99)),
         "tokens_per_s": float(tokens_per_s),
-        "tokens_per_s_per_device": float(tokens_per_s / setting.n_devices),
+        "tokens_per_s_per_device": float(tokens_per_s / n_devices),
         "busy_frac.compute": float(sum(_compute_s(execution).values()) / total_s),
         "busy_frac.send": ports_s["send"] / total_s,
         "busy_frac.receive": ports_s["receive"] / total_s,
@@ -59,7 +62,49 @@ def time_metrics(execution: Execution, times_s: Seconds, setting: Setting, overh
     if "send-inside" in ports_s:
         metrics["busy_frac.send-inside"] = ports_s["send-inside"] / total_s
         metrics["busy_frac.receive-inside"] = ports_s["receive-inside"] / total_s
+    if any(op.lanes == PIM_LANE for op in execution.op_list.ops):
+        metrics["busy_frac.pim"] = float(_total_s(execution, PIM_LANE).mean() / total_s)
     return metrics
+
+
+def training_metrics(
+    execution: Execution, setting: Setting, reduction: Reduction, overhead_s: float
+) -> dict[str, float]:
+    """Parts of a training step, one after the other, and the use of the devices' peak; none where nothing trains."""
+    if not setting.trains:
+        return {}
+    forward_s, backward_s, sums_s, step_s = (float(ends_s.mean()) for ends_s in ends_of_parts(execution))
+    routed = float(reduction.slot_tokens.sum(dtype=np.int64)) / setting.batches.n_steps
+    flop = 3 * sum(demand.flop for demand in demands(setting, Visits(routed=routed, active=0.0)))
+    peak = setting.layout.n_devices * setting.cluster.device.peak_flop_per_s(setting.model.weight_dtype)
+    return {
+        "forward_s": forward_s,
+        "backward_s": backward_s - forward_s,
+        "reduction_s": sums_s - backward_s,
+        "update_s": step_s - sums_s,
+        "exchange_stretch": _exchange_stretch(execution),
+        "mfu": flop / (peak * (step_s + overhead_s)),
+    }
+
+
+def ends_of_parts(execution: Execution) -> list[Seconds]:
+    """When the last device has done forward and backward pass, sums of gradients, and the update: float64[step]."""
+    ends_s = execution.finished.end_s.max(axis=-1)
+    parts = np.array([part_of_step(op.work.kind) for op in execution.op_list.ops])
+    return [ends_s[parts <= part].max(axis=0) for part in range(4)]
+
+
+def _exchange_stretch(execution: Execution) -> float:
+    """How many times longer tokens of the backward pass are on their way than if ports were free for them."""
+    op_list, end_s = execution.op_list, execution.finished.end_s
+    begins = begins_s(op_list, execution.durations, execution.finished)
+    asked, own = 0.0, 0.0
+    for index, op in enumerate(op_list.ops):
+        if op.work.kind in ("dispatch" + BACKWARD, "combine" + BACKWARD):
+            ready_s = np.max([end_s[dep] for dep in op.after], axis=0)
+            asked += float((end_s[index] - ready_s).mean())
+            own += float((end_s[index] - begins[index]).mean())
+    return asked / own if own else 1.0
 
 
 def error_metrics(times: Mapping[str, float], band: StepBand, overhead_s: float) -> dict[str, float]:
@@ -76,6 +121,23 @@ def error_metrics(times: Mapping[str, float], band: StepBand, overhead_s: float)
     }
 
 
+def pipeline_metrics(
+    step_times_s: Seconds, bubble_s: Seconds, setting: Setting, n_microbatches: int
+) -> dict[str, float]:
+    """Step time and throughput of a pipeline, step_times_s float64[step]; bubble_s[step, stage] is what stages wait."""
+    n_devices = setting.layout.n_devices * setting.n_groups * setting.n_stages
+    n_tokens = n_devices // setting.n_stages * setting.workload.tokens_per_device * n_microbatches
+    tokens_per_s = n_tokens / float(step_times_s.mean())
+    return {
+        "step_time_s": float(step_times_s.mean()),
+        "step_time_s.p50": float(np.quantile(step_times_s, 0.5)),
+        "step_time_s.p99": float(np.quantile(step_times_s, 0.99)),
+        "tokens_per_s": tokens_per_s,
+        "tokens_per_s_per_device": tokens_per_s / n_devices,
+        "bubble_frac": float(bubble_s.mean() / step_times_s.mean()),
+    }
+
+
 def _hidden_frac(transfer_s: float, exposed_s: float) -> float:
     """Share of the time covered by exchanges during which the device computes; rounding error counts as none."""
     hidden = 1 - exposed_s / transfer_s if transfer_s > 0 else 0.0
@@ -83,14 +145,14 @@ def _hidden_frac(transfer_s: float, exposed_s: float) -> float:
 
 
 def breakdown_s(execution: Execution, overhead_s: float) -> dict[str, float]:
-    """Mean time of a device per step by cause: computing by kind, own transfers not hidden, waiting, host."""
+    """Mean time of a device per step by cause: computing by kind, own transfers not hidden, PIM, waiting, host."""
     step_s = execution.step_times_s[:, None]
-    idle_s = step_s - _total_s(execution, exchange=False)
-    transfer_s = np.minimum(idle_s, _total_s(execution, exchange=True))
-    parts = _compute_s(execution) | {
-        "transfer": float(transfer_s.mean()),
-        "waiting": float((idle_s - transfer_s).mean()),
-    }
+    idle_s = step_s - _total_s(execution, COMPUTE_LANE)
+    transfer_s = np.minimum(idle_s, _total_s(execution))
+    units_s = np.minimum(idle_s - transfer_s, _total_s(execution, PIM_LANE))
+    parts = _compute_s(execution) | {"transfer": float(transfer_s.mean())}
+    parts |= {"pim": float(units_s.mean())} if units_s.any() else {}
+    parts["waiting"] = float((idle_s - transfer_s - units_s).mean())
     return parts | ({"host": overhead_s} if overhead_s else {})
 
 
@@ -98,12 +160,16 @@ def load_metrics(setting: Setting, placement: Placement, reduction: Reduction) -
     """Balance of tokens over ranks, on the judged steps and as planned on the fitted part."""
     imbalance = step_imbalance(placement, reduction)
     planned = rank_loads(placement, setting.fit_loads.astype(np.float64))
-    return {
+    metrics = {
         "load_imbalance": float(imbalance.mean()),
         "load_imbalance.worst_layer": float(imbalance.mean(axis=1).max()),
         "load_imbalance.fit": float((planned.max(axis=1) / planned.mean(axis=1)).mean()),
         "active_experts_per_device": float((worked_tokens(placement, reduction) > 0).sum(axis=-1).mean()),
     }
+    if reduction.moves is not None:
+        fetched, others = reduction.moves.fetched, max(setting.cluster.n_devices - 1, 1)
+        metrics["moved_experts_frac"] = float(fetched.mean() * setting.cluster.n_devices / others)
+    return metrics
 
 
 def traffic_metrics(
@@ -118,7 +184,8 @@ def traffic_metrics(
     apart = setting.pool is not None
     at_home = 0 if apart else nodes[np.arange(cluster.n_devices), cluster.node_of_device()].sum()
     n_tokens = n_steps * cluster.n_devices * setting.workload.tokens_per_device * len(reduction.pairs_total)
-    both_ways = sum(way_bytes(setting, schedule)) / n_steps
+    both_ways = setting.exchange_passes * sum(way_bytes(setting, schedule)) * setting.n_groups / n_steps
+    moved = (moved[0] * setting.n_groups, moved[1] * setting.n_groups)
     metrics = {
         "cross_device_frac": float(1 - np.trace(pairs) / pairs.sum()),
         "cross_node_frac": float(1 - at_home / nodes.sum()),
@@ -175,7 +242,7 @@ def step_imbalance(placement: Placement, reduction: Reduction) -> NDArray[np.flo
 
 def traffic_bytes(setting: Setting, reduction: Reduction, schedule: ScheduleSpec) -> NDArray[np.float64]:
     """Bytes per step from source to destination, float64[source, destination]: dispatch and, transposed, combine."""
-    pairs = reduction.pairs_total.sum(axis=0) / setting.batches.n_steps
+    pairs = reduction.pairs_total.sum(axis=0) * (setting.exchange_passes / setting.batches.n_steps)
     np.fill_diagonal(pairs, 0)
     there, back = way_bytes(setting, schedule)
     both_ways: NDArray[np.float64] = pairs * there + pairs.T * back
@@ -193,7 +260,7 @@ def _compute_s(execution: Execution) -> dict[str, float]:
     """Mean computing time per step and device by kind."""
     compute_s: dict[str, float] = {}
     for op, duration in zip(execution.op_list.ops, execution.durations, strict=True):
-        if not isinstance(duration, ExchangeTime):
+        if op.lanes == COMPUTE_LANE and not isinstance(duration, ExchangeTime):
             compute_s[op.work.kind] = compute_s.get(op.work.kind, 0.0) + float(duration.mean())
     return compute_s
 
@@ -203,25 +270,30 @@ def _communication_s(execution: Execution) -> tuple[float, float]:
     begins = begins_s(execution.op_list, execution.durations, execution.finished)
     exchanges = [index for index, op in enumerate(execution.op_list.ops) if op.is_exchange]
     covered = covered_s([begins[i] for i in exchanges], [execution.finished.end_s[i] for i in exchanges])
-    exposed_s = float((execution.step_times_s[:, None] - _total_s(execution, exchange=False)).mean())
+    exposed_s = float((execution.step_times_s[:, None] - _total_s(execution, COMPUTE_LANE)).mean())
     return float(covered.mean()), exposed_s
 
 
-def _total_s(execution: Execution, *, exchange: bool) -> Seconds:
-    """Own work of each device in all exchanges, or in all computations, float64[step, device]."""
+def _total_s(execution: Execution, lanes: Lanes | None = None) -> Seconds:
+    """Own work of each device on some lanes, or in all exchanges, float64[step, device]."""
     total: Seconds = np.zeros_like(execution.finished.end_s[0])
-    for duration in execution.durations:
-        if isinstance(duration, ExchangeTime) == exchange:
+    for op, duration in zip(execution.op_list.ops, execution.durations, strict=True):
+        if op.is_exchange if lanes is None else op.lanes == lanes:
             total = total + busy_s(duration)
     return total
 
 
-def _ports_busy_s(execution: Execution) -> dict[str, float]:
+def lane_busy_s(execution: Execution, lane: Lane) -> float:
+    """Own time of a lane without exchanges, mean over steps and devices [s]."""
+    pairs = zip(execution.op_list.ops, execution.durations, strict=True)
+    return float(sum(np.mean(np.asarray(duration)) for op, duration in pairs if op.lanes == (lane,)))
+
+
+def _ports_busy_s(execution: Execution) -> dict[Lane, float]:
     """Own time of ports, mean per step and device, by lane of exchanges."""
-    busy_s: dict[str, float] = dict.fromkeys(EXCHANGE_LANES, 0.0)
+    busy_s: dict[Lane, float] = dict.fromkeys(EXCHANGE_LANES, 0.0)
     for op, duration in zip(execution.op_list.ops, execution.durations, strict=True):
         if isinstance(duration, ExchangeTime):
             for lane, port_s in zip(op.lanes, (duration.send_s, duration.receive_s), strict=True):
-                name = lane.removesuffix("-experts")  # the same port, of another device
-                busy_s[name] = busy_s.get(name, 0.0) + float(port_s.mean())
+                busy_s[lane] = busy_s.get(lane, 0.0) + float(port_s.mean())
     return busy_s

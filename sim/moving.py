@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from placement.exchange_time import Machine
-from placement.moves import cheaper_to_pull, fetch_of, local_times_s, needed, shadowed
+from placement.moves import Fetch, cheaper_to_pull, fetch_of, local_times_s, needed, shadowed
 from placement.plan import Placement
 from placement.reduction import Moves, Reduction
 from placement.sources import Sources
@@ -56,7 +56,7 @@ def moving(step: Step, moves: Moves) -> Step:
         if layer.gate is None:
             layers.append(layer)
             continue
-        layers.append(_moving(layer, layer.gate.layer, broadcast=moves.broadcast, pulled=bool(moves.pulled[row])))
+        layers.append(_moving(layer, layer.number, broadcast=moves.broadcast, pulled=bool(moves.pulled[row])))
         row += 1
     return replace(step, layers=tuple(layers))
 
@@ -68,13 +68,18 @@ def _moving(layer: Layer, number: int, *, broadcast: bool, pulled: bool) -> Laye
     return replace(layer, fetch=fetch, local=local, chunks=() if pulled else layer.chunks)
 
 
-def move_prices(
-    setting: Setting, placement: Placement, moves: Moves, machine: Machine
-) -> dict[str, list[list[Duration]]]:
+def fetch_in(setting: Setting, placement: Placement, reduction: Reduction, schedule: ScheduleSpec) -> Fetch | None:
+    """Copies of the experts that move, or None where the schedule moves none."""
+    moves = reduction.moves
+    if moves is None:
+        return None
+    return fetch_of(machine_of(setting, schedule.exchange), placement, moves.fetched, broadcast=moves.broadcast)
+
+
+def move_prices(machine: Machine, placement: Placement, moves: Moves, fetch: Fetch) -> dict[str, list[list[Duration]]]:
     """Times of "fetch" and "local" of every MoE layer: kind -> [MoE layer][0] -> duration over [step, device]."""
-    fetch = fetch_of(machine, placement, moves.fetched, broadcast=moves.broadcast)
     local_s = local_times_s(machine, moves.local_tokens, held_experts(placement, moves))
-    n_devices = setting.cluster.n_devices
+    n_devices = machine.cluster.n_devices
     return {
         "fetch": [
             [ExchangeTime(send_s=send_s, receive_s=receive_s, group_size=n_devices)]
@@ -91,13 +96,9 @@ def held_experts(placement: Placement, moves: Moves) -> NDArray[np.int64]:
     return held
 
 
-def moved_bytes(
-    setting: Setting, placement: Placement, reduction: Reduction, schedule: ScheduleSpec
-) -> tuple[float, float]:
+def moved_bytes(setting: Setting, fetch: Fetch | None) -> tuple[float, float]:
     """Bytes of experts sent in a step inside nodes and between them."""
-    if reduction.moves is None:
+    if fetch is None:
         return 0.0, 0.0
-    machine = machine_of(setting, schedule.exchange)
-    fetch = fetch_of(machine, placement, reduction.moves.fetched, broadcast=reduction.moves.broadcast)
     each = setting.model.expert_bytes / setting.batches.n_steps
     return float(fetch.inside.sum() * each), float(fetch.between.sum() * each)

@@ -20,6 +20,7 @@ from matplotlib.patches import Patch
 from numpy.typing import NDArray
 
 from sim.link_plot import draw_links
+from sim.pipeline_plot import draw_pipelines
 from sim.plot_data import (
     Panel,
     device_ticks,
@@ -66,7 +67,7 @@ STYLE: Any = {
     "svg.fonttype": "path",
     "text.parse_math": False,
 }
-_LINE_COLORS = ("#ee6677", "#4477aa", "#228833", "#ccbb44", "#aa3377", "#66ccee")
+LINE_COLORS = ("#ee6677", "#4477aa", "#228833", "#ccbb44", "#aa3377", "#66ccee")
 _QUIET, _INK, _ACCENT = "#c9c9c9", "#222222", "#ee6677"
 _LOAD_PANELS = 4
 
@@ -138,7 +139,7 @@ def timeline_figure(table: Table) -> Figure:
         plural = "layers" if len(window.layers) > 1 else "layer"
         layers = f"MoE {plural} {' and '.join(map(str, window.layers))} of " * bool(window.layers)
         _panel_title(axes, table, result, f"{some}{layers}step {result.logged_step}")
-    time_label = f"time since the first device began ({unit}); of each device, computing above and exchanges below"
+    time_label = f"time since the first device began ({unit}); of each device, computing on top"
     figure.supxlabel(time_label, fontsize=8)
     figure.supylabel("device", fontsize=8)
     _kind_legend(figure, kinds_in_order(kinds))
@@ -247,8 +248,15 @@ def step_distribution_figure(table: Table) -> Figure:
     return figure
 
 
+@_styled
+def pipeline_figure(table: Table) -> Figure:
+    """What the stages of two plans do in a step of median time, where plans are pipelines."""
+    return draw_pipelines([(shown_name(result.name), result.stages) for result in _piped(table)], WIDTH_IN)
+
+
 FIGURES: dict[str, Draw] = {
     "step-time": step_time_figure,
+    "pipeline": pipeline_figure,
     "timeline": timeline_figure,
     "device-load": device_load_figure,
     "imbalance": imbalance_figure,
@@ -264,7 +272,13 @@ def figure_names(table: Table) -> list[str]:
     hidden = set() if is_spread else {"device-load", "imbalance", "traffic", "links"}
     if not all(result.log for result in contrasted(table)):
         hidden.add("timeline")
+    if not _piped(table):
+        hidden.add("pipeline")
     return [name for name in FIGURES if name not in hidden]
+
+
+def _piped(table: Table) -> list[RunResult]:
+    return [result for result in contrasted(table) if result.stages]
 
 
 def _two_plans(table: Table) -> list[Panel]:
@@ -380,13 +394,13 @@ def _colorbar(figure: Figure, image: Any, grid: Any, label: str, shrink: float) 
 
 def _line_styles(table: Table, panels: Sequence[Panel]) -> list[Style]:
     """Line of every plan: the baseline black and dashed, the best ones in colours, the rest grey behind them."""
-    colors = iter(_LINE_COLORS)
+    colors = iter(LINE_COLORS)
     styles: list[Style] = []
     for panel in panels:
         if panel.result.name == table.first:
             styles.append({"color": "black", "ls": "--", "lw": 1.1, "zorder": 4})
         elif (color := next(colors, None)) is not None:
-            is_best = color == _LINE_COLORS[0]
+            is_best = color == LINE_COLORS[0]
             styles.append({"color": color, "ls": "-", "lw": 1.8 if is_best else 1.1, "zorder": 5 if is_best else 3})
         else:
             styles.append({"color": _QUIET, "ls": "-", "lw": 0.7, "zorder": 2})

@@ -9,9 +9,14 @@ from numpy.typing import NDArray
 
 from sim.durations import Duration, ExchangeTime, Seconds
 from sim.metrics import Execution
-from sim.program import Op
+from sim.program import Lane, Lanes, Op
 from sim.setting import Setting
 from sim.vector import Finished
+
+
+def on_devices(execution: Execution, setting: Setting) -> Execution:
+    """The execution on the devices as they are: where experts have a pool of their own, on those of both pools."""
+    return execution if setting.pool is None else where_it_ran(execution, setting)
 
 
 def where_it_ran(execution: Execution, setting: Setting) -> Execution:
@@ -24,7 +29,14 @@ def where_it_ran(execution: Execution, setting: Setting) -> Execution:
         if op.is_exchange and not _of_experts(op).any():
             end_s[index][..., sizes[0] :] = 0.0  # exchanges of attention alone cover no time of the experts' devices
     durations = [_placed(op, time, sizes) for op, time in zip(ops, execution.durations, strict=True)]
-    return replace(execution, durations=durations, finished=Finished(end_s=np.stack(end_s), send_end_s=sent_s))
+    op_list = replace(execution.op_list, ops=tuple(replace(op, lanes=_own_lanes(op)) for op in ops))
+    return Execution(op_list=op_list, durations=durations, finished=Finished(end_s=np.stack(end_s), send_end_s=sent_s))
+
+
+def _own_lanes(op: Op) -> Lanes:
+    """The lanes of an operation as its device calls them: those of experts are a device's own."""
+    own: dict[str, Lane] = {"experts": "compute", "send-experts": "send", "receive-experts": "receive"}
+    return tuple(own.get(lane, lane) for lane in op.lanes)
 
 
 def _of_experts(op: Op) -> NDArray[np.bool_]:

@@ -41,7 +41,7 @@ def port_loads(setting: Setting, reduction: Reduction, schedule: ScheduleSpec) -
     for send, receive in sides[: len(cards)]:
         sent, received = (side.sum(axis=(0, 1)) / setting.batches.n_steps for side in (send, receive))
         moved.append([sent * there + received * back, received * there + sent * back])
-    moved_bytes = np.array(moved)
+    moved_bytes = setting.exchange_passes * np.array(moved)
     busy_s = np.stack([port_s(amount, card) for amount, card in zip(moved_bytes, cards, strict=True)])
     if setting.pool is not None and setting.pool.inter is not None:
         own = slice(cluster.n_devices, None)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,9 +19,11 @@ from hwmodels.gemm import gate_s, gemm_s, head_s, mlp_s, norm_s
 from placement.moe_time import expert_times_s
 from placement.plan import Placement
 from placement.reduction import Reduction, chunk_of_tokens
-from scenarios.models import GroupedQueryAttention
+from scenarios.models import GroupedQueryAttention, ModelCard
 from scenarios.schedule_specs import ExchangeSpec
+from scenarios.workload_specs import logit_positions, tokens_by_phase
 from sim.coherent import context_prices
+from sim.context_parallel import ring_attention_s
 from sim.durations import Duration, ExchangeTime, Seconds, at_steps, folded, scaled
 from sim.exchange_pricing import exchange_prices
 from sim.kernel_pricing import by_chunk, machine_of, slowdown_beside_exchange, token_bytes
@@ -29,10 +31,12 @@ from sim.pool_pricing import pool_prices
 from sim.program import OpList, Work
 from sim.setting import Setting
 from sim.stage_pricing import gathered_rows_s, inside_collective_s
+from sim.training import BACKWARD, plain_kind
+from sim.training_pricing import backward_prices, expert_gradients_s
 
 Tokens = NDArray[np.integer]
-PARTS_OF_ATTENTION = frozenset({"projections", "core", "windowed core"})
-"""What `attention` is divided into where a schedule issues it in two parts."""
+PARTS_OF_ATTENTION = frozenset({"projections", "core", "windowed core", "output"})
+"""What `attention` is divided into where a schedule issues it in parts; `output` is the end of `core`."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,17 +47,25 @@ class Prices:
                two kinds); one part, or as many as there are microbatches.
     per_chunk  kind -> [MoE layer][chunk] -> duration; also of other works, where tokens stay with their experts.
     moe_row    layer -> runs of MoE layers before it, of the head (-1) all of them.
+    single     works with a duration of their own.
+
+    A work of a backward pass, or issued again, that has no price takes as long as its like of the forward pass.
     """
 
     per_layer: dict[str, tuple[Duration, ...]]
     per_chunk: dict[str, list[list[Duration]]]
     windowed_layers: frozenset[int]
     moe_row: dict[int, int]
+    single: dict[Work, Duration] = field(default_factory=dict)
 
     def of(self, work: Work) -> Duration:
         """Duration of `work`."""
-        windowed = work.kind in ("attention", "core") and work.layer in self.windowed_layers
-        kind = f"windowed {work.kind}" if windowed else work.kind
+        if work in self.single:
+            return self.single[work]
+        kind = work.kind if work.kind in self.per_chunk or work.kind in self.per_layer else plain_kind(work.kind)
+        windowed = f"windowed {kind}"
+        if work.layer in self.windowed_layers and (windowed in self.per_chunk or windowed in self.per_layer):
+            kind = windowed
         if kind in self.per_chunk:
             return self.per_chunk[kind][self.moe_row[work.layer] + work.step][work.chunk]
         return self.per_layer[kind][max(work.chunk, 0)]
@@ -74,6 +86,10 @@ class Prices:
         """Prices with works of further kinds of every MoE layer."""
         return replace(self, per_chunk=self.per_chunk | per_chunk)
 
+    def plus_single(self, single: dict[Work, Duration]) -> Prices:
+        """Prices with works that have a duration of their own."""
+        return replace(self, single=self.single | single)
+
     def times(self, factors: Mapping[str, float]) -> Prices:
         """Prices with the durations of some kinds of work multiplied."""
         return self.changed(lambda kind, d: scaled(d, factors[kind]) if kind in factors else d)
@@ -85,7 +101,8 @@ class Prices:
             kind: [[change(kind, duration) for duration in row] for row in rows]
             for kind, rows in self.per_chunk.items()
         }
-        return replace(self, per_layer=layers, per_chunk=chunks)
+        single = {work: change(work.kind, duration) for work, duration in self.single.items()}
+        return replace(self, per_layer=layers, per_chunk=chunks, single=single)
 
 
 def price(
@@ -104,8 +121,7 @@ def price(
     if setting.pool is not None:
         chunks = pool_prices(setting, placement, reduction, exchange)
     else:
-        own = {"experts": _experts(setting, placement, reduction, exchange)}
-        chunks = own | exchange_prices(setting, reduction, exchange)
+        chunks = _experts(setting, placement, reduction, exchange) | exchange_prices(setting, reduction, exchange)
     n_parts = reduction.n_chunks if microbatched else 1
     per_layer = layer_prices(setting, n_parts, exchange)
     if reduction.located is not None:
@@ -177,7 +193,7 @@ def _part_prices(setting: Setting, held: Tokens | None = None) -> dict[str, Dura
     prices: dict[str, Duration] = {
         **_attention(setting, None, held),
         "gate": norm + gate_s(tokens, model.hidden_size, model.n_experts, model.top_k, model.router_dtype, device),
-        "head": norm + _head(setting, tokens),
+        "head": norm + _head(setting, tokens) if setting.is_last else np.zeros(shape),
     }
     if isinstance(model.attention, GroupedQueryAttention) and model.attention.window_tokens is not None:
         windowed = _attention(setting, model.attention.window_tokens, held)
@@ -196,6 +212,9 @@ def _part_prices(setting: Setting, held: Tokens | None = None) -> dict[str, Dura
             "descend": gemm_s(tokens, low, high, dtype, device),
             "ascend": gemm_s(tokens, high, low, dtype, device),
         }
+    if setting.trains:
+        forward = {kind: times for kind, times in prices.items() if not isinstance(times, ExchangeTime)}
+        prices |= {kind + BACKWARD: times for kind, times in backward_prices(setting, tokens, forward).items()}
     if setting.attention_tp > 1:
         prices |= _collectives(setting, shape)
     return prices
@@ -207,27 +226,66 @@ def _attention(setting: Setting, window_tokens: int | None, held: Tokens | None)
     The devices of a tensor-parallel group work on all its tokens.
     """
     model, device, tp = setting.model, setting.cluster.device, setting.attention_tp
-    contexts = windowed_context(setting.batches.contexts, window_tokens).sum(axis=-1)
-    grouped = contexts.reshape(len(contexts), -1, tp).sum(axis=-1)
-    attended = np.repeat(grouped, tp, axis=-1)
-    tokens = np.full(attended.shape, setting.workload.tokens_per_device * tp)
-    if held is not None:
-        tokens, attended = held, held * (attended.mean(axis=-1, keepdims=True) / tokens)
-    law: Callable[..., Seconds] = attention_decode_s if setting.workload.phase == "decode" else attention_prefill_s
+    tokens = np.full(setting.batches.tokens.shape[:2], setting.workload.tokens_per_device * tp)
+    tokens = tokens if held is None else held
+    norm = norm_s(tokens, model.hidden_size, model.activation_dtype, device)
+    around = (tokens, model.attention, model.hidden_size, tp, model.weight_dtype, device)
+    projections, inputs = attention_projections_s(*around), input_projections_s(*around)
+    requests_s, prompts_s = attention_cores_s(setting, window_tokens, held)
+    whole = norm + projections + (requests_s + prompts_s)
+    before = norm + inputs
+    return {"attention": whole, "projections": before, "core": whole - before, "output": projections - inputs}
+
+
+def layer_windows(model: ModelCard) -> list[tuple[int | None, int]]:
+    """(window, layers that have it)."""
+    attention = model.attention
+    if not isinstance(attention, GroupedQueryAttention) or attention.window_tokens is None:
+        return [(None, model.n_layers)]
+    windowed = len(range(0, model.n_layers, attention.windowed_every))
+    return [(attention.window_tokens, windowed), (None, model.n_layers - windowed)]
+
+
+def attention_cores_s(
+    setting: Setting, window_tokens: int | None, held: Tokens | None = None
+) -> tuple[Seconds, Seconds]:
+    """Time of the core of a layer's attention, of requests that decode and of prompts: float64[step, device] each.
+
+    held  tokens int[step, device] of each device, in the shares of requests and prompts; default: its own.
+    """
+    model, device, tp = setting.model, setting.cluster.device, setting.attention_tp
     attention = model.attention
     if isinstance(attention, GroupedQueryAttention):
         attention = attention.model_copy(update={"window_tokens": window_tokens})
-    norm = norm_s(tokens, model.hidden_size, model.activation_dtype, device)
-    around = (tokens, attention, model.hidden_size, tp, model.weight_dtype, device)
-    whole = norm + attention_projections_s(*around) + law(tokens, attended, attention, tp, model.kv_dtype, device)
-    before = norm + input_projections_s(*around)
-    return {"attention": whole, "projections": before, "core": whole - before}
+    n_decode, n_prompt = tokens_by_phase(setting.workload)
+
+    def core_s(law: Callable[..., Seconds], tokens: slice, n_tokens: int) -> Seconds:
+        attended = attended_tokens(setting, tokens, window_tokens)
+        queries = np.full(attended.shape, n_tokens * tp)
+        if not n_tokens:
+            return np.zeros(attended.shape)
+        if held is not None:
+            share = held / setting.workload.tokens_per_device
+            attended, queries = share * attended.mean(axis=-1, keepdims=True), np.round(share * queries).astype(int)
+        return ring_attention_s(setting, law(queries, attended, attention, tp, model.kv_dtype, device), queries)
+
+    return core_s(attention_decode_s, slice(n_decode), n_decode), core_s(
+        attention_prefill_s, slice(n_decode, None), n_prompt
+    )
+
+
+def attended_tokens(setting: Setting, tokens: slice, window_tokens: int | None) -> NDArray[np.float64]:
+    """Contexts of some of the tokens, summed over a tensor-parallel group, float64[step, device]."""
+    tp = setting.attention_tp
+    contexts = windowed_context(setting.batches.contexts[..., tokens], window_tokens).sum(axis=-1)
+    return np.repeat(contexts.reshape(len(contexts), -1, tp).sum(axis=-1), tp, axis=-1)
 
 
 def _head(setting: Setting, tokens: Tokens) -> Seconds:
-    """Logits of every token in decode; in prefill of one position a device, as few prompts end in a step."""
+    """Logits of every token in decode and training, and of one position of a device's prompts, as few end in a step."""
     model, tp = setting.model, setting.attention_tp
-    positions = tokens if setting.workload.phase == "decode" else np.ones_like(tokens)
+    share = logit_positions(setting.workload) / setting.workload.tokens_per_device
+    positions = np.round(tokens * share).astype(np.int64)
     return head_s(
         positions * tp, model.hidden_size, model.vocab_size, tp, model.activation_dtype, setting.cluster.device
     )
@@ -247,11 +305,16 @@ def _collectives(setting: Setting, shape: tuple[int, int]) -> dict[str, Duration
 
 def _experts(
     setting: Setting, placement: Placement, reduction: Reduction, exchange: ExchangeSpec
-) -> list[list[Duration]]:
-    rank_s = expert_times_s(machine_of(setting, exchange), placement, reduction)
+) -> dict[str, list[list[Duration]]]:
+    """Works of the experts, forward and where the setting trains backward, [MoE layer][chunk]."""
+    rank_s = {"experts": expert_times_s(machine_of(setting, exchange), placement, reduction)}
+    if setting.trains:
+        rank_s["experts" + BACKWARD] = expert_gradients_s(setting, placement, reduction, exchange)
     if exchange.algorithm == "all-gather":
-        rank_s = rank_s + gathered_rows_s(setting, reduction)
-    experts_s = np.repeat(rank_s, setting.layout.tp, axis=-1) * slowdown_beside_exchange(
-        setting, reduction.n_chunks, exchange
-    )
-    return [list(chunks) for chunks in by_chunk(experts_s, reduction.n_chunks)]
+        gathered_s = gathered_rows_s(setting, reduction)
+        rank_s = {kind: times_s + gathered_s for kind, times_s in rank_s.items()}
+    slower = slowdown_beside_exchange(setting, reduction.n_chunks, exchange)
+    by_device = {kind: np.repeat(times_s, setting.layout.tp, axis=-1) * slower for kind, times_s in rank_s.items()}
+    return {
+        kind: [list(chunks) for chunks in by_chunk(times_s, reduction.n_chunks)] for kind, times_s in by_device.items()
+    }

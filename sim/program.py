@@ -9,11 +9,13 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
-from typing import Literal
+from typing import Literal, NewType
 
 from scenarios.errors import DeadlockError
 
-Lane = Literal[
+StageLane = NewType("StageLane", str)
+"""A pipeline stage, or the way from one to another (sim/pipelines)."""
+DeviceLane = Literal[
     "compute",
     "send",
     "receive",
@@ -23,12 +25,17 @@ Lane = Literal[
     "send-experts",
     "receive-experts",
     "to-device",
+    "to-host",
     "host",
+    "pim",
 ]
 """Kernels of a device; its ports, and those inside its node where a stage of an exchange has them to itself; kernels
-and ports of the device that holds experts, where that is another one; the engine that copies from the host's memory;
-the host's cores."""
+and ports of the device that holds experts, where that is another one; the engines that copy from the host's memory and
+to it; the host's cores; processing units in the memory of the device."""
+Lane = DeviceLane | StageLane
 Lanes = tuple[Lane, ...]
+COMPUTE_LANE: Lanes = ("compute",)
+PIM_LANE: Lanes = ("pim",)
 EXCHANGE_LANES: Lanes = ("send", "receive")
 INSIDE_LANES: Lanes = ("send-inside", "receive-inside")
 TO_EXPERTS: Lanes = ("send", "receive-experts")
@@ -76,6 +83,65 @@ class Chunk:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Stored:
+    """Works of a layer whose experts live in the host's memory; those that never occur are left out.
+
+    resident, coming, loads  experts on the device by how they came: there before the step, copied `ahead` of it, missed
+                             and copied: pairs of the copies of some and of their work.
+    hosted, deferred         what the host computes; the results of the second are summed one layer later.
+    lead                     the copies ahead are asked for at the gate of so many MoE layers before.
+    """
+
+    resident: Work
+    ahead: Work | None = None
+    coming: Work | None = None
+    loads: tuple[tuple[Work, Work], ...] = ()
+    hosted: Work | None = None
+    deferred: Work | None = None
+    lead: int = 1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Units:
+    """Works of a layer that PIM units do; of what the schedule gives to the device, their time is zero, and vice versa.
+
+    core, experts  attention of requests, and routed experts; None where the layer has none.
+    output         the projection after attention, which awaits both.
+    beside         units and device may work at a time.
+    """
+
+    output: Work
+    core: Work | None = None
+    experts: Work | None = None
+    beside: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Streamed:
+    """Works of a layer for one microbatch, where weights stream from the host's memory; None: never occurs.
+
+    early, page    copies of weights: those of attention, where they stream, too, and the others, or that page
+                   of them which comes with this microbatch.
+    cache          copy to the device of what it needs before it begins: cache of its requests, hidden states.
+    before, after  computed by the device before and after what the host does in between.
+    queries, attended, results  decode attention on the host: what it needs on its way there, its work, the way back.
+    store          copy to the host of what the device leaves there: new cache, hidden states.
+    slots          layers of weights that the device has room for.
+    """
+
+    early: Work | None = None
+    page: Work | None = None
+    cache: Work | None = None
+    before: tuple[Work, ...] = ()
+    queries: Work | None = None
+    attended: Work | None = None
+    results: Work | None = None
+    after: tuple[Work, ...] = ()
+    store: Work | None = None
+    slots: int = 2
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Layer:
     """The works of one transformer block; those that the model, layout or schedule does not have are None.
 
@@ -84,6 +150,10 @@ class Layer:
     fetch, local  copies of experts on their way, and the work on the device's own tokens, which wait for no dispatch;
                   without chunks no token travels.
     before_dispatch, after_combine  what a device does to its tokens before they leave and after they are back.
+    stored        how its experts are served from the host's memory, in place of the chunk's `experts`.
+    units         what PIM units do of it.
+    streamed      its works where weights stream: in place of all others, or the page alone (ring).
+    weights       all-gather of the layer's weights, where no device holds all of them.
 
     Raises DeadlockError for a gate whose tokens have no chunk to travel in, or chunks without a gate.
     """
@@ -100,6 +170,23 @@ class Layer:
     local: Work | None = None
     before_dispatch: tuple[Work, ...] = ()
     after_combine: tuple[Work, ...] = ()
+    stored: Stored | None = None
+    units: Units | None = None
+    streamed: Streamed | None = None
+    weights: Work | None = None
+
+    @property
+    def own_attention(self) -> Work:
+        """The work of attention. Raises DeadlockError for a further run of a layer, which has none."""
+        if self.attention is None:
+            raise DeadlockError(f"{self.gate}: a further run of a layer has no attention")
+        return self.attention
+
+    @property
+    def number(self) -> int:
+        """Number of the layer in its model."""
+        first = self.attention or self.gate
+        return -1 if first is None else first.layer
 
     def __post_init__(self) -> None:
         if (self.gate is None) != (not self.chunks and self.local is None):
@@ -112,15 +199,50 @@ class Layer:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class BackwardLayer:
+    """The works of a layer's backward pass.
+
+    works    gradients of inputs and weights, in the record of the forward pass, which is gone through in reverse: the
+             dispatch brings the gradient of the combine to the experts, the combine that of the dispatch back.
+    again    works of the forward pass that are issued again first, where their results were not kept.
+    experts, others  sums over devices of the gradients of experts and of all other weights, in pieces.
+    """
+
+    works: Layer
+    again: Layer | None = None
+    experts: tuple[Work, ...] = ()
+    others: tuple[Work, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Training:
+    """The works that follow a forward pass where a step trains.
+
+    layers   in the order of the backward pass, the last one of the model first.
+    head_sums, embedding_sums  sums of gradients that are there first and last, in pieces.
+    refresh  all-gather of the weights that each device has updated a part of.
+    """
+
+    head: Work
+    layers: tuple[BackwardLayer, ...]
+    update: Work
+    head_sums: tuple[Work, ...] = ()
+    embedding_sums: tuple[Work, ...] = ()
+    refresh: Work | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Step:
     """The works of one forward pass, in the order of the model.
 
-    others  further microbatches: the same pass over other tokens of the step, which may run beside this one.
+    others    further microbatches: the same pass over other tokens of the step, which may run beside this one.
+    training  backward pass, sums of gradients and update; None where nothing is trained.
     """
 
     layers: tuple[Layer, ...]
     head: Work
     others: tuple[Step, ...] = ()
+    training: Training | None = None
 
     @property
     def microbatches(self) -> tuple[Step, ...]:
@@ -150,7 +272,7 @@ class Program:
 
     def compute(self, work: Work, *, after: After) -> int:
         """Index of a new operation on the compute lane."""
-        return self._issue(work, ("compute",), after)
+        return self._issue(work, COMPUTE_LANE, after)
 
     def exchange(self, work: Work, *, after: After, lanes: Lanes = EXCHANGE_LANES) -> int:
         """Index of a new exchange of tokens, on a send and a receive lane of all devices of its group."""
@@ -214,6 +336,16 @@ def compile_ops(ops: Sequence[Op]) -> OpList:
         ancestors.append(reached | _followed(before, ancestors))
         last_on_lane.update(dict.fromkeys(op.lanes, index))
     return OpList(tuple(ops), tuple(waits), tuple(lane_waits))
+
+
+def list_ops(ops: Sequence[Op]) -> OpList:
+    """Op list with all waits kept: for programs of so many operations that sets of ancestors would fill the memory."""
+    last_on_lane: dict[Lane, int] = {}
+    lane_waits: list[tuple[tuple[Lane, int], ...]] = []
+    for index, op in enumerate(ops):
+        lane_waits.append(tuple((lane, last_on_lane[lane]) for lane in op.lanes if lane in last_on_lane))
+        last_on_lane.update(dict.fromkeys(op.lanes, index))
+    return OpList(tuple(ops), tuple(op.after for op in ops), tuple(lane_waits))
 
 
 def _implied(dep: int, deps: Sequence[int], ancestors: Sequence[int]) -> bool:

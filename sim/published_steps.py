@@ -27,7 +27,7 @@ from scenarios.cluster_specs import ClusterSpec, ParallelSpec
 from scenarios.placement_specs import PlacementSpec
 from scenarios.schedule_specs import ScheduleSpec
 from scenarios.workload_specs import SynthesisSpec, WorkloadSpec
-from sim.run import execute_schedule
+from sim.priced_steps import execute_schedule
 from sim.session import solve_placement
 from sim.setting import Setting, make_setting, open_trace
 from sim.tensor_parallel_step import stacked_kernels, with_kernels

@@ -18,6 +18,16 @@ from sim.wording import answer, baseline, shown_name, shown_percent, shown_time
 TEMPLATE = Path(__file__).with_name("report_template.html")
 
 CAPTIONS = {
+    "serving": (
+        "What requests saw",
+        "Above, the share of requests that waited no longer; below, what the engine did meanwhile, summed over its "
+        "attention ranks. The figures that follow show a decode step of typical size.",
+    ),
+    "slots": (
+        "What slots for experts bring",
+        "Plans that differ in nothing but the experts that a device holds: how many of the experts that steps ask for "
+        "are there, or on their way, and the throughput. A line a way of evicting, prefetching and serving misses.",
+    ),
     "step-time": (
         "Where the step time goes",
         "Mean time of a device per step by cause. Transfer is the device's own sending and receiving that no computing "
@@ -47,6 +57,11 @@ CAPTIONS = {
         "Time that every port is busy per step: bytes of dispatch and combine in all MoE layers over the link's "
         "effective bandwidth, without latency. Above each device its link inside the node, below it that between them. "
         "The colour scale starts at zero only where the least busy port is below half of the busiest.",
+    ),
+    "pipeline": (
+        "Stages of the pipeline",
+        "What every stage does in a step of median time, with its microbatches by number; where nothing stands, it "
+        "waits.",
     ),
     "step-distribution": (
         "Spread of the step times",

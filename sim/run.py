@@ -4,49 +4,47 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from functools import partial
 from itertools import product
-from math import gcd
 from pathlib import Path
 
-import numpy as np
-from numpy.typing import NDArray
-
-from placement.moe_time import worked_tokens
 from placement.plan import Placement
-from placement.reduction import Reduction
 from scenarios.errors import ScenarioError
-from scenarios.schedule_specs import ScheduleSpec
+from scenarios.serving_specs import ServingSpec
 from scenarios.specs import CompareSpec, ScenarioSpec
+from scenarios.stream_specs import GENERATING
 from sim import metrics as measure
 from sim.bands import step_band
 from sim.coherent import context_bytes
 from sim.constants import constants_of
 from sim.describe import described, notes, plan_name, provenance, table_title
-from sim.durations import Duration, at_steps
+from sim.energy import cost_metrics, energy_metrics
 from sim.engine import replay
-from sim.events import execute_events
-from sim.kernel_pricing import machine_of
-from sim.launches import launched_eagerly
-from sim.laws import LAWS
-from sim.log import step_log
-from sim.memory import check_memory, checked_memory, with_all_contexts, with_copies
+from sim.execution import executed
+from sim.memory import DeviceMemory, check_memory, with_all_contexts, with_copies
 from sim.metrics import Execution
-from sim.moving import move_prices, moved_bytes, moving
-from sim.payload import compressing, payload_prices
-from sim.policies import MICROBATCHED, POLICIES, SPLIT_ATTENTION, TILED
-from sim.pool_pricing import check_pools
-from sim.pools import where_it_ran
-from sim.port_loads import port_loads
-from sim.pricing import Prices, price
-from sim.program import OpList, compile_program
-from sim.result import Comparison, RunResult, Table
-from sim.schedule_search import search
+from sim.moving import moved_bytes
+from sim.offload.measures import offload_metrics
+from sim.offload.prices import COPIES
+from sim.outcome import Outcome, result_of
+from sim.pipelines.piped import piped
+from sim.pools import on_devices
+from sim.priced_steps import PricedSteps, Steps, priced
+from sim.result import LATENCIES, Comparison, RunResult, Table
+from sim.schedule_search import Speed, search
+from sim.serving.simulate import serve_plan
 from sim.session import Plan, Session
-from sim.setting import Setting, build_step, sides_of
-from sim.tile_pricing import tile_prices
-from sim.vector import Finished, execute
+from sim.setting import Setting, sides_of
+from sim.stream.measures import stream_metrics
+from sim.stream.memory import checked_memory
+from sim.stream.simulate import generation_speed, simulate_generation
+from sim.together import check_together
 
+RANKED_BY = ("goodput_tokens_per_s", "e2e_s.mean", "tokens_per_s")
+"""Metrics that plans are ranked by, the first that all of them have."""
+OF_STEPS = ("step_time_s", "tokens_per_s", "model_error", "exposed_copy_s")
+"""Beginnings of metrics that are not those of a served load where only a step of typical size is simulated."""
 Progress = Callable[[str, float], None]
 """Called with what is being done and the share that is done."""
 
@@ -75,8 +73,13 @@ def compare_in(session: Session, axes: CompareSpec, version: str, progress: Prog
         axes.parallel or [spec.parallel],
         axes.placement or [spec.placement],
         axes.schedule or [spec.schedule],
+        axes.memory or [spec.memory],
+        axes.serving or [spec.serving],
     )
-    plans = [Plan(cluster=c, parallel=p, placement=e, schedule=s) for c, p, e, s in combinations]
+    plans = [
+        Plan(cluster=c, parallel=p, placement=e, schedule=s, memory=m, serving=load)
+        for c, p, e, s, m, load in combinations
+    ]
     workloads = axes.workload or (spec.workload,)
     tables: list[Table] = []
     for workload in workloads:
@@ -90,142 +93,162 @@ def compare_in(session: Session, axes: CompareSpec, version: str, progress: Prog
         tables.append(_table(spec, setting, results))
     settings = [side for setting in session.settings.values() for side in sides_of(setting)]
     kernels = {one.exchange.kernel for plan in plans for one in plan.schedule.search or (plan.schedule,)}
+    hosts = any(plan.memory.offload is not None or plan.memory.stream is not None for plan in plans)
     return Comparison(
         scenario=spec.name,
         description=spec.description,
         model=session.model.name,
         cluster=", ".join(dict.fromkeys(setting.cluster.name for setting in settings)),
         tables=tuple(tables),
-        constants=tuple(dict.fromkeys(constant for setting in settings for constant in constants_of(setting, kernels))),
+        constants=tuple(dict.fromkeys(c for setting in settings for c in constants_of(setting, kernels, hosts=hosts))),
         provenance=provenance(spec, session, version),
         wall_s=time.perf_counter() - started,
     )
 
 
 def simulate(session: Session, setting: Setting, plan: Plan) -> RunResult:
-    """One plan, with the best schedule where its own is a search."""
+    """One plan, with the best schedule where its own is a search; under load where it serves requests."""
+    for one in plan.schedule.search or (plan.schedule,):
+        check_together(setting, replace(plan, schedule=one))
+    if plan.serving is not None:
+        return _served(session, plan, plan.serving)
     if not plan.schedule.search:
-        return _simulated(session, setting, plan)
-    found = search(plan.schedule.search, lambda one: _mean_step_s(session, setting, replace(plan, schedule=one)))
-    result = _simulated(session, setting, replace(plan, schedule=found.chosen))
+        return _timed(session, setting, plan)[1]()
+    found, result_of_best = search(
+        plan.schedule.search, lambda one: _timed(session, setting, replace(plan, schedule=one))
+    )
+    result = result_of_best()
     name = plan_name(session.spec, plan, session.plan_of(setting, plan).placement)
-    return replace(result, name=name, plan={**result.plan, "search": found.as_json()}, notes=(found.sentence(),))
+    return replace(
+        result, name=name, plan={**result.plan, "search": found.as_json()}, notes=(found.sentence(), *result.notes)
+    )
 
 
-def _mean_step_s(session: Session, setting: Setting, plan: Plan) -> float:
-    """Mean step time of a plan, host time included [s]."""
-    check_pools(setting, plan.schedule)
+def _timed(session: Session, setting: Setting, plan: Plan) -> tuple[Speed, Callable[[], RunResult]]:
+    """The speed of a plan, host time included, and what measures all else of it."""
+    if plan.schedule.overlap in GENERATING:
+        step_s, tokens_per_s = generation_speed(session, setting, plan)
+        speed = Speed(step_time_s=step_s, tokens_per_s=tokens_per_s)
+        return speed, lambda: simulate_generation(session, setting, plan)
     placement = session.plan_of(setting, plan).placement
-    reduction = session.reduction(setting, placement, plan.schedule)
-    execution = execute_schedule(setting, placement, reduction, plan.schedule)
-    return float(execution.step_times_s.mean()) + plan.schedule.step_overhead
+    if setting.n_stages > 1 or setting.workload.microbatches is not None:
+        result = piped(session, setting, plan, placement, partial(_simulated, session))
+        metrics = result.metrics
+        return Speed(step_time_s=metrics["step_time_s"], tokens_per_s=metrics["tokens_per_s"]), lambda: result
+    ran = _ran(session, setting, plan, placement)
+    step_s = float(ran.execution.step_times_s.mean()) + plan.schedule.step_overhead
+    n_tokens = setting.cluster.n_devices * setting.n_groups * setting.workload.tokens_per_device
+    return Speed(step_time_s=step_s, tokens_per_s=n_tokens / step_s), lambda: _measured(session, plan, ran)
 
 
-def _simulated(session: Session, setting: Setting, plan: Plan) -> RunResult:
-    """One plan: solve, check memory, reduce, price, execute, measure."""
-    schedule = plan.schedule
-    check_pools(setting, schedule)
-    placement = session.plan_of(setting, plan).placement
-    memory = checked_memory(setting, placement, session.spec.memory)
-    reduction = session.reduction(setting, placement, schedule)
-    if reduction.located is not None:
+def _served(session: Session, plan: Plan, spec: ServingSpec) -> RunResult:
+    """Requests served by the plan; what its devices do is shown of a step of typical size.
+
+    Raises ScenarioError for a search: what is best depends on the iteration.
+    """
+    if plan.schedule.search:
+        raise ScenarioError("serving: a search over schedules has no iteration of its own; name one schedule")
+    if plan.parallel.experts is not None and plan.parallel.experts.pp * plan.parallel.experts.edp > 1:
+        raise ScenarioError(
+            "serving: requests under load go to one expert group: leave parallel.experts.pp and edp out"
+        )
+    if plan.schedule.overlap in GENERATING:
+        raise ScenarioError(f"serving: {plan.schedule.overlap} generates for all requests at once; leave serving out")
+    alone = replace(plan, serving=None)
+
+    def step_s(setting: Setting) -> float:
+        steps = _steps(session, setting, alone, session.plan_of(setting, alone).placement)
+        return float(priced(steps).executed().step_times_s.mean())
+
+    load = serve_plan(session, plan, spec, step_s)
+    shown = _simulated(session, load.typical, plan, session.plan_of(load.typical, plan).placement)
+    kept = {name: value for name, value in shown.metrics.items() if not name.startswith(OF_STEPS)}
+    return replace(
+        shown,
+        plan=shown.plan | {"serving": spec.model_dump(exclude_none=True)},
+        metrics=load.metrics | kept,
+        notes=(load.note,),
+        served=load.served,
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Ran:
+    """A plan after its execution: what its metrics are computed from."""
+
+    memory: DeviceMemory
+    priced: PricedSteps
+    execution: Execution
+
+
+def _simulated(session: Session, setting: Setting, plan: Plan, placement: Placement) -> RunResult:
+    """One plan without a pipeline, executed and measured."""
+    return _measured(session, plan, _ran(session, setting, plan, placement))
+
+
+def _ran(session: Session, setting: Setting, plan: Plan, placement: Placement) -> _Ran:
+    """One plan: check memory, reduce, price, execute."""
+    memory = checked_memory(setting, placement, plan, spills=session.spills)
+    steps = _steps(session, setting, plan, placement)
+    if steps.reduction.located is not None:
         memory = with_all_contexts(memory, setting.n_devices)
         check_memory(memory, setting, placement)
-    if reduction.moves is not None:
-        buffers = 2 if schedule.overlap == "prefetch" else 1
-        memory = with_copies(memory, reduction.moves, setting.model, buffers=buffers)
-        check_memory(memory, setting, placement)
-    op_list, prices = _priced(setting, placement, reduction, schedule)
-    simulated = _executed(op_list, prices, setting, schedule)
-    execution = simulated if setting.pool is None else where_it_ran(simulated, setting)
-    band = step_band(setting, prices, op_list, schedule)
+    if steps.reduction.moves is not None:
+        buffers = 2 if plan.schedule.overlap == "prefetch" else 1
+        memory = with_copies(memory, steps.reduction.moves, setting.model, buffers=buffers)
+        if not session.spills:
+            check_memory(memory, setting, placement)
+    ready = priced(steps)
+    return _Ran(memory=memory, priced=ready, execution=ready.executed())
+
+
+def _steps(session: Session, setting: Setting, plan: Plan, placement: Placement) -> Steps:
+    return Steps(
+        setting=setting,
+        placement=placement,
+        reduction=session.reduction(setting, placement, plan.schedule),
+        schedule=plan.schedule,
+        memory=plan.memory,
+    )
+
+
+def _measured(session: Session, plan: Plan, ran: _Ran) -> RunResult:
+    """The result of an executed plan."""
+    steps = ran.priced.steps
+    setting, placement, reduction, schedule = steps.setting, steps.placement, steps.reduction, steps.schedule
+    execution = on_devices(ran.execution, setting)
+    band = step_band(setting, ran.priced.prices, ran.priced.op_list, schedule)
     begins_s = replay(execution.step_times_s, schedule.step_overhead)
     times = measure.time_metrics(execution, begins_s, setting, schedule.step_overhead)
-    typical = int(np.argsort(execution.step_times_s, kind="stable")[setting.batches.n_steps // 2])
-    tokens = np.repeat(worked_tokens(placement, reduction), setting.layout.tp, axis=2)
-    n_steps = setting.batches.n_steps
-    by_step = tokens.reshape(len(tokens), n_steps, -1, *tokens.shape[2:]).sum(axis=2)
-    experts, contexts = moved_bytes(setting, placement, reduction, schedule), context_bytes(setting, schedule)
+    energy = energy_metrics(setting, placement, reduction, schedule, times["tokens_per_s"])
+    outcome = Outcome(
+        setting=setting, placement=placement, reduction=reduction, schedule=schedule, execution=ran.execution
+    )
+    experts, contexts = moved_bytes(setting, ran.priced.fetch), context_bytes(setting, schedule)
     moved = experts[0] + contexts[0], experts[1] + contexts[1]
-    return RunResult(
-        name=plan_name(session.spec, plan, placement),
-        plan=described(plan, placement),
-        metrics={
-            **times,
-            **measure.error_metrics(times, band, schedule.step_overhead),
-            **measure.load_metrics(setting, placement, reduction),
-            **measure.route_metrics(setting),
-            **measure.traffic_metrics(setting, reduction, schedule, moved),
-            **measure.memory_metrics(memory),
-        },
-        breakdown_s=measure.breakdown_s(execution, schedule.step_overhead),
-        step_times_s=execution.step_times_s + schedule.step_overhead,
-        device_tokens=_of_layers(tokens.sum(axis=(1, 3)) / n_steps, setting),
-        device_experts=_of_layers((by_step > 0).sum(axis=(1, 3)) / n_steps, setting) / setting.model.iterations,
-        layer_imbalance=_of_layers(measure.step_imbalance(placement, reduction).mean(axis=1), setting)
-        / setting.model.iterations,
-        traffic_bytes=measure.traffic_bytes(setting, reduction, schedule),
-        port_loads=port_loads(setting, reduction, schedule),
-        devices_per_node=gcd(setting.cluster.devices_per_node, setting.expert_cluster.devices_per_node),
-        log=step_log(simulated.op_list, simulated.durations, simulated.finished, typical),
-        logged_step=typical,
-    )
+    metrics = {
+        **times,
+        **energy,
+        **cost_metrics(setting, session.spec.prices, times | energy),
+        **measure.training_metrics(execution, setting, reduction, schedule.step_overhead),
+        **measure.error_metrics(times, band, schedule.step_overhead),
+        **measure.load_metrics(setting, placement, reduction),
+        **measure.route_metrics(setting),
+        **measure.traffic_metrics(setting, reduction, schedule, moved),
+        **measure.memory_metrics(ran.memory),
+        **_offload_metrics(ran),
+        **({} if plan.memory.stream is None else stream_metrics(execution)),
+    }
+    return result_of(outcome, plan_name(session.spec, plan, placement), described(plan, placement), metrics)
 
 
-def _of_layers(values: NDArray[np.float64], setting: Setting) -> NDArray[np.float64]:
-    """Sums float64[MoE layer, ...] of values of every run of a layer."""
-    sums: NDArray[np.float64] = values.reshape(-1, setting.model.iterations, *values.shape[1:]).sum(axis=1)
-    return sums
-
-
-def execute_schedule(setting: Setting, placement: Placement, reduction: Reduction, schedule: ScheduleSpec) -> Execution:
-    """All steps of the setting, priced and executed."""
-    return _executed(*_priced(setting, placement, reduction, schedule), setting, schedule)
-
-
-def _priced(
-    setting: Setting, placement: Placement, reduction: Reduction, schedule: ScheduleSpec
-) -> tuple[OpList, Prices]:
-    microbatched, tiling = schedule.overlap in MICROBATCHED, TILED.get(schedule.overlap)
-    step = build_step(
-        setting.model,
-        chunks=schedule.n_chunks,
-        attention_tp=setting.attention_tp,
-        microbatched=microbatched,
-        split_attention=schedule.overlap in SPLIT_ATTENTION,
-        tiling=tiling,
-        exchange=schedule.exchange,
-    )
-    prices = price(setting, placement, reduction, schedule.exchange, microbatched=microbatched)
-    if tiling is not None:
-        prices = tile_prices(prices, setting, reduction, schedule, tiling)
-    if schedule.payload is not None:
-        step = compressing(step)
-        prices = prices.plus(payload_prices(setting, schedule.payload, len(step.microbatches)))
-    if reduction.moves is not None:
-        step = moving(step, reduction.moves)
-        machine = machine_of(setting, schedule.exchange)
-        prices = prices.plus_chunks(move_prices(setting, placement, reduction.moves, machine))
-    op_list = compile_program(POLICIES[schedule.overlap], step)
-    return op_list, launched_eagerly(prices, setting, schedule) if schedule.launch == "eager" else prices
-
-
-def _executed(op_list: OpList, prices: Prices, setting: Setting, schedule: ScheduleSpec) -> Execution:
-    durations = prices.durations(op_list)
-    if schedule.executor == "vector":
-        finished = execute(op_list, durations, law=LAWS[schedule.exchange.law])
-    else:
-        finished = _step_by_step(op_list, durations, setting.batches.n_steps, schedule.exchange.law)
-    return Execution(op_list=op_list, durations=durations, finished=finished)
-
-
-def _step_by_step(op_list: OpList, durations: list[Duration], n_steps: int, law: str) -> Finished:
-    """The event executor on every step of a batch."""
-    steps = [execute_events(op_list, [at_steps(d, step) for d in durations], law=law) for step in range(n_steps)]
-    return Finished(
-        end_s=np.stack([step.end_s for step in steps], axis=1),
-        send_end_s=[np.stack(rows) for rows in zip(*(step.send_end_s for step in steps), strict=True)],
-    )
+def _offload_metrics(ran: _Ran) -> dict[str, float]:
+    """What the slots did, and how much of the step their copies cost: the step again with copies that take no time."""
+    if ran.priced.offloaded is None:
+        return {}
+    free = ran.priced.prices.times(dict.fromkeys(COPIES, 0.0))
+    free_s = executed(ran.priced.op_list, free, ran.priced.steps.schedule).step_times_s
+    return offload_metrics(ran.priced.offloaded, ran.execution, free_s)
 
 
 def _table(spec: ScenarioSpec, setting: Setting, results: list[RunResult]) -> Table:
@@ -233,10 +256,13 @@ def _table(spec: ScenarioSpec, setting: Setting, results: list[RunResult]) -> Ta
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
         raise ScenarioError(f"compare: several plans are called {', '.join(twice)}; give them a `name:`")
+    ranked_by = next(name for name in RANKED_BY if all(name in result.metrics for result in results))
+    sign = 1 if ranked_by in LATENCIES else -1
     return Table(
         title=table_title(setting.workload, spec),
         workload=setting.workload.model_dump(exclude_none=True),
-        results=tuple(sorted(results, key=lambda result: -result.metrics["tokens_per_s"])),
+        results=tuple(sorted(results, key=lambda result: sign * result.metrics[ranked_by])),
+        ranked_by=ranked_by,
         first=results[0].name,
         moe_layers=setting.model.moe_layers,
         notes=(*notes(setting), *(note for result in results for note in result.notes)),

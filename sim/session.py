@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from placement.auto import least_redundant
+from placement.auto import least_redundant, shared_slots
 from placement.plan import Placement
 from placement.problem import PlacementProblem, with_sample
 from placement.reduction import Reduction, reduce_trace
@@ -20,10 +20,13 @@ from scenarios.errors import PlacementError, ScenarioError
 from scenarios.models import ModelCard
 from scenarios.placement_specs import PlacementSpec
 from scenarios.schedule_specs import ExchangeSpec, ScheduleSpec
-from scenarios.specs import ScenarioSpec
+from scenarios.serving_specs import ServingSpec
+from scenarios.specs import MemorySpec, ScenarioSpec
 from scenarios.workload_specs import WorkloadSpec
 from sim.coherent import check_coherent
 from sim.kernel_pricing import machine_of
+from sim.pipelines.parts import Part, cut_model
+from sim.pipelines.tasks import PipelineShape
 from sim.plan_files import ReadPlan, plan_of_file
 from sim.setting import Setting, make_setting, open_trace
 from sim.size import check_schedule
@@ -31,7 +34,7 @@ from sim.transforms import transformed
 from traces.routes import iterated
 from traces.routing import RoutingTrace
 
-ReductionKey = tuple[int, str, int, str, str, bool, str]
+ReductionKey = tuple[int, int, str, str, int, str, str, bool, str]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,40 +45,89 @@ class Plan:
     parallel: ParallelSpec
     placement: PlacementSpec
     schedule: ScheduleSpec
+    memory: MemorySpec
+    serving: ServingSpec | None = None
+
+    @classmethod
+    def of(cls, spec: ScenarioSpec) -> Plan:
+        """The plan of the scenario's own sections."""
+        return cls(
+            cluster=spec.cluster,
+            parallel=spec.parallel,
+            placement=spec.placement,
+            schedule=spec.schedule,
+            memory=spec.memory,
+            serving=spec.serving,
+        )
+
+
+@dataclass(slots=True)
+class Shared:
+    """What sessions of one folder may share, whatever the sizes of their models and the speed of their machines.
+
+    digests  of the first layer of each trace.
+    steps    settings by trace, workload and number of devices, for the steps that they replay.
+    """
+
+    traces: dict[str, RoutingTrace] = field(default_factory=dict)
+    digests: dict[int, str] = field(default_factory=dict)
+    steps: dict[str, Setting] = field(default_factory=dict)
+    reductions: dict[ReductionKey, Reduction] = field(default_factory=dict)
 
 
 @dataclass(slots=True)
 class Session:
-    """Caches by content; `base` is the folder that paths of the scenario are relative to."""
+    """Caches by content; `base` is the folder that paths of the scenario are relative to.
+
+    spills  experts may exceed device memory: the rest waits in the host's, and is simulated as if it did not.
+    """
 
     spec: ScenarioSpec
     base: Path
+    spills: bool = False
     model: ModelCard = field(init=False)
-    traces: dict[str, RoutingTrace] = field(default_factory=dict)
+    shared: Shared = field(default_factory=Shared)
     settings: dict[str, Setting] = field(default_factory=dict)
     plans: dict[str, Solved | ReadPlan] = field(default_factory=dict)
-    reductions: dict[ReductionKey, Reduction] = field(default_factory=dict)
+    cuts: dict[str, list[Part]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.model = find_model(self.spec.model, self.base)
 
     def setting(self, cluster: ClusterSpec, parallel: ParallelSpec, workload: WorkloadSpec) -> Setting:
         """The setting of one combination of the scenario's axes."""
-        trace_key = f"{workload.trace} {workload.synthetic}"
-        if trace_key not in self.traces:
-            self.traces[trace_key] = open_trace(workload, self.model, self.base)
-        key = f"{cluster} {parallel} {workload}"
+        model = self.model
+        routing = (model.name, model.expert_counts, model.top_k, model.iterations, model.moe_layers)
+        trace_key = f"{workload.trace} {workload.synthetic} {routing}"
+        traces, steps = self.shared.traces, self.shared.steps
+        if trace_key not in traces:
+            traces[trace_key] = open_trace(workload, self.model, self.base)
+        key = f"{cluster} {parallel} {workload} {self.spec.training}"
         if key not in self.settings:
+            group = parallel.experts and parallel.experts.ep * parallel.experts.tp
+            devices = (cluster.node, cluster.nodes, cluster.devices_per_node, cluster.cards, group)
+            alike = f"{trace_key} {workload} {devices} {self.spec.seed}"
             self.settings[key] = make_setting(
                 model=self.model,
                 cluster=cluster,
                 parallel=parallel,
                 workload=workload,
-                trace=self.traces[trace_key],
+                trace=traces[trace_key],
                 seed=self.spec.seed,
                 base=self.base,
+                alike=steps.get(alike),
+                training=self.spec.training,
             )
+            steps.setdefault(alike, self.settings[key])
         return self.settings[key]
+
+    def traces(self) -> list[tuple[RoutingTrace, str]]:
+        """The traces that the session's settings replay, each with the digest of its first layer."""
+        traces = {id(setting.trace): setting.trace for setting in self.settings.values()}
+        for key, trace in traces.items():
+            if key not in self.shared.digests:
+                self.shared.digests[key] = hashlib.sha256(trace.ids[0].tobytes()).hexdigest()[:16]
+        return [(trace, self.shared.digests[key]) for key, trace in traces.items()]
 
     def plan_of(self, setting: Setting, plan: Plan) -> Solved | ReadPlan:
         """The plan of `plan.placement`, solved on the setting's fitted part or read from its file, once.
@@ -99,18 +151,30 @@ class Session:
         chunks = schedule.n_parts
         exchange = schedule.exchange
         keep_pairs = exchange.law != "port"
-        how = (exchange.dedup, exchange.algorithm, keep_pairs, _transforms(schedule))
-        key = (id(setting), placement_digest(placement), chunks, *how)
-        if key not in self.reductions:
-            self.reductions[key] = reduced(setting, placement, schedule)
-        return self.reductions[key]
+        how = (exchange.dedup, exchange.algorithm, keep_pairs, _transforms(setting, schedule))
+        digest, layout = placement_digest(placement), str(setting.layout)
+        key = (id(setting.trace), id(setting.batches), layout, digest, chunks, *how)
+        if key not in self.shared.reductions:
+            self.shared.reductions[key] = reduced(setting, placement, schedule)
+            self.shared.steps.setdefault(str(key), setting)  # as long as it is there nothing else has its id
+        return self.shared.reductions[key]
+
+    def parts(
+        self, setting: Setting, placement: Placement, shape: PipelineShape, layers: tuple[int, ...]
+    ) -> list[Part]:
+        """The setting cut into parts of a pipeline, once for all schedules that cut it so."""
+        key = f"{id(setting)} {placement_digest(placement)} {shape.n_parts} {shape.bidirectional} {layers}"
+        if key not in self.cuts:
+            self.cuts[key] = cut_model(setting, placement, shape, layers)
+        return self.cuts[key]
 
 
-def _transforms(schedule: ScheduleSpec) -> str:
-    """What of a schedule decides how it changes loads; prices count where experts are shadowed."""
+def _transforms(setting: Setting, schedule: ScheduleSpec) -> str:
+    """What decides how a schedule changes loads; prices count where experts are shadowed."""
     if schedule.move is None:
         return f"{schedule.payload} {schedule.chunks_by}"
-    return f"{schedule.move} {schedule.chunks_by} {schedule.overlap} {schedule.exchange}"
+    priced = f"{setting.model} {setting.cluster}"
+    return f"{schedule.move} {schedule.chunks_by} {schedule.overlap} {schedule.exchange} {priced}"
 
 
 def reduced(setting: Setting, placement: Placement, schedule: ScheduleSpec) -> Reduction:
@@ -186,18 +250,21 @@ def placement_problem(setting: Setting, spec: PlacementSpec, seed: int, exchange
             "on a device of experts; use a solver of loads, such as greedy, eplb or ilp-load, with another split"
         )
     least = least_redundant(setting.model.n_experts, layout.n_ranks) if solver.resizes else spec.redundant
+    shared = shared_slots(setting.model.n_experts, layout.n_ranks, spec)
     problem = PlacementProblem(
         loads=setting.fit_loads.astype(np.float64),
         n_ranks=layout.n_ranks,
         ranks_per_node=layout.ranks_per_node,
-        redundant=least,
+        redundant=least if shared is None else max(shared.sizes),
+        shared=shared,
         n_groups=setting.model.n_group,
         seed=seed,
         machine=machine_of(setting, exchange),
     )
     if not solver.needs or setting.fit_batches is None:
         return problem
-    sample = TokenSample(trace=setting.fit_batches.trace, tokens=setting.fit_batches.tokens)
+    steps = setting.fit_batches()
+    sample = TokenSample(trace=steps.trace, tokens=steps.tokens)
     return with_sample(problem, sample, solver.needs)
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from functools import cache, partial
 from pathlib import Path
 
 import numpy as np
@@ -15,11 +17,13 @@ from scenarios.cluster_specs import ClusterSpec, ParallelSpec
 from scenarios.errors import ScenarioError, TraceError
 from scenarios.models import ModelCard
 from scenarios.schedule_specs import ExchangeSpec
+from scenarios.training_specs import TrainingSpec
 from scenarios.workload_specs import WorkloadSpec
 from sim.program import EXCHANGE_LANES, INSIDE_LANES, Chunk, Layer, Step, Tiling, Work
+from sim.ranks import Ranks, group_cluster, layout_of, ranks_of
 from sim.size import check_workload
-from sim.steps import as_chosen, chosen, composed, numbered, routed_model, spread_steps, with_room
-from traces.batches import Batches
+from sim.steps import as_chosen, chosen, dropped, numbered, routed_model, spread_steps, with_room
+from traces.batches import Batches, with_prompts
 from traces.drops import RouteShares, route_shares
 from traces.routes import masked, with_gate_weights
 from traces.routing import RoutingTrace
@@ -28,6 +32,8 @@ from traces.stats import expert_loads
 from traces.storage import load_trace
 from traces.synth import fit_knobs, knobs_from_spec, synthesise
 
+FIT_TOKENS = 1 << 15  # enough to know which of 256 experts follow which: 128 tokens an expert at the least top-k
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Setting:
@@ -35,10 +41,16 @@ class Setting:
 
     fit_loads    int64[layer, expert]: routed tokens of the sequences that plans are fitted on; where devices or steps
                  have a capacity, of the steps `fit_batches`.
-    fit_batches  `sim.steps.FIT_STEPS` steps of the same sequences, for solvers that look at steps or tokens.
+    fit_batches  composes `sim.steps.FIT_STEPS` steps of the same sequences, once, for solvers that look at steps or
+                 tokens.
+    fit_tokens   int64[token]: those sequences' tokens, indices into the trace; at most `FIT_TOKENS`.
     batches      the steps that plans are judged on, of other sequences.
     routes       what became of their choices, where the workload changes routes.
-    cluster      machine of attention, and of the experts unless they have a `pool` of their own; layout: of experts.
+    cluster      the devices of one expert group, as they see each other; ranks: where that group lies in the whole
+                 cluster, None where it is the cluster.
+    pool         the machine of the experts, where it is another one; layout: of the experts on either.
+    is_first, is_last  whether the model's embedding and its head are here: parts of a pipeline lack one or both.
+    updates      whether a training step ends with the update; all microbatches of a step but the last one do not.
     """
 
     model: ModelCard
@@ -52,8 +64,14 @@ class Setting:
     batches: Batches
     judged_sequences: int
     pool: Cluster | None = None
-    fit_batches: Batches | None = None
     routes: RouteShares | None = None
+    fit_batches: Callable[[], Batches] | None = None
+    fit_tokens: NDArray[np.int64] = field(default_factory=lambda: np.empty(0, np.int64))
+    ranks: Ranks | None = None
+    is_first: bool = True
+    is_last: bool = True
+    updates: bool = True
+    training: TrainingSpec = field(default_factory=TrainingSpec)
 
     @property
     def n_devices(self) -> int:
@@ -71,6 +89,31 @@ class Setting:
         """The machine that holds the experts."""
         return self.pool or self.cluster
 
+    @property
+    def n_groups(self) -> int:
+        """Expert groups of a stage; each does the same on other tokens."""
+        return 1 if self.ranks is None else self.ranks.experts.edp
+
+    @property
+    def n_vocabularies(self) -> int:
+        """Matrices of the vocabulary that are here: of embedding and head, or both in one."""
+        return max(self.is_first, self.is_last) if self.model.tied_embeddings else self.is_first + self.is_last
+
+    @property
+    def n_stages(self) -> int:
+        """Pipeline stages."""
+        return 1 if self.ranks is None else self.ranks.n_stages
+
+    @property
+    def trains(self) -> bool:
+        """Whether steps have a backward pass."""
+        return self.workload.phase == "train"
+
+    @property
+    def exchange_passes(self) -> int:
+        """How often tokens, or their gradients, travel to experts and back in a step."""
+        return 1 if not self.trains else 3 if self.training.recompute == "full" else 2
+
 
 def make_setting(
     *,
@@ -81,40 +124,67 @@ def make_setting(
     trace: RoutingTrace,
     seed: int,
     base: Path = Path(),
+    alike: Setting | None = None,
+    training: TrainingSpec | None = None,
 ) -> Setting:
     """The setting of these specs; a file of kernel constants is relative to `base`.
 
+    alike  a setting of the same trace, workload, devices of an expert group and seed, whose steps this one takes over.
     Raises ScenarioError or TraceError where they contradict each other.
     """
-    machine = build_cluster(cluster, base)
+    whole = build_cluster(cluster, base)
     pool = None if cluster.experts is None else build_cluster(cluster.experts, base)
-    layout, attention_tp = _layout(machine, pool, parallel)
+    ranks = ranks_of(whole, parallel if pool is None else parallel.model_copy(update={"experts": None}))
+    machine = group_cluster(whole, ranks)
+    layout = layout_of(machine, pool, parallel, ranks)
     check_workload(workload, model, machine.n_devices)
     check_trace(trace, model)
+    own_model = routed_model(model, workload.routing)
+    if alike is not None:
+        alike = replace(alike, training=training or TrainingSpec(), ranks=ranks, pool=pool)
+        return replace(alike, model=own_model, cluster=machine, layout=layout, attention_tp=ranks.attention.tp)
     asked = chosen(numbered(trace, model, workload.routing), workload.routing)
     trace = with_room(asked, workload.routing)
     parts = sequence_parts(trace, workload, seed)
-    judged = parts.judged, workload, (workload.steps, machine.n_devices)
-    batches = composed(trace, *judged, np.random.default_rng([seed, 1]))
-    fit_batches = spread_steps(trace, parts.fit, workload, machine.n_devices, np.random.default_rng([seed, 2]))
-    routes = None
-    if workload.routing.changes:
-        routes = route_shares(as_chosen(asked, *judged, np.random.default_rng([seed, 1])), batches)
+
+    def judged(routes: RoutingTrace) -> Batches:
+        shape = workload.steps, machine.n_devices
+        return with_prompts(
+            as_chosen(routes, parts.judged, workload, shape, np.random.default_rng([seed, 1])),
+            routes,
+            parts.judged,
+            n_tokens=workload.prompt_tokens,
+            n_sharing=ranks.attention.tp,
+            rng=np.random.default_rng([seed, 3]),
+        )
+
+    batches = dropped(judged(trace), workload.routing)
+    fit_batches = cache(partial(spread_steps, trace, parts.fit, workload, machine.n_devices, seed))
+    fitted = fit_batches().trace if batches.trace is not trace else select_sequences(trace, parts.fit)
     return Setting(
-        model=routed_model(model, workload.routing),
+        model=own_model,
         cluster=machine,
         layout=layout,
-        attention_tp=attention_tp,
+        attention_tp=ranks.attention.tp,
+        ranks=ranks,
         workload=workload,
         trace=trace,
-        fit_loads=expert_loads(select_sequences(trace, parts.fit) if fit_batches.trace is trace else fit_batches.trace),
+        fit_loads=expert_loads(fitted),
         fit_sequences=len(parts.fit) if workload.split.fit > 0 else 0,
         fit_batches=fit_batches,
+        fit_tokens=_tokens_of(trace, parts.fit)[:FIT_TOKENS],
         batches=batches,
         judged_sequences=len(parts.judged),
-        routes=routes,
+        routes=route_shares(judged(asked), batches) if workload.routing.changes else None,
         pool=pool,
+        training=training or TrainingSpec(),
     )
+
+
+def _tokens_of(trace: RoutingTrace, sequences: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Indices of the tokens of some sequences."""
+    spans = [np.arange(trace.offsets[s], trace.offsets[s + 1]) for s in sequences.tolist()]
+    return np.concatenate(spans) if spans else np.empty(0, np.int64)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -282,31 +352,3 @@ def _chunk(layer: int, chunk: int, run: int, exchange: ExchangeSpec) -> Chunk:
     lanes = INSIDE_LANES if exchange.inside == "own" else EXCHANGE_LANES
     back = None if exchange.algorithm == "coherent" else combine
     return Chunk(dispatch, experts, back, **stages, lanes=lanes)
-
-
-def _layout(cluster: Cluster, pool: Cluster | None, parallel: ParallelSpec) -> tuple[ExpertLayout, int]:
-    attention, experts = parallel.attention, parallel.experts
-    home = pool or cluster
-    for name, degrees, machine in (
-        ("attention", attention and (attention.dp, attention.tp), cluster),
-        ("experts", experts and (experts.ep, experts.tp), home),
-    ):
-        if degrees and degrees[0] * degrees[1] != machine.n_devices:
-            kinds = "dp x tp" if name == "attention" else "ep x tp"
-            owner = "the cluster" if pool is None or name == "attention" else "cluster.experts"
-            raise ScenarioError(
-                f"parallel.{name}: {kinds} = {degrees[0]} x {degrees[1]} = {degrees[0] * degrees[1]}, "
-                f"but {owner} has {machine.n_devices} devices ({machine.n_nodes} x {machine.devices_per_node})"
-            )
-    attention_tp = attention.tp if attention else 1
-    if cluster.devices_per_node % attention_tp:
-        raise ScenarioError(
-            f"parallel.attention: tp {attention_tp} does not divide the {cluster.devices_per_node} devices of a node"
-        )
-    layout = ExpertLayout(
-        n_devices=home.n_devices,
-        devices_per_node=home.devices_per_node,
-        tp=experts.tp if experts else 1,
-        sources=0 if pool is None else cluster.n_devices,
-    )
-    return layout, attention_tp

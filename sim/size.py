@@ -7,6 +7,7 @@ from scenarios.host_memory import check_host_memory
 from scenarios.models import ModelCard
 from scenarios.schedule_specs import FUSED, ScheduleSpec
 from scenarios.workload_specs import WorkloadSpec
+from sim.policies import MICROBATCHED
 
 TOKEN_BYTES = 65  # measured: indices, contexts and counting of a token of a step
 ROUTE_BYTES = 4  # id and kept or not of a choice, before and after drops
@@ -36,6 +37,13 @@ def check_schedule(schedule: ScheduleSpec, workload: WorkloadSpec, model: ModelC
             f"schedule.{option}: {chunks} {option} of the {workload.tokens_per_device} tokens of a device leave some "
             f"empty; lower schedule.{option} or raise workload.tokens_per_device"
         )
+    if workload.prompt_tokens and schedule.overlap in MICROBATCHED:
+        raise ScenarioError(
+            f"workload.prompt_tokens: {schedule.overlap} halves the tokens of a device, which leaves prompts and "
+            "requests apart; leave prompt_tokens out"
+        )
+    if schedule.pim != "none" and workload.phase == "train":
+        raise ScenarioError("schedule.pim: units in the memory do attention of requests and experts, not training")
     messages = 0 if schedule.exchange.law == "port" else n_devices * MESSAGE_BYTES
     needed = workload.steps * chunks * model.n_layers * n_devices * (PART_BYTES + messages)
     check_host_memory(

@@ -83,7 +83,7 @@ def spread_steps(
     sequences: NDArray[np.int64],
     workload: WorkloadSpec,
     n_devices: int,
-    rng: np.random.Generator,
+    seed: int,
 ) -> Batches:
     """`FIT_STEPS` steps, evenly spread over one pass through the sequences.
 
@@ -91,7 +91,7 @@ def spread_steps(
     """
     n_tokens = int((trace.offsets[sequences + 1] - trace.offsets[sequences]).sum())
     n_steps = max(FIT_STEPS, n_tokens // (n_devices * workload.tokens_per_device))
-    batches = as_chosen(trace, sequences, workload, (n_steps, n_devices), rng)
+    batches = as_chosen(trace, sequences, workload, (n_steps, n_devices), np.random.default_rng([seed, 2]))
     return dropped(batches.at(np.linspace(0, n_steps - 1, FIT_STEPS).astype(np.int64)), workload.routing)
 
 

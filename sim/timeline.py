@@ -15,9 +15,12 @@ from numpy.typing import NDArray
 from sim.log import OpTimes
 from sim.program import Work
 from sim.result import Comparison, RunResult, Table
+from sim.training import BACKWARD
 from sim.wording import baseline, shown_name
 
 Event = dict[str, Any]
+AHEAD = frozenset({"fetch", "ahead", "page", "dense page", "attention page"})
+"""Kinds of copies of weights that come during the layer before their own."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -30,31 +33,30 @@ class Window:
 
 
 def lane_rows(log: Sequence[OpTimes]) -> list[int]:
-    """Row of every operation: 0 computes; an exchange takes the first row, from 1, that is free on every device.
+    """Row of every operation: 0 computes; others take the first row of their lane that is free on every device.
 
     Exchanges of two chunks can overlap: one still receives while the next one sends.
     """
     rows: list[int] = []
-    free_s: list[NDArray[np.float64]] = []
+    taken: list[tuple[str, NDArray[np.float64]]] = [("compute", np.full(1, -np.inf))]
     for op in log:
-        if op.lane == "compute":
-            rows.append(0)
-            continue
-        row = next((index for index, free in enumerate(free_s) if (free <= op.begin_s).all()), len(free_s))
-        free_s[row : row + 1] = [op.end_s]
-        rows.append(row + 1)
+        fits = (i for i, (lane, free) in enumerate(taken) if lane == op.lane and (i == 0 or (free <= op.begin_s).all()))
+        row = next(fits, len(taken))
+        taken[row : row + 1] = [(op.lane, op.end_s)]
+        rows.append(row)
     return rows
 
 
 def middle_window(log: Sequence[OpTimes], n_layers: int = 2) -> Window:
-    """Window over `n_layers` MoE layers in the middle of a step; over the whole step where it has none.
+    """Window over `n_layers` MoE layers in the middle of a step, or of its backward pass; over all where it has none.
 
-    Experts that are fetched ahead of their layer do not count: they travel during the one before.
+    Weights that are copied ahead of their layer do not count: they travel during the one before.
     """
-    moe_layers = sorted({op.work.layer for op in log if op.work.kind in ("experts", "local")})
+    moe_layers = sorted({op.work.layer for op in log if op.work.kind in ("experts", "local", "resident")})
     first = max(0, (len(moe_layers) - n_layers) // 2)
     layers = tuple(moe_layers[first : first + n_layers])
-    inside = [op for op in log if op.work.layer in layers and op.work.kind != "fetch"] or list(log)
+    own = [op for op in log if op.work.layer in layers and op.work.kind not in AHEAD]
+    inside = [op for op in own if op.work.kind.endswith(BACKWARD)] or own or list(log)
     return Window(
         layers=layers,
         begin_s=float(min(op.begin_s.min() for op in inside)),
@@ -96,12 +98,13 @@ def write_trace(comparison: Comparison, path: Path) -> None:
 def _plan_events(result: RunResult, name: str, first_pid: int) -> Iterator[Event]:
     log, rows = result.log, lane_rows(result.log)
     begins_ns, ends_ns = _on_grid(log, rows)
+    names = _row_names(log, rows)
     for device in range(len(log[0].begin_s) if log else 0):
         pid = first_pid + device
         yield _metadata("process_name", pid, 0, name=f"{name}, device {device}")
         yield _metadata("process_sort_index", pid, 0, sort_index=pid)
         for row in sorted(set(rows)):
-            yield _metadata("thread_name", pid, row, name=_row_name(row))
+            yield _metadata("thread_name", pid, row, name=names[row])
             yield _metadata("thread_sort_index", pid, row, sort_index=row)
         for index, op in enumerate(log):
             begin_ns, end_ns = int(begins_ns[index][device]), int(ends_ns[index][device])
@@ -128,8 +131,14 @@ def work_name(work: Work) -> str:
     return work.kind if work.layer < 0 else f"{work.kind} {work.layer}"
 
 
-def _row_name(row: int) -> str:
-    return ("compute", "exchange")[row] if row < 2 else f"exchange, overlapping {row}"
+def _row_names(log: Sequence[OpTimes], rows: Sequence[int]) -> dict[int, str]:
+    """Name of every row: its lane, with a number where the lane has several."""
+    lanes = {row: op.lane for op, row in zip(log, rows, strict=True)}
+    found: dict[int, str] = {}
+    for row in sorted(lanes):
+        earlier = sum(lanes[other] == lanes[row] for other in found)
+        found[row] = f"{lanes[row]}, overlapping {earlier + 1}" if earlier else lanes[row]
+    return found
 
 
 def _on_grid(log: Sequence[OpTimes], rows: Sequence[int]) -> tuple[list[NDArray[np.int64]], list[NDArray[np.int64]]]:

@@ -6,6 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sim.log import OpTimes
+from sim.pipelines.pipeline import StageBar
 from sim.port_loads import PortLoads
 from sim.program import Work
 from sim.result import Comparison, Constant, RunResult, Table
@@ -87,6 +88,16 @@ def fake_result(name: str, rank: int, n_devices: int, n_layers: int) -> RunResul
         port_loads=fake_ports(traffic, min(8, n_devices)),
         devices_per_node=8,
         log=fake_log(rng, n_devices, n_layers, step_s / n_layers),
+        stages=fake_stages(step_s),
+    )
+
+
+def fake_stages(step_s: float) -> tuple[StageBar, ...]:
+    """One microbatch through two stages, forward and beside a backward pass of another one."""
+    passes = (("forward", 0, False),), (("forward", 0, False), ("backward", 1, True))
+    return tuple(
+        StageBar(stage=stage, passes=own, begin_s=step_s * stage / 2, end_s=step_s * (stage + 1) / 2)
+        for stage, own in enumerate(passes)
     )
 
 

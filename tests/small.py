@@ -18,7 +18,8 @@ from scenarios.workload_specs import WorkloadSpec
 from sim import metrics as measure
 from sim.engine import replay
 from sim.metrics import Execution
-from sim.run import execute_schedule
+from sim.priced_steps import execute_schedule
+from sim.ranks import Ranks
 from sim.session import reduced
 from sim.setting import Setting
 from tests.devices import link, round_gpu
@@ -117,7 +118,14 @@ def even_placement(model: ModelCard, n_ranks: int, **fields: Any) -> Placement:
 
 
 def tiny_setting(
-    model: ModelCard, cluster: Cluster, trace: RoutingTrace, *, attention_tp: int = 1, expert_tp: int = 1, **load: Any
+    model: ModelCard,
+    cluster: Cluster,
+    trace: RoutingTrace,
+    *,
+    attention_tp: int = 1,
+    expert_tp: int = 1,
+    ranks: Ranks | None = None,
+    **load: Any,
 ) -> Setting:
     """A setting judged and fitted on the whole trace; `load` holds fields of the workload."""
     workload = WorkloadSpec(trace="none", **({"tokens_per_device": 4, "steps": 3} | load))
@@ -141,6 +149,7 @@ def tiny_setting(
         fit_sequences=len(sequences),
         batches=batches,
         judged_sequences=len(sequences),
+        ranks=ranks,
     )
 
 

@@ -43,7 +43,7 @@ def compose_batches(
     trace: RoutingTrace,
     sequences: NDArray[np.int64],
     *,
-    phase: Literal["decode", "prefill"],
+    phase: Literal["decode", "prefill", "train"],
     shape: tuple[int, int, int],
     context_tokens: int | None,
     rng: np.random.Generator,
@@ -53,24 +53,34 @@ def compose_batches(
     decode: every place of a device's batch is one request that advances one token a step and is followed by the next
     sequence when it ends (continuous batching). Places start evenly spread over the stream, so their phases are random.
     prefill: every device processes consecutive tokens of a stream of its own.
+    train: the same, each step from the first token of a sequence on: packed sequences, of which the last may be cut.
     Raises TraceError where no sequence is given.
     """
     if len(sequences) == 0:
         raise TraceError("this part of the split holds no sequence; raise its share or take a longer trace")
     n_steps, n_devices, n_tokens = shape
-    stream = _stream(trace, rng.permutation(sequences))
+    order = rng.permutation(sequences)
+    stream = _stream(trace, order)
     places = n_devices * (n_tokens if phase == "decode" else 1)
     starts = ((np.arange(places) + rng.random()) * (len(stream) / places)).astype(np.int64)
     starts = rng.permutation(starts).reshape(n_devices, -1)
     if phase == "decode":
         index = starts[None] + np.arange(n_steps)[:, None, None]
     else:
-        index = starts[None] + (np.arange(n_steps)[:, None, None] * n_tokens + np.arange(n_tokens))
+        first = starts[None] + np.arange(n_steps)[:, None, None] * n_tokens
+        if phase == "train":
+            begins = np.cumsum([0, *(trace.offsets[order + 1] - trace.offsets[order])])
+            first = begins[np.searchsorted(begins, first % len(stream), side="right") - 1]
+        index = first + np.arange(n_tokens)
     tokens = stream[index % len(stream)]
     contexts = trace.positions[tokens].astype(np.int64) + 1
     if context_tokens is not None:
         contexts = np.full_like(contexts, context_tokens)
-    rule = "one token a request" if phase == "decode" else "consecutive tokens of each device's stream"
+    rule = {
+        "decode": "one token a request",
+        "prefill": "consecutive tokens of each device's stream",
+        "train": "packed sequences",
+    }[phase]
     return Batches(
         trace=trace,
         tokens=tokens,
@@ -78,6 +88,34 @@ def compose_batches(
         passes=n_steps * n_devices * n_tokens / len(stream),
         discipline=f"{phase}: {rule}, sequences in random order, first come first served",
     )
+
+
+def with_prompts(
+    batches: Batches,
+    trace: RoutingTrace,
+    sequences: NDArray[np.int64],
+    *,
+    n_tokens: int,
+    n_sharing: int,
+    rng: np.random.Generator,
+) -> Batches:
+    """Mixed steps: the last `n_tokens` of a device's tokens are its part of a prompt, the same in every step.
+
+    n_sharing  neighbouring devices that hold one prompt together, so that it has n_sharing x n_tokens tokens. Their
+    routes are those of consecutive tokens of the sequences, at a random place; contexts are those within the prompt.
+    """
+    if not n_tokens:
+        return batches
+    stream = _stream(trace, rng.permutation(sequences))
+    n_steps, n_devices, _ = batches.tokens.shape
+    part = np.arange(n_devices) % n_sharing
+    position = part[:, None] * n_tokens + np.arange(n_tokens)
+    starts = np.repeat(rng.integers(len(stream), size=(n_steps, -(-n_devices // n_sharing))), n_sharing, axis=1)
+    tokens, contexts = batches.tokens.copy(), batches.contexts.copy()
+    tokens[..., -n_tokens:] = stream[(starts[:, :n_devices, None] + position) % len(stream)]
+    contexts[..., -n_tokens:] = position + 1
+    rule = f"{batches.discipline}; prompts of {n_sharing * n_tokens} tokens join every step"
+    return replace(batches, tokens=tokens, contexts=contexts, discipline=rule)
 
 
 def _stream(trace: RoutingTrace, order: NDArray[np.int64]) -> NDArray[np.int64]:

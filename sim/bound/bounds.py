@@ -5,12 +5,18 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
-from hwmodels.cards import LinkCard
-from hwmodels.cluster import Cluster
 from placement.plan import Placement
+from scenarios.errors import ScenarioError
+from scenarios.offload_specs import OffloadSpec
 from scenarios.workload_specs import WorkloadSpec
-from sim.bound.resources import Resource, resources
+from sim.bound.bound import Bound
+from sim.bound.grid import BATCHES, Cell, cells
+from sim.bound.levers import Lever, Rows, levers, slots_lever
+from sim.bound.near import near_resources, near_uses
+from sim.bound.resources import resources
+from sim.bound.stored import served_of, stored_resources
 from sim.memory import DeviceMemory, check_memory, device_memory
+from sim.offload.slots import slots_of
 from sim.result import RunResult
 from sim.run import simulate
 from sim.session import Plan, Session
@@ -21,48 +27,6 @@ SCAN_STEPS = 4  # steps of a batch that is only tried
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Bound:
-    """Rows of one batch: `tokens_per_s` is the smallest of them; no schedule of the plan exceeds it."""
-
-    tokens_per_device: int
-    rows: tuple[Resource, ...]
-
-    @property
-    def binding(self) -> Resource:
-        """The row that allows least."""
-        return min(self.rows, key=lambda row: row.tokens_per_s)
-
-    @property
-    def any_plan(self) -> Resource:
-        """The row that allows least, of those that hold for any placement of the experts."""
-        return min((row for row in self.rows if row.holds == "any plan"), key=lambda row: row.tokens_per_s)
-
-    @property
-    def tokens_per_s(self) -> float:
-        """Throughput that nothing exceeds."""
-        return self.binding.tokens_per_s
-
-    def used_frac(self, row: Resource) -> float:
-        """Share of a resource that is busy at the bound."""
-        return self.tokens_per_s / row.tokens_per_s
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Lever:
-    """One number of the hardware, and the bound with a tenth more of it on every device.
-
-    now           the number, in `unit`, of one device.
-    per_unit      tokens/s of one more unit on every device, from a step of 1 %.
-    """
-
-    name: str
-    unit: str
-    now: float
-    per_unit: float
-    tenth_more_tokens_per_s: float
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class Bounds:
     """All that `moesim bound` found out.
 
@@ -70,6 +34,7 @@ class Bounds:
     largest    tokens per device that the memory holds; None where more than was tried fit.
     memory_tokens_per_s_per_gib  what one more GiB a device adds to the bound of the largest batch; None as above.
     simulated  the scenario's own plan and schedule.
+    grid       of decode: bounds over batch and context length, those that do not fit included.
     """
 
     scenario: str
@@ -80,22 +45,40 @@ class Bounds:
     largest: int | None
     memory_tokens_per_s_per_gib: float | None
     simulated: RunResult
+    grid: tuple[Cell, ...] = ()
 
 
 def bounds_of(session: Session, progress: Callable[[str, float], None] | None = None) -> Bounds:
     """Bounds of the session's scenario. Raises what the stages of a simulation raise."""
     say = progress or (lambda _what, _share: None)
     spec = session.spec
-    plan = Plan(cluster=spec.cluster, parallel=spec.parallel, placement=spec.placement, schedule=spec.schedule)
+    plan = Plan.of(spec)
+    if plan.memory.stream is not None:
+        raise ScenarioError(
+            "memory.stream: bounds are of weights that stay where they are, or experts behind slots; leave it out"
+        )
+    if plan.serving is not None:
+        raise ScenarioError(
+            "serving: bounds are of steps of workload.tokens_per_device, not of requests under load; leave serving out"
+        )
     setting = session.setting(plan.cluster, plan.parallel, spec.workload)
     check_plain(setting, "moesim bound")
+    if setting.n_stages * setting.n_groups > 1:
+        raise ScenarioError(
+            f"parallel: bounds are of one group of experts that fills the cluster, not of {setting.n_stages} stages of "
+            f"{setting.n_groups} groups (pp, edp); take one group's nodes"
+        )
+    if setting.trains:
+        raise ScenarioError(
+            "workload.phase: bounds are known for decode and prefill; `run` and `compare` simulate train"
+        )
     placement = session.plan_of(setting, plan).placement
     memory = device_memory(setting, placement, spec.memory)
     check_memory(memory, setting, placement)
+    at = bound_of(session, setting, placement, plan)
     say("simulating the plan", 0.0)
     simulated = simulate(session, setting, plan)
-    at = bound_of(session, setting, placement, plan)
-    levers = tuple(_levers(session, setting, placement, plan, at.tokens_per_s))
+    found = tuple(_levers(session, setting, placement, plan, at.tokens_per_s))
     say("trying batches", 0.3)
     largest = _largest_batch(setting.workload, memory)
     batches = tuple(_scan(session, plan, placement, largest, say))
@@ -104,19 +87,47 @@ def bounds_of(session: Session, progress: Callable[[str, float], None] | None = 
         scenario=spec.name,
         setting=setting,
         at=at,
-        levers=levers,
+        levers=found,
         batches=batches,
         largest=largest,
         memory_tokens_per_s_per_gib=extra,
         simulated=simulated,
+        grid=tuple(_grid(session, plan, placement)) if setting.workload.phase == "decode" else (),
     )
 
 
 def bound_of(session: Session, setting: Setting, placement: Placement, plan: Plan) -> Bound:
     """Rows of a setting under a plan."""
-    reduction = session.reduction(setting, placement, plan.schedule)
-    rows = resources(setting, placement, reduction, plan.schedule.exchange)
+    rows = rows_of(session, setting, placement, plan)(setting)
     return Bound(tokens_per_device=setting.workload.tokens_per_device, rows=rows)
+
+
+def rows_of(session: Session, setting: Setting, placement: Placement, plan: Plan) -> Rows:
+    """The rows of a plan as a function of the setting's hardware; what routing alone decides is found out once."""
+    schedule, spec = plan.schedule, plan.memory.offload
+    reduction = session.reduction(setting, placement, schedule)
+    if schedule.pim != "none":
+        uses = near_uses(setting, placement, reduction)
+        return lambda one: near_resources(one, placement, reduction, schedule, uses)
+    if spec is None:
+        return lambda one: resources(one, placement, reduction, schedule.exchange)
+    served = served_of(setting, placement, reduction, schedule, spec)
+    return lambda one: stored_resources(one, placement, reduction, schedule, spec, served)
+
+
+def _levers(session: Session, setting: Setting, placement: Placement, plan: Plan, base: float) -> Iterator[Lever]:
+    spec = plan.memory.offload
+    yield from levers(setting, rows_of(session, setting, placement, plan), base, plan)
+    if spec is None:
+        return
+    slots = int(slots_of(placement, spec)[spec.whole_layers :].max(initial=0))
+    if slots < placement.slots_per_rank().max():
+
+        def rows(grown: OffloadSpec) -> Rows:
+            memory = plan.memory.model_copy(update={"offload": grown})
+            return rows_of(session, setting, placement, replace(plan, memory=memory))
+
+        yield slots_lever(setting, rows, spec, slots, base)
 
 
 def batch_bound(session: Session, plan: Plan, placement: Placement, tokens_per_device: int) -> Bound:
@@ -149,12 +160,24 @@ def _scan(
     say: Callable[[str, float], None] | None = None,
 ) -> Iterator[Bound]:
     last = largest or LARGEST_BATCH[session.spec.workload.phase]
-    chunks = plan.schedule.n_parts
-    sizes = [size for size in (2**power for power in range(16)) if chunks <= size < last] + [last]
+    least = max(plan.schedule.n_parts, session.spec.workload.prompt_tokens + 1)
+    sizes = [size for size in (2**power for power in range(16)) if least <= size < last] + [last]
     for number, size in enumerate(sizes):
         if say is not None:
             say(f"trying {size} tokens per device", 0.3 + 0.7 * number / len(sizes))
         yield batch_bound(session, plan, placement, size)
+
+
+def _grid(session: Session, plan: Plan, placement: Placement) -> Iterator[Cell]:
+    """Bounds over batch and context length."""
+    least = max(plan.schedule.n_parts, session.spec.workload.prompt_tokens + 1)
+    for size in (size for size in BATCHES if size >= least):
+        setting = batch_setting(session, plan, size)
+        yield from cells(setting, placement, plan, _at(rows_of(session, setting, placement, plan), size))
+
+
+def _at(rows: Rows, tokens_per_device: int) -> Callable[[Setting], Bound]:
+    return lambda setting: Bound(tokens_per_device=tokens_per_device, rows=rows(setting))
 
 
 def _largest_batch(workload: WorkloadSpec, memory: DeviceMemory) -> int | None:
@@ -176,61 +199,3 @@ def _memory_price(session: Session, plan: Plan, placement: Placement, memory: De
     slope = (grown.tokens_per_s - last.tokens_per_s) / more
     tokens_per_request = session.spec.workload.tokens_per_device / memory.requests
     return slope * tokens_per_request * 2**30 / per_request
-
-
-def _levers(session: Session, setting: Setting, placement: Placement, plan: Plan, base: float) -> Iterator[Lever]:
-    reduction = session.reduction(setting, placement, plan.schedule)
-
-    def relaxed(change: Callable[[Cluster, float], Cluster], factor: float) -> float:
-        cluster = change(setting.cluster, factor)
-        rows = resources(replace(setting, cluster=cluster), placement, reduction, plan.schedule.exchange)
-        return min(row.tokens_per_s for row in rows)
-
-    for name, unit, now, change in _numbers(setting):
-        yield Lever(
-            name=name,
-            unit=unit,
-            now=now,
-            per_unit=(relaxed(change, 1.01) - base) / (0.01 * now),
-            tenth_more_tokens_per_s=relaxed(change, 1.1) - base,
-        )
-
-
-def _numbers(setting: Setting) -> Iterator[tuple[str, str, float, Callable[[Cluster, float], Cluster]]]:
-    """(name, unit, value of one device, change of the cluster by a factor)."""
-    model, cluster = setting.model, setting.cluster
-    main = model.expert_dtype or model.weight_dtype
-    yield f"{main} peak", "TFLOP/s", cluster.device.peak_flop_per_s(main) / 1e12, _with_peak
-    yield "memory bandwidth", "GB/s", cluster.device.memory_bytes_per_s / 1e9, _with_memory
-    yield f"{cluster.intra.name} bandwidth", "GB/s", cluster.intra.bytes_per_s.value / 1e9, _with_intra
-    if cluster.inter is not None and cluster.n_nodes > 1:
-        yield f"{cluster.inter.name} bandwidth", "GB/s", cluster.inter.bytes_per_s.value / 1e9, _with_inter
-
-
-def _with_peak(cluster: Cluster, factor: float) -> Cluster:
-    card = cluster.device.card
-    peaks = {
-        dtype: peak.model_copy(update={"value": peak.value * factor}) for dtype, peak in card.peak_flop_per_s.items()
-    }
-    card = card.model_copy(update={"peak_flop_per_s": peaks})
-    return replace(cluster, device=replace(cluster.device, card=card))
-
-
-def _with_memory(cluster: Cluster, factor: float) -> Cluster:
-    card = cluster.device.card
-    rate = card.memory_bytes_per_s
-    card = card.model_copy(update={"memory_bytes_per_s": rate.model_copy(update={"value": rate.value * factor})})
-    return replace(cluster, device=replace(cluster.device, card=card))
-
-
-def _with_intra(cluster: Cluster, factor: float) -> Cluster:
-    return replace(cluster, intra=_faster(cluster.intra, factor))
-
-
-def _with_inter(cluster: Cluster, factor: float) -> Cluster:
-    return cluster if cluster.inter is None else replace(cluster, inter=_faster(cluster.inter, factor))
-
-
-def _faster(link: LinkCard, factor: float) -> LinkCard:
-    rate = link.bytes_per_s
-    return link.model_copy(update={"bytes_per_s": rate.model_copy(update={"value": rate.value * factor})})

@@ -11,11 +11,13 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from hwmodels.attention import latent_shape, local_heads, projection_products, windowed_context
+from hwmodels.attention import decode_work, latent_shape, local_heads, projection_products, windowed_context
 from hwmodels.gemm import mlp_products
 from placement.plan import Placement
 from placement.reduction import Reduction
 from scenarios.models import BYTES_PER_VALUE, DType, GroupedQueryAttention
+from scenarios.workload_specs import logit_positions, tokens_by_phase
+from sim.pricing import layer_windows
 from sim.setting import Setting
 
 
@@ -71,34 +73,29 @@ def _attention(setting: Setting) -> Iterator[Demand]:
     tokens = float(setting.workload.tokens_per_device * tp * n_devices)  # devices of a group share all its tokens
     sizes = projection_products(model.attention, model.hidden_size, tp) * model.n_layers
     yield _products("projections", model.weight_dtype, sizes, tokens, n_devices)
-    flop_per_pair, values_per_token = _per_pair(setting)
-    pairs = sum(float(windowed_context(setting.batches.contexts, w).sum()) * n for w, n in _windows(setting))
-    pairs /= setting.batches.n_steps
-    cached = pairs * values_per_token * BYTES_PER_VALUE[model.kv_dtype] if setting.workload.phase == "decode" else 0.0
+    n_decode, _ = tokens_by_phase(setting.workload)
+    decoding = decode_work(_pairs(setting, slice(n_decode)), model.attention, 1, model.kv_dtype)
+    flop, cached = (float(one) for one in decoding)
+    prompts = _pairs(setting, slice(n_decode, None)) * _prompt_flop_per_pair(setting)
     multiplied: DType = "fp32" if model.kv_dtype == "fp32" else "bf16"
-    yield Demand(kind="attention", dtype=multiplied, flop=pairs * flop_per_pair, read_bytes=cached)
+    yield Demand(kind="attention", dtype=multiplied, flop=flop + prompts, read_bytes=cached)
 
 
-def _windows(setting: Setting) -> list[tuple[int | None, int]]:
-    """(window, layers that have it)."""
-    model = setting.model
-    attention = model.attention
-    if not isinstance(attention, GroupedQueryAttention) or attention.window_tokens is None:
-        return [(None, model.n_layers)]
-    windowed = len(range(0, model.n_layers, attention.windowed_every))
-    return [(attention.window_tokens, windowed), (None, model.n_layers - windowed)]
+def _pairs(setting: Setting, tokens: slice) -> float:
+    """Pairs of a token and one that it attends to, of some of the tokens in all layers of a mean step."""
+    contexts = setting.batches.contexts[..., tokens]
+    pairs = sum(float(windowed_context(contexts, window).sum()) * n for window, n in layer_windows(setting.model))
+    return pairs / setting.batches.n_steps
 
 
-def _per_pair(setting: Setting) -> tuple[float, float]:
-    """FLOP of a query token and a token it attends to, over all heads, and cached values that are read for it."""
+def _prompt_flop_per_pair(setting: Setting) -> float:
+    """FLOP of a prompt's token and a token it attends to, over all heads."""
     attention = setting.model.attention
     if isinstance(attention, GroupedQueryAttention):
-        return 4.0 * attention.n_heads * attention.head_dim, float(attention.kv_values_per_token())
+        return 4.0 * attention.n_heads * attention.head_dim
     latent = latent_shape(attention, 1)
-    absorbed = latent.cache_dim + latent.latent_dim
-    expanded = latent.key_dim + latent.value_dim
-    width = absorbed if setting.workload.phase == "decode" else min(absorbed, expanded)
-    return 2.0 * local_heads(attention, 1) * width, float(attention.kv_values_per_token())
+    width = min(latent.cache_dim + latent.latent_dim, latent.key_dim + latent.value_dim)
+    return 2.0 * local_heads(attention, 1) * width
 
 
 def _feed_forward(setting: Setting) -> Iterator[Demand]:
@@ -131,6 +128,8 @@ def _experts(setting: Setting, visits: Visits) -> Demand:
 
 def _head(setting: Setting) -> Demand:
     model, tp, n_devices = setting.model, setting.attention_tp, setting.cluster.n_devices
-    positions = setting.workload.tokens_per_device if setting.workload.phase == "decode" else 1
+    if not setting.is_last:
+        return Demand(kind="head", dtype=model.activation_dtype, flop=0.0, read_bytes=0.0)
+    positions = logit_positions(setting.workload)
     sizes = [(-(-model.vocab_size // tp), model.hidden_size, 1)]
     return _products("head", model.activation_dtype, sizes, float(positions * tp * n_devices), n_devices)

@@ -3,21 +3,25 @@
 from __future__ import annotations
 
 import matplotlib as mpl
+import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.patches import Patch, Rectangle
 from matplotlib.ticker import FuncFormatter
 
 from sim.bound.bounds import Bounds
 from sim.bound.purchase import Choice
 from sim.plots import STYLE, WIDTH_IN, png_bytes
 
-COLORS = ("#4477aa", "#ee6677", "#228833", "#ccbb44", "#aa3377")
+COLORS = ("#4477aa", "#ee6677", "#228833", "#ccbb44", "#aa3377", "#66ccee", "#882255", "#999933")
 LABELLED = 6  # purchases of a front up to which each is named
 
 
 def pictures(bounds: Bounds, choice: Choice | None) -> dict[str, bytes]:
     """File name -> PNG of every picture."""
     found = {"bound-batch.png": png_bytes(batch_figure(bounds))}
+    if bounds.grid:
+        found["bound-context.png"] = png_bytes(context_figure(bounds))
     if choice is not None:
         found["bound-budget.png"] = png_bytes(budget_figure(choice))
     return found
@@ -29,7 +33,7 @@ def batch_figure(bounds: Bounds) -> Figure:
         figure = Figure(figsize=(WIDTH_IN, 3.4), layout="constrained")
         axes = figure.subplots()
         sizes = [bound.tokens_per_device for bound in bounds.batches]
-        for place, (color, row) in enumerate(zip(COLORS, bounds.at.rows, strict=True)):
+        for place, (color, row) in enumerate(zip(COLORS, bounds.at.rows, strict=False)):
             rates = [bound.rows[place].tokens_per_s for bound in bounds.batches]
             style = "--" if row.name == "receive ports" else "-"  # mostly on top of the send ports
             axes.plot(sizes, rates, color=color, lw=1.2, ls=style, label=row.name)
@@ -47,6 +51,32 @@ def batch_figure(bounds: Bounds) -> Figure:
         _logarithmic(axes, "tokens per device", "tokens/s of all devices")
         axes.set_title(f"{bounds.scenario}: bounds over the batch", loc="left", fontsize=8.5, fontweight="bold")
         axes.legend(loc="lower right", fontsize=7)
+    return figure
+
+
+def context_figure(bounds: Bounds) -> Figure:
+    """What binds over tokens of a device and context length, with the bound; hatched where memory falls short."""
+    names = list(dict.fromkeys(cell.binding for cell in bounds.grid))
+    colors = dict(zip(names, COLORS, strict=False))
+    sizes = sorted({cell.tokens_per_device for cell in bounds.grid})
+    contexts = sorted({cell.context_tokens for cell in bounds.grid})
+    with mpl.rc_context(STYLE):
+        figure = Figure(figsize=(WIDTH_IN, 2.8), layout="constrained")
+        axes = figure.subplots()
+        for cell in bounds.grid:
+            x, y = sizes.index(cell.tokens_per_device), contexts.index(cell.context_tokens)
+            hatch = None if cell.fits else "////"
+            color, alpha = colors[cell.binding], 0.75 if cell.fits else 0.2
+            axes.add_patch(Rectangle((x, y), 1, 1, fc=color, ec="white", lw=1.5, alpha=alpha, hatch=hatch))
+            axes.text(x + 0.5, y + 0.5, f"{cell.tokens_per_s:,.0f}", ha="center", va="center", fontsize=7)
+        axes.set(xlim=(0, len(sizes)), ylim=(0, len(contexts)))
+        axes.set_xticks(np.arange(len(sizes)) + 0.5, [f"{size:,}" for size in sizes])
+        axes.set_yticks(np.arange(len(contexts)) + 0.5, [f"{context:,}" for context in contexts])
+        axes.set_xlabel("tokens per device (hatched: more than its memory holds)")
+        axes.set_ylabel("context tokens")
+        axes.set_title("What binds, and the bound [tokens/s]", loc="left", fontsize=8.5, fontweight="bold")
+        patches = [Patch(color=colors[name], alpha=0.75, label=name) for name in names]
+        axes.legend(handles=patches, loc="upper left", bbox_to_anchor=(1.0, 1.0), fontsize=7)
     return figure
 
 

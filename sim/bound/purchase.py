@@ -7,7 +7,7 @@ groups do not talk to each other, so their throughputs add up. How many of each 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from scipy.optimize import Bounds, LinearConstraint, milp
@@ -16,7 +16,8 @@ from hwmodels.cluster import build_cluster
 from scenarios.cluster_specs import AttentionParallelSpec, ClusterSpec, ExpertParallelSpec, ParallelSpec
 from scenarios.errors import BudgetInfeasible, MemoryInfeasible, PlacementInfeasible, ScenarioError
 from scenarios.specs import BudgetSpec, OfferSpec, ScenarioSpec
-from sim.bound.bounds import Bound, batch_setting, best_batch
+from sim.bound.bound import Bound
+from sim.bound.bounds import batch_setting, best_batch
 from sim.run import simulate
 from sim.session import Plan, Session
 
@@ -171,7 +172,7 @@ def _plan(spec: ScenarioSpec, session: Session, offer: OfferSpec, nodes: int) ->
         attention=AttentionParallelSpec(dp=n_devices // attention_tp, tp=attention_tp),
         experts=ExpertParallelSpec(ep=n_devices // expert_tp, tp=expert_tp),
     )
-    return Plan(cluster=cluster, parallel=parallel, placement=spec.placement, schedule=spec.schedule)
+    return replace(Plan.of(spec), cluster=cluster, parallel=parallel)
 
 
 def _best(groups: Sequence[Group], budget: BudgetSpec, money_usd: float) -> Purchase:

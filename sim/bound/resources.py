@@ -17,18 +17,19 @@ from hwmodels.cores import weights_frac
 from hwmodels.fitted import Fitted
 from hwmodels.fluid import fluid_moe_s
 from hwmodels.moe import expert_shape
+from placement.exchange_time import SIDES
 from placement.plan import Placement
 from placement.reduction import Reduction
 from scenarios.schedule_specs import ExchangeSpec
 from sim.bound.demand import Demand, Visits, demands, visits_of
 from sim.durations import Duration, ExchangeTime
 from sim.exchange_pricing import exchange_prices
-from sim.kernel_pricing import SIDES
 from sim.laws_used import used_laws
 from sim.pricing import PARTS_OF_ATTENTION, layer_prices
 from sim.setting import Setting
 
 Holds = Literal["any plan", "this plan"]
+Kind = Literal["hardware", "kernels", "links"]
 LayerPrices = dict[str, tuple[Duration, ...]]
 
 
@@ -38,16 +39,18 @@ class Resource:
 
     kind   "hardware": datasheet numbers alone (or what a law reaches, where it exceeds them); "kernels": time of the
            kernel laws; "links": time of the exchange laws.
-    scale  what a unit of capacity is called: capacity = scale * (amount per device) * devices, for shadow prices.
+    weight relative growth of the bound with the capacity, of a linear programme whose dual values say so; None: 1 for
+           the row that allows least, and 0 for the others.
     """
 
     name: str
-    kind: Literal["hardware", "kernels", "links"]
+    kind: Kind
     unit: str
     demand_per_token: float
     capacity: float
     holds: Holds
     detail: str
+    weight: float | None = None
 
     @property
     def tokens_per_s(self) -> float:
@@ -56,12 +59,16 @@ class Resource:
 
 
 def resources(
-    setting: Setting, placement: Placement, reduction: Reduction, exchange: ExchangeSpec
+    setting: Setting,
+    placement: Placement,
+    reduction: Reduction,
+    exchange: ExchangeSpec,
+    visits: Visits | None = None,
 ) -> tuple[Resource, ...]:
-    """The rows of a setting under a plan, whose exchange is that of `exchange`."""
-    visits, prices = visits_of(placement, reduction), layer_prices(setting)
+    """The rows of a setting under a plan with this exchange; `visits` default to those of any plan."""
+    visits, prices = visits or visits_of(placement, reduction), layer_prices(setting)
     asked = demands(setting, visits)
-    busy_s = _other_kernels_s(setting, prices) + _experts_floor_s(setting, placement, visits)
+    busy_s = _other_kernels_s(setting, prices) + experts_floor_s(setting, placement, visits)
     return (
         _multiplication(setting, asked),
         _memory(setting, asked),
@@ -142,13 +149,13 @@ def _other_kernels_s(setting: Setting, prices: LayerPrices) -> float:
     return total_s
 
 
-def _experts_floor_s(setting: Setting, placement: Placement, visits: Visits) -> float:
+def experts_floor_s(setting: Setting, placement: Placement, visits: Visits) -> float:
     """Device seconds of the experts of a mean step at least; devices that share a rank's experts are all busy."""
     layout, n_layers = setting.layout, placement.n_layers
     shape = expert_shape(setting.model, layout.tp)
     cells = layout.n_ranks * n_layers
     routed, active = visits.routed / cells, visits.active / cells
-    mean_s = fluid_moe_s(routed, active, placement.n_slots / layout.n_ranks, shape, setting.cluster.device)
+    mean_s = fluid_moe_s(routed, active, placement.slots_per_rank().mean(), shape, setting.cluster.device)
     return float(mean_s) * cells * layout.tp
 
 

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from typing import Any
 
 import rich.box
 import rich.table
 from rich.text import Text
 
-from sim.bound.bounds import Bound, Bounds
+from sim.bound.bound import Bound
+from sim.bound.bounds import Bounds
 from sim.bound.purchase import Choice, Group, Purchase
 from sim.bound.resources import Resource
 from sim.wording import shown_percent, shown_rate, shown_time
 
 SHOWN_PURCHASES = 12
+SHOWN_OF_ROWS = ("per token", "capacity", "bound", "busy", "10 % more brings")
 UNIT_SCALES = (
     ("P", 1e15),
     ("T", 1e12),
@@ -35,7 +38,7 @@ def shown_amount(value: float, unit: str) -> str:
 
 def resource_table(bounds: Bounds) -> rich.table.Table:
     """The resources of the scenario's batch, the binding one first."""
-    table = _table(f"{bounds.scenario}: {_batch(bounds)}", "resource", right=("per token", "capacity", "bound", "busy"))
+    table = _table(f"{bounds.scenario}: {_batch(bounds)}", "resource", right=SHOWN_OF_ROWS)
     table.add_column("holds for")
     at = bounds.at
     for row in sorted(at.rows, key=lambda row: row.tokens_per_s):
@@ -43,12 +46,19 @@ def resource_table(bounds: Bounds) -> rich.table.Table:
             row.name,
             shown_amount(row.demand_per_token, "s" if row.unit == "s" else row.unit),
             f"{row.capacity:g} devices" if row.unit == "s" else f"{shown_amount(row.capacity, row.unit)}/s",
-            shown_rate(row.tokens_per_s),
+            shown_rate(row.tokens_per_s) if row.demand_per_token else "",
             shown_percent(at.used_frac(row)),
+            _shown_price(at, row),
             row.holds,
             style="bold" if row is at.binding else "",
         )
     return table
+
+
+def _shown_price(bound: Bound, row: Resource) -> str:
+    """Growth of the bound by a tenth more of the row's capacity, at its shadow price."""
+    gain = 0.1 * row.capacity * bound.price(row) / bound.tokens_per_s
+    return shown_percent(gain) if gain > 1e-6 else ""
 
 
 def lever_table(bounds: Bounds) -> rich.table.Table:
@@ -80,6 +90,15 @@ def gap_lines(bounds: Bounds) -> list[str]:
     metrics, rows = bounds.simulated.metrics, {row.name: row for row in bounds.at.rows}
     n_tokens = bounds.at.tokens_per_device * bounds.setting.cluster.n_devices
     step_s, bound_s = metrics["step_time_s"], n_tokens / bounds.at.tokens_per_s
+    share = shown_percent(metrics["tokens_per_s"] / bounds.at.tokens_per_s)
+    reached = (
+        f"{bounds.simulated.name}, simulated: {shown_rate(metrics['tokens_per_s'])} tokens/s, {share} of the bound; "
+        f"{shown_time(step_s)} a step against {shown_time(bound_s)}"
+    )
+    if "slots_frac" in metrics:
+        lanes = {"the device": "compute", "the copy engine": "to-device", "the host": "host"}
+        busy = ", ".join(f"{who} {shown_percent(metrics[f'busy_frac.{lane}'])}" for who, lane in lanes.items())
+        return [f"{reached}. Busy: {busy}; the rest is waiting for each other."]
     computing_s = metrics["busy_frac.compute"] * (step_s - bounds.simulated.breakdown_s.get("host", 0.0))
     floor_s = n_tokens / rows["device time"].tokens_per_s
     parts = {
@@ -89,12 +108,8 @@ def gap_lines(bounds: Bounds) -> list[str]:
         "host between steps": bounds.simulated.breakdown_s.get("host", 0.0),
         "transfers above computing": floor_s - bound_s,
     }
-    share = shown_percent(metrics["tokens_per_s"] / bounds.at.tokens_per_s)
     named = ", ".join(f"{what} {shown_time(time_s)}" for what, time_s in parts.items() if abs(time_s) > 0.001 * step_s)
-    return [
-        f"{bounds.simulated.name}, simulated: {shown_rate(metrics['tokens_per_s'])} tokens/s, {share} of the bound; "
-        f"{shown_time(step_s)} a step against {shown_time(bound_s)}: {named}."
-    ]
+    return [f"{reached}: {named}."]
 
 
 def purchase_table(choice: Choice) -> rich.table.Table:
@@ -155,6 +170,7 @@ def as_json(bounds: Bounds, choice: Choice | None, version: str) -> dict[str, An
         "batches": [_bound_json(bound) for bound in bounds.batches],
         "largest_tokens_per_device": bounds.largest,
         "tokens_per_s_per_gib": bounds.memory_tokens_per_s_per_gib,
+        "grid": [asdict(cell) for cell in bounds.grid],
     }
     if choice is not None:
         content["purchase"] = _purchase_json(choice.best)
@@ -170,7 +186,7 @@ def _bound_json(bound: Bound) -> dict[str, Any]:
         "tokens_per_device": bound.tokens_per_device,
         "tokens_per_s": bound.tokens_per_s,
         "binding": bound.binding.name,
-        "tokens_per_s_of_any_plan": bound.any_plan.tokens_per_s,
+        "tokens_per_s_of_any_plan": None if bound.any_plan is None else bound.any_plan.tokens_per_s,
         "resources": [_resource_json(bound, row) for row in bound.rows],
     }
 
@@ -182,8 +198,9 @@ def _resource_json(bound: Bound, row: Resource) -> dict[str, Any]:
         "unit": row.unit,
         "demand_per_token": row.demand_per_token,
         "capacity": row.capacity,
-        "tokens_per_s": row.tokens_per_s,
+        "tokens_per_s": row.tokens_per_s if row.demand_per_token else None,
         "used_frac": bound.used_frac(row),
+        "tokens_per_s_per_unit": bound.price(row),
         "holds": row.holds,
         "detail": row.detail,
     }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from scenarios.errors import DeadlockError
 from sim.program import After, Chunk, Layer, Program
 
 
@@ -30,8 +31,15 @@ def arrive(program: Program, chunk: Chunk, after: After) -> int:
     return here if chunk.forward is None else program.exchange(chunk.forward, after=here, lanes=chunk.lanes)
 
 
-def come_back(program: Program, chunk: Chunk, after: int) -> int:
-    """Index of the operation after which the chunk's results are where its tokens came from, or stay."""
+def come_back(program: Program, chunk: Chunk, after: After) -> int:
+    """Index of the operation after which the chunk's results are where its tokens came from, or stay.
+
+    Raises DeadlockError where results of several operations stay, which are then in no order.
+    """
     if chunk.collect is not None:
         after = program.exchange(chunk.collect, after=after, lanes=chunk.lanes)
-    return after if chunk.combine is None else program.exchange(chunk.combine, after=after)
+    if chunk.combine is not None:
+        return program.exchange(chunk.combine, after=after)
+    if not isinstance(after, int):
+        raise DeadlockError(f"{chunk.experts}: tokens that stay with their experts wait for one operation, not {after}")
+    return after

@@ -1,22 +1,21 @@
-"""Claims of a paper with their predictions and errors, as values, JSON and a table."""
+"""Claims of a paper with their predictions and errors, as values and as JSON."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from functools import partial
 from itertools import combinations
 from pathlib import Path
-from statistics import median
+from statistics import fmean
 from typing import Any
-
-import rich.table
-from rich.text import Text
 
 from scenarios.loader import load_spec
 from scenarios.paper_specs import ClaimSpec, PaperSpec
 from scenarios.published import RATIO_UNITS
 from sim.reproduce.cases import Cases
 from sim.reproduce.expressions import evaluate
+from sim.result import Constant
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -26,7 +25,7 @@ class Row:
     published, predicted  a number, or the cases of a ranking, best first.
     error                 predicted / published - 1; of a ranking the share of pairs in the wrong order; where the paper
                           states a limit, 0 on its right side.
-    fitted_on             what numbers of the paper the scenario was fitted on: never this one.
+    fitted_on             what numbers of the paper its cases were fitted on: never this one.
     """
 
     system: str
@@ -38,12 +37,30 @@ class Row:
     fitted_on: str
 
     @property
+    def is_order(self) -> bool:
+        """Whether the claim is an order of methods."""
+        return isinstance(self.published, tuple)
+
+    @property
     def is_ratio(self) -> bool:
         """Whether the claim is a number without a unit of its own."""
-        return not isinstance(self.published, tuple) and self.unit in RATIO_UNITS
+        return not self.is_order and self.unit in RATIO_UNITS
+
+    def is_within(self, limit: float) -> bool:
+        """Whether the error of a number is up to `limit`; an order must be right."""
+        return abs(self.error) <= (0 if self.is_order else limit)
 
 
-def reproduced(path: Path, version: str) -> list[Row]:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Reproduction:
+    """Every claim of one paper, and the constants that its predictions rest on."""
+
+    system: str
+    rows: tuple[Row, ...]
+    constants: tuple[Constant, ...]
+
+
+def reproduced(path: Path, version: str) -> Reproduction:
     """Every claim of a paper's file with its prediction.
 
     Raises ScenarioError where the file contradicts itself, and what its scenarios raise.
@@ -51,36 +68,45 @@ def reproduced(path: Path, version: str) -> list[Row]:
     paper = load_spec(path, PaperSpec)
     cases = Cases(paper, path.parent, version)
     cases.fit()
-    return [_row(paper, claim, cases) for claim in paper.claims]
+    rows = tuple(_row(paper, claim, cases) for claim in paper.claims)
+    return Reproduction(system=paper.system, rows=rows, constants=cases.constants())
 
 
 def _row(paper: PaperSpec, claim: ClaimSpec, cases: Cases) -> Row:
-    fitted_on = "; ".join(f"{fit.path}: {fit.published} ({fit.source})" for fit in paper.fits) or "nothing"
+    published: float | tuple[str, ...]
+    predicted: float | tuple[str, ...]
     if claim.predict is None:
-        order, error = _ranked(claim, cases)
-        return Row(
-            system=paper.system,
-            claim=claim,
-            published=claim.order,
-            predicted=order,
-            unit="",
-            error=error,
-            fitted_on=fitted_on,
-        )
-    target = claim.target
-    predicted = evaluate(claim.predict, cases.metric) / target.factor
-    error = predicted / target.number - 1 if target.number else predicted
-    if (claim.relation == "at-least" and error > 0) or (claim.relation == "at-most" and error < 0):
-        error = 0.0
+        predicted, error = _ranked(claim, cases)
+        published, unit, used = claim.order, "", set(claim.order)
+    else:
+        target = claim.target
+        value, used = _predicted(claim, claim.predict, paper, cases)
+        predicted, published, unit = value / target.factor, target.number, target.unit
+        error = predicted / published - 1 if published else predicted
+        if (claim.relation == "at-least" and error > 0) or (claim.relation == "at-most" and error < 0):
+            error = 0.0
     return Row(
         system=paper.system,
         claim=claim,
-        published=target.number,
+        published=published,
         predicted=predicted,
-        unit=target.unit,
+        unit=unit,
         error=error,
-        fitted_on=fitted_on,
+        fitted_on="; ".join(f"{fit.path}: {fit.published} ({fit.source})" for fit in cases.fits_of(used)) or "nothing",
     )
+
+
+def _predicted(claim: ClaimSpec, expression: str, paper: PaperSpec, cases: Cases) -> tuple[float, set[str]]:
+    """The value of an expression, over a grid its mean, and the cases that it asks."""
+    used: set[str] = set()
+
+    def metric(name: str, case: str, point: dict[str, Any] | None) -> float:
+        used.add(case)
+        return cases.metric(name, case, point)
+
+    points = [None] if claim.grid is None else list(paper.points(claim.grid))
+    values = [evaluate(expression, partial(metric, point=point)) for point in points]
+    return fmean(values), used
 
 
 def _ranked(claim: ClaimSpec, cases: Cases) -> tuple[tuple[str, ...], float]:
@@ -92,66 +118,31 @@ def _ranked(claim: ClaimSpec, cases: Cases) -> tuple[tuple[str, ...], float]:
     return tuple(sorted(names, key=value.__getitem__)), sum(wrong) / len(wrong)
 
 
-def as_json(rows: Sequence[Row]) -> dict[str, Any]:
-    """The result file: one entry a claim."""
+def missed(rows: Sequence[Row], limit: float) -> list[Row]:
+    """Claims beyond the limit, and orders that are wrong, for which the file states no reason."""
+    return [row for row in rows if row.claim.reason is None and not row.is_within(limit)]
+
+
+def as_json(papers: Sequence[Reproduction]) -> dict[str, Any]:
+    """The result file: one entry a claim, and one a constant of each system."""
     return {
-        "claims": [
-            {
-                "system": row.system,
-                "id": row.claim.id,
-                "quantity": row.claim.quantity,
-                "config": row.claim.config,
-                "published": row.published,
-                "predicted": row.predicted,
-                "unit": row.unit,
-                "error": row.error,
-                "fitted_on": row.fitted_on,
-                "mark": row.claim.mark,
-                "source": row.claim.source,
-                "reason": row.claim.reason,
-            }
-            for row in rows
-        ]
+        "claims": [_claim_json(row) for paper in papers for row in paper.rows],
+        "constants": [{"system": paper.system, **asdict(one)} for paper in papers for one in paper.constants],
     }
 
 
-def claims_table(rows: Sequence[Row]) -> rich.table.Table:
-    """One row a claim, those that are far off with their reason."""
-    table = rich.table.Table(box=None, pad_edge=False)
-    for header in ("system", "claim", "published", "predicted", "error"):
-        table.add_column(header, overflow="fold", justify="left" if header in ("system", "claim") else "right")
-    for row in rows:
-        what = f"{row.claim.quantity}, {row.claim.config}" + (f"\n({row.claim.reason})" if row.claim.reason else "")
-        published, predicted = (
-            " < ".join(number) if isinstance(number, tuple) else f"{number:.4g} {row.unit}"
-            for number in (row.published, row.predicted)
-        )
-        error = f"{row.error:.0%} of pairs" if isinstance(row.published, tuple) else f"{row.error:+.1%}"
-        table.add_row(row.system, Text(what), published, predicted, error)
-    return table
-
-
-def summary(rows: Sequence[Row], limit: float) -> list[str]:
-    """Errors of all claims in a few sentences."""
-    ratios = [abs(row.error) for row in rows if row.is_ratio]
-    numbers = [abs(row.error) for row in rows if not isinstance(row.published, tuple)]
-    orders = [row for row in rows if isinstance(row.published, tuple)]
-    lines = [f"{len(rows)} claims."]
-    for name, errors in (("ratios", ratios), ("all numbers", numbers)):
-        if errors:
-            lines.append(f"Error of {len(errors)} {name}: median {median(errors):.1%}, largest {max(errors):.0%}.")
-    if orders:
-        right = sum(row.error == 0 for row in orders)
-        lines.append(f"Orders of methods: {right} of {len(orders)} right.")
-    far = missed(rows, limit)
-    lines.append(f"Beyond {limit:.0%} or in the wrong order without a stated reason: {len(far)}.")
-    return lines
-
-
-def missed(rows: Sequence[Row], limit: float) -> list[Row]:
-    """Claims beyond the limit, and orders that are wrong, for which the file states no reason."""
-    return [
-        row
-        for row in rows
-        if row.claim.reason is None and abs(row.error) > (0 if isinstance(row.published, tuple) else limit)
-    ]
+def _claim_json(row: Row) -> dict[str, Any]:
+    return {
+        "system": row.system,
+        "id": row.claim.id,
+        "quantity": row.claim.quantity,
+        "config": row.claim.config,
+        "published": row.published,
+        "predicted": row.predicted,
+        "unit": row.unit,
+        "error": row.error,
+        "fitted_on": row.fitted_on,
+        "mark": row.claim.mark,
+        "source": row.claim.source,
+        "reason": row.claim.reason,
+    }

@@ -20,7 +20,7 @@ OPERATORS: dict[type[ast.operator], Callable[[float, float], float]] = {
 
 
 def evaluate(expression: str, metric: Metric) -> float:
-    """Value of numbers, + - * /, and `metric(case)` with dotted names of metrics.
+    """Value of numbers, + - * /, min(...), and `metric(case)` with dotted names of metrics.
 
     Raises ScenarioError where the expression is anything else, or divides by zero.
     """
@@ -39,6 +39,8 @@ def _value(node: ast.expr, metric: Metric) -> float:
         return -_value(node.operand, metric)
     if isinstance(node, ast.BinOp) and type(node.op) in OPERATORS:
         return OPERATORS[type(node.op)](_value(node.left, metric), _value(node.right, metric))
+    if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "min" and node.args:
+        return min(_value(argument, metric) for argument in node.args)
     if isinstance(node, ast.Call) and len(node.args) == 1 and isinstance(node.args[0], ast.Name) and not node.keywords:
         return metric(ast.unparse(node.func), node.args[0].id)
-    raise ScenarioError(f"'{ast.unparse(node)}': expected numbers, + - * / and metric(case)")
+    raise ScenarioError(f"'{ast.unparse(node)}': expected numbers, + - * /, min(...) and metric(case)")

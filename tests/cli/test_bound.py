@@ -33,7 +33,7 @@ def test_bound_shows_resources_levers_batches_and_the_gap(moesim: Command, folde
     done = moesim("bound", "tiny.yaml", "--json", "b.json", "--out", "out").succeeded()
     for text in ("device time", "memory bandwidth", "more on every device", "other batches", "of the bound"):
         assert text in done.out
-    assert {"b.json", "out/bound.json", "out/bound-batch.png"} <= done.files
+    assert {"b.json", "out/bound.json", "out/bound-batch.png", "out/bound-context.png"} <= done.files
     content = json.loads((folder / "b.json").read_text())
     assert content["simulated"]["tokens_per_s"] <= content["bound"]["tokens_per_s"]
     rows = {row["name"]: row for row in content["bound"]["resources"]}
@@ -88,3 +88,33 @@ def test_bounds_of_a_plan_from_a_file_are_those_of_the_solver_that_wrote_it(moes
     solved, read = (json.loads((folder / name).read_text()) for name in ("solved.json", "read.json"))
     assert read["bound"] == solved["bound"]
     assert read["batches"] == solved["batches"]
+
+
+@pytest.mark.slow
+def test_cells_of_the_grid_are_bounds_of_their_own_scenarios(moesim: Command, folder: Path) -> None:
+    """The grid changes contexts of one batch; a scenario of its own says as much, and that it does not fit as well."""
+    changes = ["--set", "workload.steps=4", "--set", "workload.tokens_per_device=16"]
+    moesim("bound", "tiny.yaml", *changes, "--json", "b.json").succeeded()
+    cells = json.loads((folder / "b.json").read_text())["grid"]
+    found = {(cell["tokens_per_device"], cell["context_tokens"]): cell for cell in cells}
+    assert all(cell["fits"] for cell in cells if cell["context_tokens"] == 512)
+    for context in (512, 131_072):
+        cell = found[16, context]
+        done = moesim("bound", "tiny.yaml", *changes, "--set", f"workload.context_tokens={context}", "--json", "c.json")
+        assert cell["fits"] == (done.code == 0)
+        if cell["fits"]:
+            alone = json.loads((folder / "c.json").read_text())["bound"]
+            assert cell["tokens_per_s"] == pytest.approx(alone["tokens_per_s"], rel=1e-9)
+            assert cell["binding"].startswith(alone["binding"])
+
+
+@pytest.mark.slow
+def test_bounds_of_offloaded_experts_have_rows_of_the_host(moesim: Command) -> None:
+    done = moesim("bound", "examples/offload", "--set", "workload.steps=32", "--json", "-").succeeded()
+    content = json.loads(done.out)
+    rows = {row["name"]: row for row in content["bound"]["resources"]}
+    assert {"host link", "host memory bandwidth", "host cores"} < rows.keys()
+    assert content["simulated"]["tokens_per_s"] <= content["bound"]["tokens_per_s"]
+    spent = sum(row["tokens_per_s_per_unit"] * row["capacity"] for row in rows.values())
+    assert spent == pytest.approx(content["bound"]["tokens_per_s"])
+    assert next(one for one in content["levers"] if one["name"] == "memory for experts")["tokens_per_s_per_unit"] > 0

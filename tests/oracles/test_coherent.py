@@ -17,9 +17,9 @@ from sim.durations import ExchangeTime
 from sim.memory import check_memory, device_memory, with_all_contexts
 from sim.metrics import traffic_metrics
 from sim.policies import POLICIES
+from sim.priced_steps import execute_schedule
 from sim.pricing import price
 from sim.program import compile_program
-from sim.run import execute_schedule
 from sim.session import reduced
 from sim.setting import Setting, build_step
 from tests.small import even_placement, random_placement, random_trace, tiny_cluster, tiny_model, tiny_setting

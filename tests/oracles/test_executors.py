@@ -14,7 +14,7 @@ from scenarios.workload_specs import WorkloadSpec
 from sim.laws import LAWS
 from sim.metrics import Execution
 from sim.policies import POLICIES
-from sim.run import execute_schedule
+from sim.priced_steps import execute_schedule
 from sim.session import solve_placement
 from sim.setting import Setting, make_setting
 from tests.oracles.random_steps import CHUNKS, Case, dag_case, of_step, policy_case

@@ -14,13 +14,13 @@ from scenarios.placement_specs import PlacementSpec
 from scenarios.schedule_specs import ExchangeSpec, ScheduleSpec
 from scenarios.specs import MemorySpec
 from sim.durations import Duration, ExchangeTime
-from sim.memory import checked_memory
+from sim.memory import check_memory, device_memory, fullest, pool_memories
 from sim.metrics import breakdown_s, load_metrics, time_metrics, traffic_metrics
 from sim.policies import POLICIES
 from sim.pool_pricing import check_pools
 from sim.pools import where_it_ran
+from sim.priced_steps import execute_schedule
 from sim.program import OpList, compile_program
-from sim.run import execute_schedule
 from sim.session import placement_problem, reduced
 from sim.setting import Setting, build_step
 from sim.vector import execute
@@ -202,7 +202,7 @@ def test_faster_devices_of_one_pool_shorten_its_work_alone() -> None:
     faster = replace(setting, pool=replace(tiny_cluster(1, 4), device=replace(device, card=card)))
     placement = even_placement(setting.model, 4)
     times = [
-        breakdown_s(execute_schedule(s, placement, reduced(s, placement, schedule), schedule), 0.0)
+        breakdown_s(where_it_ran(execute_schedule(s, placement, reduced(s, placement, schedule), schedule), s), 0.0)
         for s in (setting, faster)
     ]
     assert times[0]["attention"] == times[1]["attention"]
@@ -212,12 +212,16 @@ def test_faster_devices_of_one_pool_shorten_its_work_alone() -> None:
 def test_each_pool_holds_what_is_its_own() -> None:
     setting = pools(2, 4)
     placement = even_placement(setting.model, 4)
-    small = checked_memory(setting, placement, MemorySpec())
-    expert_bytes = setting.model.expert_bytes * 2 * 2  # of two layers, two on a device
-    assert small.used_bytes.max() in (expert_bytes, small.other_weight_bytes + small.kv_bytes)
-    with pytest.raises(MemoryInfeasible, match="KV cache") as error:
-        checked_memory(setting, placement, MemorySpec(requests_per_device=2**22, context_tokens=1000))
-    assert "experts 0.0" in str(error.value)
+    whole = device_memory(setting, placement, MemorySpec())
+    attention, experts = pool_memories(whole, setting, MemorySpec())
+    assert (attention.used_bytes == whole.other_weight_bytes + whole.kv_bytes).all()
+    assert len(attention.used_bytes) == 2
+    assert (experts.used_bytes == setting.model.expert_bytes * 2 * 2).all()  # of two layers, two on a device
+    assert len(experts.used_bytes) == 4
+    full = MemorySpec(requests_per_device=2**22, context_tokens=1000)
+    fuller = fullest(pool_memories(device_memory(setting, placement, full), setting, full))
+    with pytest.raises(MemoryInfeasible, match=r"experts 0\.0"):
+        check_memory(fuller, setting, placement)
 
 
 def without_network(cluster: Cluster) -> Cluster:

@@ -11,8 +11,9 @@ from sim.durations import Duration, ExchangeTime
 from sim.laws import LAWS
 from sim.metrics import time_metrics
 from sim.policies import POLICIES
-from sim.program import EXCHANGE_LANES, INSIDE_LANES, Work, compile_program
-from sim.run import execute_schedule
+from sim.policies.travel import arrive, come_back
+from sim.priced_steps import execute_schedule
+from sim.program import EXCHANGE_LANES, INSIDE_LANES, Program, Step, Work, compile_program
 from sim.setting import STAGES, build_step
 from sim.vector import execute
 from tests.oracles.random_steps import price_case
@@ -77,6 +78,45 @@ def test_chunks_of_a_sliced_exchange_meet_the_closed_forms_of_fsmoe(r: int) -> N
         assert (got >= want * (1 - 1e-9)).all()
         if alike:
             np.testing.assert_allclose(got, want, rtol=1e-9)
+
+
+def before_gradients(program: Program, step: Step) -> None:
+    """FSMoE's order on the link between nodes: D_1..D_r, a piece of the gradients, C_1..C_r."""
+    layer = step.layers[0]
+    gated = program.compute(layer.attention, after=None)
+    arrived = [arrive(program, chunk, gated) for chunk in layer.chunks]
+    program.exchange(Work("gradients", 0), after=gated)
+    worked = [program.compute(chunk.experts, after=here) for chunk, here in zip(layer.chunks, arrived, strict=True)]
+    for chunk, done in zip(layer.chunks, worked, strict=True):
+        come_back(program, chunk, done)
+
+
+@pytest.mark.parametrize("r", [1, 2, 4, 8])
+def test_gradients_between_dispatches_and_combines_meet_the_closed_forms(r: int) -> None:
+    """Cases 1, 2 and 4 exactly with AG as long as RS; the formula of case 3 is an upper bound (section 5)."""
+    step = build_step(tiny_model(n_layers=1), chunks=r, attention_tp=1, exchange=spec_of("sliced"))
+    op_list = compile_program(before_gradients, step)
+    a2a, ag, experts, gar = np.random.default_rng(r).lognormal(0, 1, (4, 4000))
+    gar = gar * np.sqrt(r)
+    times = {"dispatch": a2a, "combine": a2a, "forward": ag, "collect": ag, "experts": experts, "gradients": gar}
+    durations: list[Duration] = []
+    for op in op_list.ops:
+        time_s = times.get(op.work.kind, np.zeros(4000))[:, None]
+        durations.append(ExchangeTime(send_s=time_s, receive_s=time_s, group_size=1) if op.is_exchange else time_s)
+    got = execute(op_list, durations).end_s.max(axis=0)[:, 0]
+    q1, q2, q3 = a2a > ag, r * experts > 2 * (r - 1) * a2a, r * experts > 2 * (r - 1) * ag
+    q4, q5 = gar > 2 * ag, gar > r * experts - 2 * (r - 1) * a2a + 2 * ag
+    q6 = gar > 2 * r * ag - 2 * (r - 1) * a2a
+    case_1 = (q1 & ~q2 & q4) | (q1 & q2 & q5) | (~q1 & ~q3 & q6) | (~q1 & q3 & q5)
+    case_2, case_3 = (q1 & q2 & ~q5) | (~q1 & q3 & ~q5), q1 & ~q2 & ~q4
+    want = np.select(
+        [case_1, case_2, case_3],
+        [2 * r * a2a + gar, 2 * a2a + 2 * ag + r * experts, 2 * r * a2a + 2 * ag],
+        2 * a2a + 2 * r * ag,
+    )
+    np.testing.assert_allclose(got[~case_3], want[~case_3], rtol=1e-9)
+    assert (got[case_3] <= want[case_3] * (1 + 1e-9)).all()
+    assert min(case_1.sum(), case_2.sum()) > 100
 
 
 def test_tokens_regroup_inside_nodes_and_then_cross_to_devices_of_their_number() -> None:

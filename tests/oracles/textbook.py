@@ -4,13 +4,12 @@ Written from the words of the laws, without a look at the executors, and kept as
 """
 
 from collections.abc import Generator, Iterable, Sequence
-from typing import get_args
 
 import numpy as np
 import simpy
 
 from sim.durations import Duration, ExchangeTime, Seconds
-from sim.program import Lane, Op
+from sim.program import Op
 
 Process = Generator[simpy.Event, None, None]
 Flow = tuple[int, int]
@@ -38,7 +37,7 @@ class Step:
     def __init__(self, ops: Sequence[Op], start_s: Seconds) -> None:
         self.env, self.ops, self.start_s = simpy.Environment(), ops, [float(s) for s in start_s]
         devices = range(len(start_s))
-        lanes = get_args(Lane)
+        lanes = dict.fromkeys(lane for op in ops for lane in op.lanes)
         self.lanes = {name: [simpy.Resource(self.env, capacity=1) for _ in devices] for name in lanes}
         self.done = [[self.env.event() for _ in devices] for _ in ops]
         self.end_s = np.full((len(ops), len(start_s)), np.nan)

@@ -92,7 +92,7 @@ def test_no_simulation_of_real_kernels_exceeds_the_bound(seed: int) -> None:
     scenario = api.load("examples/synthetic", overrides)
     session = Session(scenario.spec, scenario.path.parent)
     spec = scenario.spec
-    plan = Plan(cluster=spec.cluster, parallel=spec.parallel, placement=spec.placement, schedule=spec.schedule)
+    plan = Plan.of(spec)
     setting = session.setting(spec.cluster, spec.parallel, spec.workload)
     bound = bound_of(session, setting, session.plan_of(setting, plan).placement, plan)
     reached = simulate(session, setting, plan).metrics["tokens_per_s"]

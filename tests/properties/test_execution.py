@@ -19,7 +19,7 @@ from sim.durations import Duration, ExchangeTime, Seconds
 from sim.laws import LAWS
 from sim.log import begins_s
 from sim.policies import POLICIES
-from sim.program import Lane, OpList
+from sim.program import DeviceLane, Lane, OpList
 from sim.vector import Finished, execute
 from tests.oracles.random_steps import Case, dag_case, of_step, policy_case, varied
 
@@ -89,7 +89,7 @@ def test_the_makespan_is_at_least_the_busiest_lane_and_the_critical_path(case: C
     last_s = np.max(case.vector().end_s, axis=0)
     for device, last in enumerate(last_s - case.start_s):
         graph = nx.DiGraph()
-        lanes_s = dict.fromkeys(get_args(Lane), 0.0)
+        lanes_s = dict.fromkeys(get_args(DeviceLane), 0.0)
         for index, (op, duration) in enumerate(zip(case.op_list.ops, case.durations, strict=True)):
             own_s = float(own_send_s(duration)[device])
             graph.add_edge(index, "end", weight=own_s)

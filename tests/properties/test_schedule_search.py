@@ -1,5 +1,6 @@
 """Fused schedules and the search over schedules, on whole scenarios."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -7,7 +8,7 @@ import numpy as np
 import pytest
 from pydantic import ValidationError
 
-from scenarios.errors import ScenarioError
+from scenarios.errors import MemoryInfeasible, ScenarioError
 from scenarios.schedule_specs import ScheduleSpec
 from scenarios.specs import ScenarioSpec
 from sim.bound.bounds import bound_of
@@ -15,6 +16,7 @@ from sim.durations import ExchangeTime
 from sim.pricing import price
 from sim.result import RunResult
 from sim.run import run, simulate
+from sim.schedule_search import Speed, search
 from sim.session import Plan, Session
 from sim.tile_pricing import tile_prices
 
@@ -68,6 +70,28 @@ def test_a_search_takes_the_best_of_its_schedules_and_says_what_that_gains() -> 
     assert told["chosen"] in found.notes[0]
 
 
+def test_a_search_goes_on_without_what_does_not_fit() -> None:
+    """Every schedule is timed once; the best is handed on; a search in which nothing fits fails as its first entry."""
+    one, two, three, four = (ScheduleSpec(tiles=tiles) for tiles in (1, 3, 2, 4))
+    asked: list[int] = []
+
+    def timed(schedule: ScheduleSpec) -> tuple[Speed, str]:
+        asked.append(schedule.tiles)
+        if schedule.tiles == 1:
+            raise MemoryInfeasible("short by 2 GiB")
+        speed = Speed(step_time_s=float(schedule.tiles), tokens_per_s=1 / schedule.tiles)
+        return speed, f"run of {schedule.tiles}"
+
+    found, best = search((one, two, three, four), timed)
+    assert (best, found.chosen, asked) == ("run of 2", three, [1, 3, 2, 4])
+    assert found.as_json()["tried"][0]["infeasible"] == "short by 2 GiB"
+    assert found.as_json()["gain_over_first"] == pytest.approx(0.5)
+    assert "best of 3 schedules" in found.sentence()
+    assert "short by 2 GiB" in found.sentence()
+    with pytest.raises(MemoryInfeasible, match="short by 2 GiB"):
+        search((one,), timed)
+
+
 def test_an_entry_takes_what_stands_beside_the_search() -> None:
     schedule = ScheduleSpec.model_validate(
         {"launch": "eager", "search": [{"overlap": "chunked", "chunks": [2, 4]}, {"launch": "graph"}]}
@@ -119,7 +143,7 @@ def test_no_schedule_exceeds_the_bound(overlap: str, bandwidth: str) -> None:
     spec = ScenarioSpec.model_validate({**BASE, "cluster": cluster, "schedule": {"overlap": overlap}})
     session = Session(spec, Path())
     setting = session.setting(spec.cluster, spec.parallel, spec.workload)
-    plan = Plan(cluster=spec.cluster, parallel=spec.parallel, placement=spec.placement, schedule=spec.schedule)
+    plan = Plan.of(spec)
     bound = bound_of(session, setting, session.plan_of(setting, plan).placement, plan)
     assert simulate(session, setting, plan).metrics["tokens_per_s"] <= bound.tokens_per_s * (1 + 1e-9)
 
@@ -131,7 +155,7 @@ def test_tiles_are_parts_of_one_kernel_and_of_one_exchange(overlap: str) -> None
     spec = spec_of(overlap=overlap, sms=12) if overlap == "tiles" else spec_of(overlap=overlap)
     session, schedule = Session(spec, Path()), spec.schedule
     setting = session.setting(spec.cluster, spec.parallel, spec.workload)
-    plan = Plan(cluster=spec.cluster, parallel=spec.parallel, placement=spec.placement, schedule=schedule)
+    plan = replace(Plan.of(spec), schedule=schedule)
     placement = session.plan_of(setting, plan).placement
     reduction = session.reduction(setting, placement, schedule)
     whole = price(setting, placement, reduction, schedule.exchange)

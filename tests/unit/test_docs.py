@@ -16,6 +16,7 @@ from tests.fake_results import fake_comparison
 ROOT = Path(__file__).resolve().parents[2]
 DOCUMENTS = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")])
 README = (ROOT / "README.md").read_text()
+METRIC_FILES = ("metrics.py", "offload/measures.py", "serving/measures.py")
 NOMENCLATURE = (ROOT / "docs" / "nomenclature.md").read_text()
 
 
@@ -31,9 +32,13 @@ def first_cells(text: str) -> list[str]:
 
 
 def metric_names() -> set[str]:
-    """Metrics that the functions of `sim/metrics.py` give, with `<link kind>` or `<number>` for what is filled in."""
-    tree = ast.parse((ROOT / "sim" / "metrics.py").read_text())
-    functions = [node for node in tree.body if isinstance(node, ast.FunctionDef) and node.name.endswith("_metrics")]
+    """Metrics that functions called `..._metrics` give, with `<link kind>` or `<number>` for what is filled in."""
+    trees = [
+        ast.parse((ROOT / "sim" / name).read_text())
+        for name in ("metrics.py", "energy.py", "offload/measures.py", "serving/measures.py", "stream/measures.py")
+    ]
+    bodies = [node for tree in trees for node in tree.body]
+    functions = [node for node in bodies if isinstance(node, ast.FunctionDef) and node.name.endswith("_metrics")]
     nodes = [node for function in functions for node in ast.walk(function)]
     keys = [key for node in nodes if isinstance(node, ast.Dict) for key in node.keys]
     keys += [node.slice for node in nodes if isinstance(node, ast.Subscript) and isinstance(node.ctx, ast.Store)]

@@ -25,7 +25,7 @@ CARDS = list_cards()
 
 # fmt: off
 DEVICES = [
-    "t4", "l4", "l20", "l40s", "a40", "a6000", "rtx-3090", "rtx-4090", "rtx-pro-6000",
+    "v100-pcie", "t4", "rtx-2080-ti", "l4", "l20", "l40s", "a40", "a6000", "rtx-3090", "rtx-4090", "rtx-pro-6000",
     "a100-40", "a100-80", "a800", "h20", "h100-sxm", "h100-pcie", "h800", "h200-sxm", "b200",
     "gb200", "ascend-910c", "logic-pim", "bank-pim", "bankgroup-pim", "zen4-core",
 ]
@@ -34,6 +34,8 @@ DEVICES = [
 # name, memory [GB], bandwidth [GB/s], dtype, dense peak [TFLOP/s], SMs; typed from the maker's datasheet named beside.
 DATASHEET = [
     ("t4", 16, 320, "fp16", 65, 40),  # T4 product brief PB-09256-001
+    ("v100-pcie", 32, 900, "fp16", 112, 80),  # V100 datasheet
+    ("rtx-2080-ti", 11, 616, "fp16", 53.8, 68),  # Turing whitepaper, reference card, fp32 accumulation
     ("l4", 24, 300, "fp8", 485 / 2, 58),  # L4 datasheet, 485 with sparsity
     ("l40s", 48, 864, "bf16", 362.05, 142),  # L40S datasheet
     ("a40", 48, 696, "bf16", 149.7, 84),  # A40 datasheet

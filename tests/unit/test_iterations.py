@@ -15,7 +15,7 @@ from scenarios.schedule_specs import ScheduleSpec
 from scenarios.specs import MemorySpec
 from sim.durations import ExchangeTime
 from sim.memory import device_memory
-from sim.run import execute_schedule
+from sim.priced_steps import execute_schedule
 from sim.session import reduced
 from sim.setting import Setting, check_plain
 from sim.steps import chosen, dropped, routed_model

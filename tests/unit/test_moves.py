@@ -17,7 +17,8 @@ from scenarios.schedule_specs import ScheduleSpec
 from scenarios.specs import MemorySpec
 from sim.exchange_pricing import machine_of
 from sim.memory import check_memory, device_memory, with_copies
-from sim.run import execute_schedule
+from sim.metrics import load_metrics
+from sim.priced_steps import execute_schedule
 from sim.session import reduced
 from sim.setting import Setting
 from tests.devices import ideal_gpu
@@ -139,6 +140,18 @@ def test_balanced_tokens_are_not_worth_a_broadcast() -> None:
     reduction = reduced(setting, even_placement(model, 4), schedule_of(move={"kind": "shadow"}))
     assert reduction.moves is not None
     assert not reduction.moves.fetched.any()
+
+
+def test_the_share_of_shadowed_experts_is_a_metric() -> None:
+    """One expert of eight on all other devices, in every layer and step."""
+    setting = setting_of()
+    placement = even_placement(setting.model, 4)
+    reduction = reduced(setting, placement, schedule_of(move={"kind": "shadow"}))
+    assert reduction.moves is not None
+    fetched = np.zeros_like(reduction.moves.fetched)
+    fetched[:, :, :, 0] = np.arange(4) != 0
+    reduction = replace(reduction, moves=replace(reduction.moves, fetched=fetched))
+    assert load_metrics(setting, placement, reduction)["moved_experts_frac"] == pytest.approx(1 / 8)
 
 
 def test_a_broadcast_takes_the_slowest_link_once() -> None:

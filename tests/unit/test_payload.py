@@ -1,5 +1,7 @@
 """Payloads that shrink: compressed tokens (LSH-MoE), a low dimension on the wire (BigMac); by hand, by the papers."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from pydantic import ValidationError
@@ -8,9 +10,9 @@ from hwmodels.gemm import gemm_s
 from scenarios.schedule_specs import ScheduleSpec
 from scenarios.specs import MemorySpec
 from sim.memory import device_memory
-from sim.payload import payload_prices
+from sim.payload import encode_prices, payload_prices
+from sim.priced_steps import execute_schedule
 from sim.pricing import price
-from sim.run import execute_schedule
 from sim.session import reduced
 from sim.setting import Setting
 from tests.devices import ideal_gpu, round_gpu
@@ -56,6 +58,43 @@ def test_at_rate_one_only_the_passes_are_added() -> None:
     packed_s = execute_schedule(setting, placement, reduced(setting, placement, whole), whole).step_times_s
     extra_s = 2 * (added["compress"][0] + added["restore"][0]).max(axis=-1)
     np.testing.assert_allclose(packed_s - plain_s, extra_s, rtol=1e-9)
+
+
+@pytest.mark.parametrize("overlap", ["none", "chunked", "two-batch"])
+def test_an_einsum_multiplies_every_token_with_every_place(overlap: str) -> None:
+    """4 k n^2 h FLOP of a layer on a card without losses; microbatches have smaller masks."""
+    setting = setting_of(expert_intermediate_size=H)
+    placement = even_placement(setting.model, 4)
+    dense = PLAIN.model_copy(update={"overlap": overlap, "encode": "einsum"})
+    added = encode_prices(setting, 1)
+    flop_s = 2 * 2 * 16 * 16 * H / setting.cluster.device.peak_flop_per_s("bf16")
+    mask_s = 16 * 32 * 2 / 4e12
+    assert added["encode"][0].mean() == pytest.approx(mask_s + gemm_s(32, H, 16, "bf16", setting.cluster.device))
+    assert added["decode"][0].mean() == pytest.approx(gemm_s(16, H, 32, "bf16", setting.cluster.device))
+    assert added["decode"][0].mean() >= flop_s
+    reduction = reduced(setting, placement, dense)
+    steps_s = [
+        execute_schedule(setting, placement, reduction, dense.model_copy(update={"executor": name})).step_times_s
+        for name in ("vector", "event")
+    ]
+    np.testing.assert_allclose(steps_s[0], steps_s[1], rtol=1e-12)
+    plain = PLAIN.model_copy(update={"overlap": overlap})
+    plain_s = execute_schedule(setting, placement, reduced(setting, placement, plain), plain).step_times_s
+    if overlap != "two-batch":
+        extra_s = 2 * (added["encode"][0] + added["decode"][0]).max(axis=-1)
+        np.testing.assert_allclose(steps_s[0] - plain_s, extra_s, rtol=1e-9)
+
+
+def test_the_mask_of_an_einsum_has_a_gradient() -> None:
+    """Backward three products: of tokens, of what came back, and of the mask, n x k n x h."""
+    setting = setting_of()
+    trained = replace(setting, workload=setting.workload.model_copy(update={"phase": "train"}))
+    forward, both = encode_prices(setting, 1), encode_prices(trained, 1)
+    device = setting.cluster.device
+    assert set(both) - set(forward) == {"encode.backward", "decode.backward"}
+    assert both["encode.backward"][0].mean() == pytest.approx(gemm_s(16, H, 32, "bf16", device))
+    mask_s = gemm_s(16, 32, H, "bf16", device)
+    assert both["decode.backward"][0].mean() == pytest.approx(gemm_s(32, H, 16, "bf16", device) + mask_s)
 
 
 def test_clusters_have_nothing_to_send_once() -> None:

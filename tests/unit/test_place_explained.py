@@ -90,7 +90,7 @@ def pulled(spec: ScenarioSpec) -> tuple[float, dict[str, Lever]]:
     """Tokens per second of the plan as it is, and its levers by name."""
     session = Session(spec, GOLDEN)
     setting = session.setting(spec.cluster, spec.parallel, spec.workload)
-    plan = Plan(cluster=spec.cluster, parallel=spec.parallel, placement=spec.placement, schedule=spec.schedule)
+    plan = Plan.of(spec)
     base = simulate(session, setting, plan)
     heard: list[str] = []
     found = levers(session, setting, plan, base, heard.append)

@@ -314,7 +314,7 @@ def test_every_figure_can_be_made_at_the_edges(name: str, n_plans: int, n_device
 
 
 def test_figures_with_nothing_to_show_are_left_out() -> None:
-    alone = fake_table((fake_result("a", 0, 1, 3),))
+    alone = fake_table((replace(fake_result("a", 0, 1, 3), stages=()),))
     assert plots.figure_names(alone) == ["step-time", "timeline", "step-distribution"]
     unlogged = fake_table((replace(fake_result("a", 0, 4, 3), log=()),))
     assert "timeline" not in plots.figure_names(unlogged)

@@ -1,17 +1,21 @@
 """Reproductions: arithmetic over metrics, units, cases, fits and errors, against values worked out by hand."""
 
+from functools import cache
 from pathlib import Path
 
 import pytest
 
+from docs.reproduced import PAGE, lines_of
 from scenarios.catalog import list_papers
 from scenarios.errors import ScenarioError
 from scenarios.loader import load_spec
 from scenarios.paper_specs import PaperSpec
 from scenarios.published import read_published
 from sim.reproduce.cases import Cases
-from sim.reproduce.claims import missed, reproduced
+from sim.reproduce.claims import Reproduction, as_json, missed, reproduced
 from sim.reproduce.expressions import evaluate
+from sim.reproduce.plots import reproductions_figure
+from sim.reproduce.tables import claims_table, constants_table, system_errors
 
 PAPER = """\
 system: tiny
@@ -40,6 +44,11 @@ fits:
   - {path: schedule.step_overhead, case: one, cases: [one], metric: step_time_s, published: 7 ms,
      range: [0.01 ms, 20 ms], source: nobody}
 """
+BANDWIDTH = """\
+fits:
+  - {path: cluster.inter_bandwidth, case: one, metric: breakdown_s.transfer, published: 1 ms,
+     range: [0.001 GB/s, 50 GB/s], source: nobody}
+"""
 
 
 def paper(folder: Path, fits: str = "") -> Path:
@@ -51,6 +60,7 @@ def paper(folder: Path, fits: str = "") -> Path:
 def test_arithmetic_over_metrics() -> None:
     values = {("a.b", "x"): 6.0, ("c", "y"): 1.5}
     assert evaluate("2 * a.b(x) / c(y) - -1 + (3 - 1)", lambda name, case: values[name, case]) == 11.0
+    assert evaluate("min(a.b(x), c(y) * 2, 7)", lambda name, case: values[name, case]) == 3.0
 
 
 @pytest.mark.parametrize(
@@ -73,7 +83,8 @@ def test_other_words_are_no_published_numbers(text: str | bool) -> None:
 
 
 def test_errors_of_claims(tmp_path: Path) -> None:
-    rows = {row.claim.id: row for row in reproduced(paper(tmp_path), "0")}
+    found = reproduced(paper(tmp_path), "0")
+    rows = {row.claim.id: row for row in found.rows}
     assert rows["gain"].error == 0
     assert rows["order"].predicted == ("one", "slow", "slower")
     assert rows["order"].error == pytest.approx(2 / 3)  # of three pairs, slow before slower alone is as published
@@ -82,7 +93,57 @@ def test_errors_of_claims(tmp_path: Path) -> None:
     assert rows["limit"].predicted > 5
     assert rows["half"].predicted == pytest.approx(100)
     assert rows["half"].error == pytest.approx(1)
-    assert {row.claim.id for row in missed(list(rows.values()), 0.35)} == {"order", "half"}
+    assert {row.claim.id for row in missed(found.rows, 0.35)} == {"order", "half"}
+    told = system_errors("tiny", found.rows, 0.35)
+    assert told.cells() == ("tiny", "4", "0.0%", "3", "0 of 1")
+    assert len(claims_table(found.rows).rows) == 5
+    figure = reproductions_figure([found], 0.35)
+    assert [tick.get_text() for tick in figure.axes[1].get_yticklabels()] == ["tiny"]
+
+
+def test_a_grid_is_a_mean_over_all_combinations_of_its_axes(tmp_path: Path) -> None:
+    """Four points with overheads of 1 and 2 ms in steps of two layouts; the fastest of two cases counts in each."""
+    path = paper(tmp_path)
+    grid = """\
+grids:
+  few: [[{schedule.step_overhead: 1 ms}, {schedule.step_overhead: 2 ms}], [{seed: 0}, {seed: 1}]]
+"""
+    claim = """\
+  - {id: mean, quantity: time, config: "", published: 1.5 ms, grid: few, source: nobody,
+     predict: "min(breakdown_s.host(one), 5 * breakdown_s.host(one))"}
+"""
+    path.write_text(path.read_text().replace("claims:\n", grid + "claims:\n") + claim)
+    found = reproduced(path, "0")
+    assert found.rows[-1].predicted == pytest.approx(1.5)
+    path.write_text(path.read_text().replace("grid: few", "grid: fewer"))
+    with pytest.raises(ScenarioError, match="fewer"):
+        reproduced(path, "0")
+
+
+def test_constants_say_what_was_fitted_and_what_the_scenario_states(tmp_path: Path) -> None:
+    """A bandwidth of the scenario is `assumed`; where a fit decides it, it stands among the fitted numbers instead."""
+    stated = reproduced(two_nodes(tmp_path, ""), "0")
+    fitted = reproduced(two_nodes(tmp_path, BANDWIDTH), "0")
+    assert [(one.value, one.kind) for one in stated.constants if one.source == "scenario"] == [
+        ("card", "assumed"),  # the number of layers
+        ("1e+10", "assumed"),
+    ]
+    told = {one.name: one for one in fitted.constants if one.kind == "fitted"}
+    assert list(told) == ["cluster.inter_bandwidth"]
+    assert told["cluster.inter_bandwidth"].source == "breakdown_s.transfer of one = 1 ms: nobody"
+    assert [one.value for one in fitted.constants if one.source == "scenario"] == ["card"]
+    some = reproduced(paper(tmp_path, FIT), "0")  # decides a number of case `one` alone
+    on_fit = {row.claim.id for row in some.rows if row.fitted_on != "nothing"}
+    assert on_fit == {row.claim.id for row in some.rows if row.claim.id not in ("fits", "limit")}
+    assert "fitted" in {entry["kind"] for entry in as_json([fitted])["constants"]}
+    assert len(constants_table([fitted]).rows) == len({one.kind for one in fitted.constants})
+
+
+def two_nodes(folder: Path, fits: str) -> Path:
+    """The paper on two nodes."""
+    path = paper(folder, fits)
+    path.write_text(path.read_text().replace("inter_bandwidth: 10 GB/s", "nodes: 2, inter_bandwidth: 10 GB/s"))
+    return path
 
 
 def test_a_fit_meets_its_number_in_its_cases_alone(tmp_path: Path) -> None:
@@ -124,12 +185,24 @@ def test_shipped_papers_hold_together(name: str) -> None:
     values = {case: 1.0 + 1.1**place for place, case in enumerate(found.cases)}
     for claim in found.claims:
         if claim.predict is not None:
-            evaluate(claim.predict, lambda _metric, case: values[case])
+            evaluate(claim.predict, lambda metric, case: values[case] * len(metric))
         assert set(claim.order) <= set(found.cases)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", [name for name, _ in list_papers()])
 def test_claims_that_are_far_off_say_why(name: str) -> None:
-    rows = reproduced(dict(list_papers())[name], "0")
-    assert [row.claim.id for row in missed(rows, 0.35)] == []
+    assert [row.claim.id for row in missed(shipped(name).rows, 0.35)] == []
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", [name for name, _ in list_papers()])
+def test_the_page_shows_what_is_reproduced(name: str) -> None:
+    """`make reproductions` writes the table anew."""
+    assert set(lines_of([shipped(name)])) <= set(PAGE.read_text().splitlines())
+
+
+@cache
+def shipped(name: str) -> Reproduction:
+    """A shipped paper, reproduced once for all tests."""
+    return reproduced(dict(list_papers())[name], "0")

@@ -13,7 +13,7 @@ from scenarios.routing_specs import RoutingSpec
 from scenarios.schedule_specs import ScheduleSpec
 from scenarios.workload_specs import SynthesisSpec, WorkloadSpec
 from sim.bound.resources import resources
-from sim.run import execute_schedule
+from sim.priced_steps import execute_schedule
 from sim.session import placement_problem, reduced
 from sim.setting import Setting, make_setting, open_trace
 from sim.steps import chosen
@@ -186,7 +186,8 @@ def used(setting: Setting) -> NDArray[np.bool_]:
 def test_judged_and_fitted_steps_take_the_same_routes(routing: dict[str, Any]) -> None:
     setting = setting_of(**routing)
     assert setting.fit_batches is not None
-    fitted = setting.fit_batches.trace.ids[:, :, setting.fit_batches.tokens] < 8
+    steps = setting.fit_batches()
+    fitted = steps.trace.ids[:, :, steps.tokens] < 8
     assert fitted.mean() == pytest.approx(used(setting).mean(), abs=0.03)
     if setting.routes is not None:
         assert setting.routes.experts_per_token == pytest.approx(used(setting).sum(axis=1).mean())
@@ -197,7 +198,7 @@ def test_judged_and_fitted_steps_take_the_same_routes(routing: dict[str, Any]) -
 def test_plans_are_fitted_on_choices_that_find_room() -> None:
     setting = setting_of(capacity_factor=1.0)
     assert setting.fit_batches is not None
-    assert setting.fit_loads.sum() == np.count_nonzero(setting.fit_batches.trace.ids < 8)
+    assert setting.fit_loads.sum() == np.count_nonzero(setting.fit_batches().trace.ids < 8)
 
 
 def test_buffers_need_an_exchange_and_a_plan_that_they_fit() -> None:

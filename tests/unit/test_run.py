@@ -107,11 +107,11 @@ def test_schedules_that_can_share_a_reduction_do() -> None:
     assert session.reduction(setting, placement, spec.schedule.model_copy(update={"step_overhead": 1.0})) is plain
     chunked = spec.schedule.model_copy(update={"overlap": "chunked", "chunks": 2})
     assert session.reduction(setting, placement, chunked).n_chunks == 2
-    assert len(session.reductions) == 2
+    assert len(session.shared.reductions) == 2
     for exchange in (ExchangeSpec(dedup="none"), ExchangeSpec(law="fifo")):
         other = session.reduction(setting, placement, spec.schedule.model_copy(update={"exchange": exchange}))
         assert other is not plain
-    assert len(session.reductions) == 4
+    assert len(session.shared.reductions) == 4
 
 
 def test_digests_tell_what_a_placement_does() -> None:

@@ -1,0 +1,108 @@
+"""Which experts a prefetch asks for: bool[step, layer, rank, place], learned from the fitted part where it learns."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+from numpy.typing import NDArray
+
+from scenarios.offload_specs import UNGUIDED, GuessName, PrefetchSpec
+from sim.offload.wanted import Mask, Scores, Wanted
+from sim.setting import Setting
+from traces.routing import RoutingTrace
+
+Guess = Callable[[Wanted, Setting, PrefetchSpec], Mask]
+
+
+def oracle(wanted: Wanted, _setting: Setting, spec: PrefetchSpec) -> Mask:
+    """The experts that will be used, those with most tokens first: exact where a router runs ahead (Read-ME)."""
+    return wanted.used if spec.width is None else _widest(wanted.tokens.astype(np.float64), wanted.used, spec.width)
+
+
+def last(wanted: Wanted, _setting: Setting, spec: PrefetchSpec) -> Mask:
+    """The experts of the step before, those with most tokens first."""
+    tokens = np.zeros_like(wanted.tokens)
+    tokens[1:] = wanted.tokens[:-1]
+    return tokens > 0 if spec.width is None else _widest(tokens.astype(np.float64), tokens > 0, spec.width)
+
+
+def popular(wanted: Wanted, _setting: Setting, spec: PrefetchSpec) -> Mask:
+    """The most used of the fitted part, in every step."""
+    return _widest(np.broadcast_to(wanted.popular, wanted.tokens.shape), _anyone(wanted), spec.width)
+
+
+def learned(wanted: Wanted, setting: Setting, spec: PrefetchSpec) -> Mask:
+    """Those that followed the experts of the layer `lead` before most often in the fitted part.
+
+    score(e') = sum over the experts e of that layer of tokens(e) P(e' | e); P from the tokens of the fitted sequences.
+    """
+    tokens = _by_expert(wanted, setting.model.n_experts)
+    scores = np.zeros(wanted.tokens.shape)
+    for layer in range(spec.lead, len(wanted.expert)):
+        chances = follow_chances(setting.trace, setting.fit_tokens, layer - spec.lead, layer)
+        of_expert = tokens[:, layer - spec.lead] @ chances
+        scores[:, layer] = of_expert[:, np.maximum(wanted.expert[layer], 0)]
+    return _widest(scores, _anyone(wanted), spec.width)
+
+
+def noisy(wanted: Wanted, setting: Setting, spec: PrefetchSpec) -> Mask:
+    """Every used expert with chance `recall`, and wrong ones by their popularity until there are `width`.
+
+    For predictors of which only the recall is published. Wrong ones are drawn without replacement by Gumbel's trick.
+    """
+    rng = np.random.default_rng([setting.batches.n_steps, wanted.tokens.shape[1], 3])
+    named = wanted.used & (rng.random(wanted.tokens.shape) < (spec.recall or 0.0))
+    weight = np.log(wanted.popular + 1.0) + rng.gumbel(size=wanted.tokens.shape)
+    wrong = _anyone(wanted) & ~wanted.used
+    return _widest(np.where(named, weight + 1e6, weight), named | wrong, spec.width)
+
+
+GUESSES: dict[GuessName, Guess] = {
+    "oracle": oracle,
+    "last": last,
+    "popular": popular,
+    "learned": learned,
+    "noisy": noisy,
+}
+
+
+def guessed(wanted: Wanted, setting: Setting, spec: PrefetchSpec) -> Mask:
+    """What the prefetch asks for; nothing of the first `lead` layers where the gate of an earlier one is needed."""
+    asked = GUESSES[spec.by](wanted, setting, spec).copy()
+    if spec.by not in UNGUIDED:
+        asked[:, : spec.lead] = False
+    return asked
+
+
+def follow_chances(trace: RoutingTrace, tokens: NDArray[np.int64], layer: int, later: int) -> Scores:
+    """P(e' | e), float64[expert, expert]: how many of the tokens with expert e in `layer` have e' in the later one."""
+    size = trace.n_experts + 1
+    here, there = (np.minimum(trace.ids[row][:, tokens].astype(np.int64), trace.n_experts) for row in (layer, later))
+    pairs = here[:, None, :] * size + there[None, :, :]
+    counts = np.bincount(pairs.ravel(), minlength=size * size).reshape(size, size)[:-1, :-1].astype(np.float64)
+    uses = np.bincount(here.ravel(), minlength=size)[:-1].astype(np.float64)
+    return counts / np.maximum(uses, 1.0)[:, None]
+
+
+def _by_expert(wanted: Wanted, n_experts: int) -> Scores:
+    """Tokens of every logical expert on all ranks, float64[step, layer, expert]."""
+    n_steps, n_layers = wanted.tokens.shape[:2]
+    tokens = np.zeros((n_steps, n_layers, n_experts))
+    flat = wanted.tokens.reshape(n_steps, n_layers, -1)
+    for layer, experts in enumerate(wanted.expert.reshape(n_layers, -1)):
+        for place in np.flatnonzero(experts >= 0):
+            tokens[:, layer, experts[place]] += flat[:, layer, place]
+    return tokens
+
+
+def _anyone(wanted: Wanted) -> Mask:
+    return np.broadcast_to(wanted.placed, wanted.tokens.shape)
+
+
+def _widest(scores: Scores, candidates: Mask, width: int | None) -> Mask:
+    """The `width` candidates of highest score on every rank; among equals the lower place."""
+    order = np.argsort(-np.where(candidates, scores, -np.inf), axis=-1, kind="stable")
+    chosen = np.zeros(candidates.shape, bool)
+    np.put_along_axis(chosen, order[..., : width or None], True, axis=-1)
+    return chosen & candidates

@@ -1,0 +1,44 @@
+"""Metrics of offloaded experts: what their slots did, and what copies and the host cost in time."""
+
+from __future__ import annotations
+
+from sim.durations import Seconds
+from sim.metrics import Execution, lane_busy_s
+from sim.offload.offloaded import Offloaded
+
+
+def offload_metrics(offloaded: Offloaded, execution: Execution, free_step_times_s: Seconds) -> dict[str, float]:
+    """Shares of uses and copies over all steps, layers and ranks, and use of the lanes beside the device.
+
+    free_step_times_s  float64[step]: the same steps with copies that take no time.
+    """
+    served, used = offloaded.served, int(offloaded.wanted.used.sum())
+    hits = int((served.resident | served.coming).sum())
+    ahead = int(served.fetched_ahead.sum())
+    step_s = execution.step_times_s
+    metrics = {
+        "slots_frac": float(offloaded.slots.sum() / offloaded.wanted.placed.sum()),
+        "cache_hit_frac": hits / used,
+        "hosted_frac": int(served.hosted.sum()) / used,
+        "experts_copied": (int(served.loaded.sum()) + ahead) / len(step_s),
+        "exposed_copy_s": float((step_s - free_step_times_s).mean()),
+        "busy_frac.to-device": lane_busy_s(execution, "to-device") / step_s.mean(),
+        "busy_frac.host": lane_busy_s(execution, "host") / step_s.mean(),
+    }
+    if offloaded.spec.prefetch is not None:
+        metrics["timely_hit_frac"] = _timely(offloaded, execution) / used
+        metrics["prefetch_used_frac"] = int(served.coming.sum()) / max(ahead, 1)
+    return metrics
+
+
+def _timely(offloaded: Offloaded, execution: Execution) -> int:
+    """Hits that waited for no copy: resident ones, and those copied by the time that their tokens were there."""
+    coming, end_s = offloaded.served.coming.sum(axis=-1), execution.finished.end_s
+    tp = end_s.shape[-1] // coming.shape[-1]
+    timely, row = int(offloaded.served.resident.sum()), 0
+    for op in execution.op_list.ops:
+        if op.work.kind == "coming":
+            here_s, copied_s = (end_s[dep][:, ::tp] for dep in op.after)
+            timely += int(coming[:, row][copied_s <= here_s].sum())
+            row += 1
+    return timely

@@ -1,0 +1,227 @@
+"""Steps whose experts live in the host's memory: their works, and how long copies, device and host take."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hwmodels import host as host_laws
+from hwmodels.cards import LinkCard
+from hwmodels.copies import CopyLaw, block_s, find_copy_law
+from hwmodels.host import Host
+from hwmodels.library import find_copies, find_cpu_kernels
+from hwmodels.moe import expert_shape, grouped_gemm_moe_s
+from hwmodels.sharing import fair_shares
+from placement.moe_time import expert_times_s
+from placement.plan import Placement
+from placement.reduction import Reduction
+from scenarios.errors import ScenarioError
+from scenarios.offload_specs import OffloadSpec
+from scenarios.schedule_specs import ExchangeSpec
+from sim.durations import Duration, Seconds
+from sim.kernel_pricing import machine_of
+from sim.offload.misses import MissCosts
+from sim.offload.replay import Replayed
+from sim.offload.wanted import Mask, Wanted
+from sim.program import Layer, Step, Stored, Work
+from sim.setting import Setting
+
+COPIES = ("load", "ahead")
+"""Kinds of works that copy experts to the device."""
+COMPUTED = ("resident", "coming", "loaded")
+"""Kinds of works of experts on the device."""
+HOSTED = ("hosted", "deferred")
+"""Kinds of works of experts on the host."""
+PIECES = 8
+"""Copies of a layer's misses that the device waits for one by one; more experts than that come several at once."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Tiers:
+    """What a device's host adds: time of one expert's copy, the host's cores for its experts, and the way there.
+
+    dram_bytes_per_s  share of the host's memory bandwidth that each device's experts have, all devices at once.
+    """
+
+    copy_s: float
+    cores: Host
+    dram_bytes_per_s: float
+    link_bytes_per_s: float
+    link_latency_s: float
+
+
+def tiers_of(setting: Setting, spec: OffloadSpec) -> Tiers:
+    """The host of every device of the setting; devices of a node share its cores and its memory bandwidth evenly.
+
+    Where a plan both copies and leaves work to the cores, they share the bandwidth as if they always met: max-min fair.
+    Raises ScenarioError where the node has no host, or fewer cores than are asked for.
+    """
+    cluster = setting.cluster
+    if cluster.host is None or cluster.host_link is None:
+        raise ScenarioError(
+            f"memory.offload: {cluster.name} has no host whose memory could hold experts; use a node card with a host"
+        )
+    link, n_devices = cluster.host_link, cluster.devices_per_node
+    cores = spec.cores or cluster.host.cores.value
+    threads = cores // n_devices
+    if not 1 <= threads <= cluster.host.cores.value // n_devices:
+        raise ScenarioError(
+            f"memory.offload: {cores} cores for {n_devices} devices of {cluster.host.name}, which has "
+            f"{cluster.host.cores.value}; give {n_devices} to {cluster.host.cores.value}"
+        )
+    host = Host(card=cluster.host, constants=find_cpu_kernels(cluster.host.kernels).constants, n_threads=threads)
+    dram_bytes_per_s = cluster.host.dram_bytes_per_s.value / n_devices
+    both = spec.miss in ("cheaper", "balanced") or (spec.miss == "host" and spec.prefetch is not None)
+    expert_bytes = setting.model.expert_bytes / setting.layout.tp
+    law = copy_law(link)
+    if law is not None:
+        copy_s = float(block_s(expert_bytes, law, link.bytes_per_s.value))
+    else:
+        copy_s = link.latency_s.value + expert_bytes / link.effective_bytes_per_s
+    users = (expert_bytes / copy_s, host.dram_bytes_per_s)
+    copies, experts = fair_shares(users, dram_bytes_per_s) if both else np.minimum(users, dram_bytes_per_s)
+    return Tiers(
+        copy_s=max(copy_s, expert_bytes / float(copies)),
+        cores=host,
+        dram_bytes_per_s=float(experts),
+        link_bytes_per_s=link.effective_bytes_per_s,
+        link_latency_s=link.latency_s.value,
+    )
+
+
+def copy_law(link: LinkCard) -> CopyLaw | None:
+    """The law of copies by the copy engine from pinned memory over this kind of link; None where nobody measured."""
+    copies = find_copies(link.name)
+    return None if copies is None else find_copy_law(copies, "to-device", "copy-engine")
+
+
+def host_bands(setting: Setting) -> dict[str, tuple[float, float]]:
+    """Ends of the 80 % band of measured over predicted time of the works of copies and of the host, by kind."""
+    cluster = setting.cluster
+    if cluster.host is None or cluster.host_link is None:
+        return {}
+    law = copy_law(cluster.host_link)
+    copies = (cluster.host_link.band.low, cluster.host_link.band.high) if law is None else law.low_high
+    cores = find_cpu_kernels(cluster.host.kernels).constants.low_high
+    return dict.fromkeys((*COPIES, "page"), copies) | dict.fromkeys(HOSTED, cores)
+
+
+def miss_costs(setting: Setting, wanted: Wanted, tiers: Tiers) -> MissCosts:
+    """Times of every single expert, by its tokens."""
+    shape = expert_shape(setting.model, setting.layout.tp)
+    counts = np.arange(wanted.tokens.max() + 1)
+    device_s = grouped_gemm_moe_s(counts[:, None], shape, setting.cluster.device)
+    host_s = host_laws.expert_s(counts, shape, tiers.cores, tiers.dram_bytes_per_s)
+    by_row = wanted.tokens.reshape(len(wanted.tokens), -1, wanted.tokens.shape[-1])
+    return MissCosts(
+        host_s=host_s[by_row],
+        device_s=np.where(counts > 0, device_s, 0.0)[by_row],
+        copy_s=tiers.copy_s,
+        call_s=tiers.cores.constants.call_s + 2 * tiers.link_latency_s,
+    )
+
+
+def caching(step: Step, served: Replayed, spec: OffloadSpec) -> Step:
+    """The step with the works that serve its experts; `served` masks are bool[step, layer, rank, place]."""
+    row = 0
+    layers = []
+    for layer in step.layers:
+        if layer.gate is not None:
+            layer = replace(layer, stored=_stored(layer, served, row, spec))
+            row += 1
+        layers.append(layer)
+    return replace(step, layers=tuple(layers))
+
+
+def _stored(layer: Layer, served: Replayed, row: int, spec: OffloadSpec) -> Stored:
+    number = layer.number
+    prefetched, hosted = spec.prefetch is not None, served.hosted[:, row].any()
+    return Stored(
+        resident=Work("resident", number),
+        ahead=Work("ahead", number) if prefetched else None,
+        coming=Work("coming", number) if prefetched else None,
+        loads=tuple(
+            (Work("load", number, piece), Work("loaded", number, piece)) for piece in range(_n_pieces(served, row))
+        ),
+        hosted=Work("hosted", number) if hosted and spec.defer < 1 else None,
+        deferred=Work("deferred", number) if hosted and spec.defer > 0 else None,
+        lead=spec.prefetch.lead if spec.prefetch is not None else 1,
+    )
+
+
+def _n_pieces(served: Replayed, row: int) -> int:
+    return min(PIECES, int(served.loaded[:, row].sum(axis=-1).max()))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OffloadPricing:
+    """What the works of a setting's offloaded experts are priced by."""
+
+    setting: Setting
+    placement: Placement
+    reduction: Reduction
+    exchange: ExchangeSpec
+    wanted: Wanted
+    served: Replayed
+    tiers: Tiers
+    spec: OffloadSpec
+
+    def prices(self) -> dict[str, list[list[Duration]]]:
+        """Times of all works: kind -> [MoE layer][piece] -> float64[step, device]."""
+        served, copy_s = self.served, self.tiers.copy_s
+        hosted_s = self._on_host()
+        parts_s = {
+            "resident": self._on_device(served.resident),
+            "coming": self._on_device(served.coming),
+            "ahead": served.fetched_ahead.sum(axis=-1) * copy_s,
+            "hosted": hosted_s * (1 - self.spec.defer),
+            "deferred": hosted_s * self.spec.defer,
+        }
+        found = {kind: [[row] for row in self._rows(times_s)] for kind, times_s in parts_s.items()}
+        return found | self._loads()
+
+    def _loads(self) -> dict[str, list[list[Duration]]]:
+        """Copies of missed experts and their work, piece by piece: pieces differ by one expert at most."""
+        counts = self.served.loaded.sum(axis=-1)
+        worked_s = self._on_device(self.served.loaded)
+        loads: list[list[Duration]] = []
+        loaded: list[list[Duration]] = []
+        for row in range(counts.shape[1]):
+            n_pieces = _n_pieces(self.served, row)
+            parts = [(counts[:, row] + n_pieces - 1 - piece) // n_pieces for piece in range(n_pieces)]
+            shares = [part / np.maximum(counts[:, row], 1) for part in parts]
+            loads.append([self._by_device(part * self.tiers.copy_s) for part in parts])
+            loaded.append([self._by_device(share * worked_s[:, row]) for share in shares])
+        return {"load": loads, "loaded": loaded}
+
+    def _on_device(self, mask: Mask) -> Seconds:
+        """Time of some of the experts on the device, float64[step, layer, rank]: a call of its own where any is."""
+        if not mask.any():
+            return np.zeros(mask.shape[:-1])
+        machine = machine_of(self.setting, self.exchange)
+        return np.moveaxis(expert_times_s(machine, self.placement, self.reduction, only=np.moveaxis(mask, 1, 0)), 1, 0)
+
+    def _on_host(self) -> Seconds:
+        """Time of the experts left to the host, with the way of their tokens there and back: [step, layer, rank]."""
+        setting, tiers = self.setting, self.tiers
+        if not self.served.hosted.any():
+            return np.zeros(self.wanted.tokens.shape[:-1])
+        tokens = np.where(self.served.hosted, self.wanted.tokens, 0)
+        shape = expert_shape(setting.model, setting.layout.tp)
+        each_s = host_laws.expert_s(np.arange(tokens.max() + 1), shape, tiers.cores, tiers.dram_bytes_per_s)
+        work_s = each_s[tokens].sum(axis=-1)
+        machine = machine_of(setting, self.exchange)
+        choices, summed = tokens.sum(axis=-1), np.moveaxis(self.reduction.summed_tokens, 1, 0)
+        rows = np.where(summed > 0, np.minimum(choices, summed), choices)
+        row_bytes = machine.copy_bytes("dispatch") + machine.copy_bytes("combine")
+        way_s = 2 * tiers.link_latency_s + rows * row_bytes / tiers.link_bytes_per_s
+        return np.where(rows > 0, tiers.cores.constants.call_s + work_s + way_s, 0.0)
+
+    def _rows(self, times_s: Seconds) -> list[Duration]:
+        return [self._by_device(times_s[:, row]) for row in range(times_s.shape[1])]
+
+    def _by_device(self, times_s: NDArray[np.float64]) -> Seconds:
+        """[step, rank] as [step, device]: the devices that share an expert all hold their part of it."""
+        return np.repeat(times_s, self.setting.layout.tp, axis=-1)

@@ -1,0 +1,86 @@
+"""Replay of a device's slots over steps. All layers and ranks advance together; an event is what one step asks of one.
+
+Event-atomic: a step's experts are judged against the slots as they stand before it, then the missed ones are served,
+then those of highest priority keep the slots. Before that, copies that were asked for ahead take theirs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sim.offload.rules import highest
+from sim.offload.wanted import Mask, Scores
+
+Split = Callable[[int, Mask, Mask], Mask]
+"""(step, hits, misses as bool[row, place]) -> those of the misses that are copied; the host computes the others."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Requests:
+    """What one replay is asked. Rows are independent caches.
+
+    used        bool[step, row, place]; ahead: copies asked for before the step's use, or None.
+    priorities  float64[step, row, place] after each step; ties float64[row, place] in [0, 1) decide among equals.
+    slots       int64[row]; admits: see `Rule`; placed: bool[row, place].
+    """
+
+    used: Mask
+    ahead: Mask | None
+    priorities: Scores
+    ties: Scores
+    slots: NDArray[np.int64]
+    placed: Mask
+    admits: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Replayed:
+    """What became of every use, bool[step, row, place]: it was resident, came ahead, was loaded, or hosted.
+
+    fetched_ahead  copies ahead, useless ones included.
+    """
+
+    resident: Mask
+    coming: Mask
+    loaded: Mask
+    hosted: Mask
+    fetched_ahead: Mask
+
+
+TIE = 1e-7  # times a tie break below 1: less than any difference between priorities of rules, which count
+
+
+def replay(requests: Requests, split: Split | None = None) -> Replayed:
+    """What the slots do with all steps; without `split` every missed expert is copied."""
+    shape = requests.used.shape
+    resident, coming, loaded, fetched = (np.zeros(shape, bool) for _ in range(4))
+    hosted = np.zeros(shape, bool)
+    ties = requests.ties * TIE
+    cached = highest(requests.placed, ties, requests.slots)
+    before = ties
+    for step, used in enumerate(requests.used):
+        if requests.ahead is not None:
+            asked = requests.ahead[step]
+            kept = highest(cached | asked, _raised(before, asked), requests.slots)
+            fetched[step] = kept & ~cached
+            cached = kept
+        hit, missed = used & cached, used & ~cached
+        loads = missed if split is None else split(step, hit, missed)
+        coming[step] = hit & fetched[step]
+        resident[step] = hit & ~fetched[step]
+        loaded[step], hosted[step] = loads, missed & ~loads
+        before = requests.priorities[step] + ties
+        ranked = _raised(before, loads) if requests.admits else before
+        cached = highest(cached | loads, ranked, requests.slots)
+    return Replayed(resident=resident, coming=coming, loaded=loaded, hosted=hosted, fetched_ahead=fetched)
+
+
+def _raised(scores: Scores, entries: Mask) -> Scores:
+    """Scores with the entries above all others, in their own order."""
+    above = scores.max() - scores.min() + 1
+    raised: Scores = np.where(entries, scores + above, scores)
+    return raised

@@ -1,0 +1,104 @@
+"""Who keeps a slot: every rule is an array of priorities, in which the highest stay.
+
+A priority after a step depends on what was asked for, not on what the slots hold, so that it is an array over steps.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+
+from scenarios.errors import ScenarioError
+from scenarios.offload_specs import EvictionName, OffloadSpec
+from sim.offload.wanted import Mask, Scores, Wanted
+
+
+def static(wanted: Wanted, _spec: OffloadSpec) -> Scores:
+    """The same for ever, so that those of the start stay."""
+    return np.zeros(wanted.tokens.shape)
+
+
+def least_recent(wanted: Wanted, _spec: OffloadSpec) -> Scores:
+    """Step of the last use; -1 before the first."""
+    step = np.arange(len(wanted.tokens))[:, None, None, None]
+    last: Scores = np.maximum.accumulate(np.where(wanted.used, step, -1), axis=0).astype(np.float64)
+    return last
+
+
+def least_frequent(wanted: Wanted, spec: OffloadSpec) -> Scores:
+    """Uses so far, those before an eviction included; then the step of the last one."""
+    uses = np.cumsum(wanted.used, axis=0, dtype=np.float64)
+    return uses * (len(uses) + 1) + least_recent(wanted, spec)
+
+
+def least_scored(wanted: Wanted, spec: OffloadSpec) -> Scores:
+    """Mean router score S <- decay TopP(s) + (1 - decay) S (HybriMoE, arXiv 2504.05897, section on caching).
+
+    Of the scores s of a step only those of the chosen experts are in a trace: TopP keeps top-k instead of 2 top-k.
+    """
+    if wanted.scores is None:
+        raise ScenarioError("memory.offload: evict mrs goes by gate weights, and the trace holds none; use lru")
+    means = np.empty_like(wanted.scores)
+    mean = np.zeros(wanted.scores.shape[1:])
+    for step, scores in enumerate(wanted.scores):
+        mean = means[step] = spec.decay * scores + (1 - spec.decay) * mean
+    return means
+
+
+def fewest_ahead(wanted: Wanted, spec: OffloadSpec) -> Scores:
+    """Uses in the next `window` steps: SCH of "Not all models suit expert offloading" (arXiv 2505.16056)."""
+    so_far = np.cumsum(wanted.used, axis=0, dtype=np.float64)
+    end = np.minimum(np.arange(len(so_far)) + spec.window, len(so_far) - 1)
+    return so_far[end] - so_far
+
+
+def belady(wanted: Wanted, _spec: OffloadSpec) -> Scores:
+    """Minus the step of the next use (Belady, IBM Systems Journal 5, 1966): no rule hits more often."""
+    n_steps = len(wanted.tokens)
+    step = np.arange(n_steps)[:, None, None, None]
+    upcoming = np.minimum.accumulate(np.where(wanted.used, step, 2 * n_steps)[::-1], axis=0)[::-1]
+    following = np.full(wanted.tokens.shape, 2 * n_steps)
+    following[:-1] = upcoming[1:]
+    return -following.astype(np.float64)
+
+
+@dataclass(frozen=True, slots=True)
+class Rule:
+    """A rule of eviction. `admits`: what was copied for a step gets a slot whatever its priority, as engines do."""
+
+    priorities: Callable[[Wanted, OffloadSpec], Scores]
+    admits: bool = True
+    needs_scores: bool = False
+
+
+RULES: dict[EvictionName, Rule] = {
+    "static": Rule(static, admits=False),
+    "lru": Rule(least_recent),
+    "lfu": Rule(least_frequent),
+    "mrs": Rule(least_scored, needs_scores=True),
+    "sch": Rule(fewest_ahead, admits=False),
+    "belady": Rule(belady, admits=False),
+}
+
+
+def tie_break(wanted: Wanted, spec: OffloadSpec) -> Scores:
+    """Who stays among equals, float64[layer, rank, place] below 1: by the order of the start, then the lower place."""
+    order = wanted.popular if spec.start == "popular" else np.zeros_like(wanted.popular)
+    n_places = order.shape[-1]
+    ranks = np.argsort(np.argsort(-np.where(wanted.placed, order, -1.0), axis=-1, kind="stable"), axis=-1)
+    ties: Scores = 1 - (ranks + 1) / n_places
+    return ties
+
+
+def highest(candidates: Mask, scores: Scores, slots: np.ndarray) -> Mask:
+    """The `slots` int64[row] candidates of highest score of every row, bool[row, place]; scores of a row all differ."""
+    n_places = scores.shape[-1]
+    ranked = np.where(candidates, scores, -np.inf)
+    last = n_places - np.minimum(slots, n_places)
+    within = np.minimum(last, n_places - 1)
+    ranked_at = np.partition(ranked, np.unique(within), axis=-1)
+    threshold = np.where(last < n_places, np.take_along_axis(ranked_at, within[:, None], axis=-1)[:, 0], np.inf)
+    kept: Mask = candidates & (scores >= threshold[:, None])
+    return kept

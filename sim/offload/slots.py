@@ -1,0 +1,41 @@
+"""Slots of a device for experts that live in the host's memory."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from placement.plan import Placement
+from scenarios.errors import ScenarioError
+from scenarios.offload_specs import OffloadSpec
+from scenarios.schedule_specs import ScheduleSpec
+from sim.setting import Setting
+
+
+def slots_of(placement: Placement, spec: OffloadSpec) -> NDArray[np.int64]:
+    """Slots of every rank, int64[layer, rank]: never more than the experts placed on it."""
+    placed = placement.slots_per_rank().astype(np.int64)
+    shared = np.rint(placed * (spec.share or 0.0)).astype(np.int64)
+    slots = np.minimum(shared if spec.slots is None else spec.slots, placed)
+    slots[: spec.whole_layers] = placed[: spec.whole_layers]
+    return slots
+
+
+def check_offload(setting: Setting, placement: Placement, schedule: ScheduleSpec, spec: OffloadSpec) -> None:
+    """Raise ScenarioError where a schedule knows no offloaded experts, or the slots cannot serve a token."""
+    if (schedule.overlap, schedule.pim) != ("none", "none") or schedule.transforms_loads:
+        raise ScenarioError(
+            f"memory.offload has a schedule of its own: leave schedule.overlap ({schedule.overlap}), pim, move and "
+            "payload out"
+        )
+    least = min(setting.model.top_k, int(placement.slots_per_rank().max()))
+    slots = int(slots_of(placement, spec).min())
+    if spec.miss != "host" and slots < least:
+        raise ScenarioError(
+            f"memory.offload: {slots} slots cannot hold the {least} experts of one token; give slots: {least} or more, "
+            "or miss: host"
+        )
+    if spec.prefetch is not None and (spec.prefetch.width or 0) > slots:
+        raise ScenarioError(
+            f"memory.offload.prefetch: width {spec.prefetch.width} exceeds the {slots} slots; give {slots} or fewer"
+        )

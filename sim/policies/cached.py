@@ -1,0 +1,48 @@
+"""Experts that live in the host's memory (`memory.offload`): copies and the host work beside what the device has."""
+
+from __future__ import annotations
+
+from sim.policies.around import leave, settle
+from sim.policies.attend import attend
+from sim.policies.travel import arrive, come_back
+from sim.program import After, Program, Step, Stored, Work
+
+
+def cached(program: Program, step: Step) -> None:
+    """Issue every layer in order; after its gate missed experts are copied or left to the host, then those ahead asked.
+
+    Copies of a device stand in one queue, so that a missed expert waits for those that were asked for before it.
+    """
+    queue = [layer.stored for layer in step.layers if layer.stored is not None]
+    ahead: dict[Work, int] = {}
+    late: list[int] = []
+    previous: After = None
+    place = 0
+    for stored in queue[: queue[0].lead] if queue else []:
+        _ask(program, stored, ahead, after=None)
+    for layer in step.layers:
+        previous = gated = leave(program, layer, attend(program, layer, previous))
+        if layer.stored is None:
+            continue
+        stored, chunk = layer.stored, layer.chunks[0]
+        here = arrive(program, chunk, gated)
+        loaded = [(program.beside(load, "to-device", after=here), worked) for load, worked in stored.loads]
+        for later in queue[place + stored.lead : place + stored.lead + 1]:
+            _ask(program, later, ahead, after=gated)
+        hosted = [] if stored.hosted is None else [program.beside(stored.hosted, "host", after=here)]
+        deferred = [] if stored.deferred is None else [program.beside(stored.deferred, "host", after=here)]
+        if layer.shared is not None:
+            program.compute(layer.shared, after=gated)
+        computed = [program.compute(stored.resident, after=here)]
+        if stored.ahead is not None and stored.coming is not None:
+            computed.append(program.compute(stored.coming, after=[here, ahead[stored.ahead]]))
+        computed += [program.compute(worked, after=copy) for copy, worked in loaded]
+        back = come_back(program, chunk, [*computed, *hosted, *late])
+        previous, late, place = settle(program, layer, back), deferred, place + 1
+    program.compute(step.head, after=[*late, *([previous] if isinstance(previous, int) else previous or [])])
+
+
+def _ask(program: Program, stored: Stored, ahead: dict[Work, int], *, after: After) -> None:
+    """Copy what a prefetch expects of a layer."""
+    if stored.ahead is not None:
+        ahead[stored.ahead] = program.beside(stored.ahead, "to-device", after=after)

@@ -1,0 +1,33 @@
+"""Which parts of a scenario do not go together yet: refused by name, never simulated as if one were not there."""
+
+from __future__ import annotations
+
+from scenarios.errors import ScenarioError
+from sim.pool_pricing import check_pools
+from sim.session import Plan
+from sim.setting import Setting
+
+
+def check_together(setting: Setting, plan: Plan) -> None:
+    """Raise ScenarioError where a plan has parts that do not go together, or pools that its schedule does not fit."""
+    check_pools(setting, plan.schedule)
+    model, workload, memory = setting.model, setting.workload, plan.memory
+    special = {
+        "cluster.experts": setting.pool is not None,
+        "several runs of a layer (iterations)": model.iterations > 1,
+        "model.experts_by_layer": model.experts_by_layer is not None,
+        "schedule.exchange.algorithm coherent": plan.schedule.exchange.algorithm == "coherent",
+    }
+    others = {
+        "workload.phase train": setting.trains,
+        "a pipeline (parallel pp, workload.microbatches)": setting.n_stages > 1 or workload.microbatches is not None,
+        "parallel.attention.cp": setting.ranks is not None and setting.ranks.attention.cp > 1,
+        "memory.offload": memory.offload is not None,
+        "memory.stream": memory.stream is not None,
+        "workload.generate": workload.generate is not None,
+        "schedule.pim": plan.schedule.pim != "none",
+        "serving": plan.serving is not None,
+    }
+    for first in (name for name, there in special.items() if there):
+        for second in (name for name, there in others.items() if there):
+            raise ScenarioError(f"{first} and {second} do not go together yet; leave one of them out")
