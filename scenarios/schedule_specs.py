@@ -134,6 +134,9 @@ class ScheduleSpec(Spec):
     )
     executor: Literal["vector", "event"] = "vector"
     step_overhead: Seconds = Field(default=0.0, description="host time between steps")
+    layer_overhead: Seconds = Field(
+        default=0.0, description="time of an engine outside kernels in every layer, while the device waits for it"
+    )
     launch: Literal["graph", "eager"] = Field(
         default="graph", description="kernels replayed as a CUDA graph, or launched one by one by the host"
     )

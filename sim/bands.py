@@ -20,7 +20,7 @@ from hwmodels.measured_tables import moe_shape
 from hwmodels.moe import expert_shape
 from scenarios.schedule_specs import ScheduleSpec
 from sim.kernel_pricing import SIDES, exchange_band
-from sim.launches import launched_eagerly
+from sim.launches import launched_eagerly, slowed_by_engine
 from sim.laws import LAWS
 from sim.offload.prices import COMPUTED, HOSTED, host_bands
 from sim.pricing import Prices, layer_prices
@@ -94,7 +94,8 @@ def _moved_work(setting: Setting, prices: Prices, schedule: ScheduleSpec, family
     moved = device_at_end(device, KERNEL_FAMILIES[family], end)
     changed = replace(setting, cluster=replace(setting.cluster, device=moved))
     own = layer_prices(changed, max(len(parts) for parts in prices.per_layer.values()), schedule.exchange)
-    kept = {kind: own.get(kind, parts) for kind, parts in prices.per_layer.items()}
+    changed_prices = slowed_by_engine(replace(prices, per_layer=own), schedule).per_layer
+    kept = {kind: changed_prices.get(kind, parts) for kind, parts in prices.per_layer.items()}
     return replace(prices, per_layer=kept)
 
 

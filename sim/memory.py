@@ -12,7 +12,7 @@ from placement.reduction import Moves
 from scenarios.errors import MemoryInfeasible
 from scenarios.models import BYTES_PER_VALUE, GroupedQueryAttention, ModelCard
 from scenarios.specs import MemorySpec
-from sim.offload.slots import slots_of
+from sim.offload.slots import low_slots_of, lowered, slots_of
 from sim.setting import Setting
 
 GIB = 2**30
@@ -41,6 +41,11 @@ def device_memory(setting: Setting, placement: Placement, spec: MemorySpec) -> D
     model, layout = setting.model, setting.layout
     slots = _resident_experts(placement, spec)
     expert_bytes = np.repeat(slots * (model.expert_bytes / layout.tp), layout.tp)
+    if spec.offload is not None and spec.offload.grades is not None:
+        low_bytes = lowered(model, spec.offload.grades).expert_bytes / layout.tp
+        expert_bytes = (
+            expert_bytes + np.repeat(low_slots_of(placement, spec.offload).sum(axis=0), layout.tp) * low_bytes
+        )
     requests, context = _requests(setting, spec)
     capacity = setting.cluster.device.card.memory_bytes.value
     return DeviceMemory(

@@ -24,7 +24,7 @@ from sim.durations import Duration, at_steps
 from sim.engine import replay
 from sim.events import execute_events
 from sim.kernel_pricing import machine_of
-from sim.launches import launched_eagerly
+from sim.launches import launched_eagerly, slowed_by_engine
 from sim.laws import LAWS
 from sim.log import step_log
 from sim.memory import check_host, check_memory, device_memory, with_copies
@@ -214,6 +214,7 @@ def _priced(
         exchange=schedule.exchange,
     )
     prices = price(setting, placement, reduction, schedule.exchange, microbatched=microbatched)
+    prices = slowed_by_engine(prices, schedule)
     if tiling is not None:
         prices = tile_prices(prices, setting, reduction, schedule, tiling)
     if schedule.payload is not None:
