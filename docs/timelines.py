@@ -43,6 +43,7 @@ DECODE = (
 )
 # Experts of a layer travel about as long as 16,384 tokens compute.
 FAST = ("schedule.exchange.dedup=none", "cluster.intra_bandwidth=450 GB/s", "workload.tokens_per_device=16384")
+TRAIN_CHUNKED = ("workload.phase=train", "schedule.overlap=chunked", "schedule.chunks=4")
 
 OFFLOADED = (
     "cluster.node=h100-sxm-8",
@@ -53,6 +54,11 @@ OFFLOADED = (
     "memory.offload={share: 0.5}",
 )
 
+STREAMED = (
+    "workload.generate={prompt_tokens: 77, new_tokens: 512}",
+    "model={card: mixtral-8x7b, n_layers: 6}",
+)
+
 # One entry a mechanism, by name.
 PICTURES = (
     Picture(
@@ -60,6 +66,14 @@ PICTURES = (
         titles=("half of the experts on the device, misses copied", "the next layer's copied ahead (oracle)"),
         without=OFFLOADED,
         use=(*OFFLOADED, "memory.offload.prefetch={by: oracle}"),
+    ),
+    Picture(
+        name="stream",
+        titles=("attention on the device (FlexGen)", "attention on the host, weights in pages (CGOPipe)"),
+        without=(*STREAMED, "schedule={overlap: flexgen, chunks: 8, microbatch: 256}"),
+        use=(*STREAMED, "schedule={overlap: cgopipe, chunks: 8, microbatch: 256}"),
+        scenario="examples/stream",
+        n_layers=1,
     ),
     Picture(
         name="chunked",
@@ -101,6 +115,21 @@ PICTURES = (
         titles=("all tokens travel", "a fifth of them, as clusters (LSH-MoE)"),
         without=("schedule.exchange.dedup=none",),
         use=("schedule.exchange.dedup=none", "schedule.payload={rate: 0.2}"),
+    ),
+    Picture(
+        name="priority",
+        titles=("sums of gradients as soon as they are there", "tokens first, pieces of 40 MB (Lina)"),
+        without=("workload.phase=train", "schedule.gradients={order: overlapped}"),
+        use=("workload.phase=train", "schedule.gradients={order: priority, partition: 40 MB}"),
+    ),
+    Picture(
+        name="fill",
+        titles=(
+            "four chunks, sums of gradients as soon as they are there",
+            "in pieces as long as the ports idle (FSMoE)",
+        ),
+        without=(*TRAIN_CHUNKED, "schedule.gradients={order: overlapped}"),
+        use=(*TRAIN_CHUNKED, "schedule.gradients={order: fill}"),
     ),
 )
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from hwmodels.cards import CardSet, HostCard, LinkCard, NodeCard
+from hwmodels.cards import CardSet, DeviceCard, HostCard, LinkCard, NodeCard
 from hwmodels.collectives import CollectiveCard
 from hwmodels.devices import Device
 from hwmodels.expert_exchange import ExchangeCard
@@ -69,6 +69,11 @@ class Cluster:
         """Devices of all nodes."""
         return self.n_nodes * self.devices_per_node
 
+    @property
+    def links(self) -> tuple[LinkCard, ...]:
+        """The links that tokens travel on: inside a node, and between nodes where there are several."""
+        return (self.intra,) if self.n_nodes == 1 or self.inter is None else (self.intra, self.inter)
+
     def node_of_device(self) -> NDArray[np.int64]:
         """Node of every device: int64[device]."""
         return np.repeat(np.arange(self.n_nodes, dtype=np.int64), self.devices_per_node)
@@ -94,7 +99,7 @@ def build_cluster(spec: ClusterSpec, base: Path = Path()) -> Cluster:
     """
     cards = cards_with(base / spec.cards) if spec.cards else list_cards()
     node = find_node(spec.node, cards)
-    card = find_device(spec.device or node.device, cards)
+    card = _sustained(find_device(spec.device or node.device, cards), spec.sustained_frac)
     device = _measured(Device(card=card, kernels=find_kernels(spec.kernels or card.kernels, base, cards)))
     inter = find_link(node.inter_link, cards) if node.inter_link else None
     for name in ("inter_bandwidth", "inter_message"):
@@ -168,6 +173,16 @@ def _measured(device: Device) -> Device:
     from hwmodels.measured_rows import measure
 
     return measure(device)
+
+
+def _sustained(card: DeviceCard, frac: float | None) -> DeviceCard:
+    """The device with a share of its peaks, which the scenario states; memory and links are as fast as ever."""
+    if frac is None:
+        return card
+    origin = {"source": f"scenario: {frac:.3g} of the card's", "kind": "assumed"}
+    peaks = card.peak_flop_per_s.items()
+    lower = {dtype: peak.model_copy(update={"value": peak.value * frac, **origin}) for dtype, peak in peaks}
+    return card.model_copy(update={"peak_flop_per_s": lower})
 
 
 def _cluster_name(spec: ClusterSpec, node: NodeCard) -> str:

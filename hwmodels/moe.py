@@ -17,6 +17,7 @@ from hwmodels.core_constants import CoreMoeConstants
 from hwmodels.cores import Rows, experts_s
 from hwmodels.devices import Device, computed_bytes
 from hwmodels.measured_tables import log_of, moe_shape
+from hwmodels.short_axes import reduced
 from hwmodels.tiles import FASTEST, TILE_RULES, Tile
 from scenarios.errors import ScenarioError
 from scenarios.models import BYTES_PER_VALUE, ModelCard
@@ -32,17 +33,21 @@ class ExpertShape:
     """One routed expert as one device holds it; `intermediate_size` is already divided by expert TP.
 
     Sizes are numbers, or arrays where rows of a table differ in shape.
+    transposed  the weights are, as where gradients of the results become gradients of the inputs.
     """
 
     hidden_size: Sizes
     intermediate_size: Sizes
     gated: bool
     weight_dtype: str
+    transposed: bool = False
 
     @property
     def gemm_sizes(self) -> tuple[tuple[Sizes, Sizes], tuple[Sizes, Sizes]]:
-        """(N, K) of the two GEMMs: up (with the gate beside it, where gated) and down."""
+        """(N, K) of the two GEMMs: up (with the gate beside it, where gated) and down; transposed in reverse."""
         up_columns = (2 if self.gated else 1) * self.intermediate_size
+        if self.transposed:
+            return (self.intermediate_size, self.hidden_size), (self.hidden_size, up_columns)
         return (up_columns, self.hidden_size), (self.hidden_size, self.intermediate_size)
 
     @property
@@ -139,18 +144,18 @@ def expert_work(
     """The work of int[..., slot] tokens, in tiles of the given numbers of rows; up to few_tokens are few."""
     # Small integer types would overflow where a tile is rounded up; fractions of tokens raise TypeError.
     counts = np.asarray(slot_tokens).astype(np.int64, casting="same_kind", copy=False)
-    routed = counts.sum(axis=-1)
-    few = counts * (counts <= few_tokens)
+    routed = reduced(np.add, counts)
+    few = counts * (counts <= few_tokens) if few_tokens else counts[..., :0]
     return ExpertWork(
         routed=routed,
-        active=np.count_nonzero(counts, axis=-1),
-        row_tiles={number: ((counts + (number - 1)) >> (number.bit_length() - 1)).sum(axis=-1) for number in rows},
+        active=reduced(np.add, counts != 0),
+        row_tiles={number: reduced(np.add, (counts + (number - 1)) >> (number.bit_length() - 1)) for number in rows},
         n_slots=counts.shape[-1],
         own_tokens=own_tokens,
         call_tokens=routed if call_tokens is None else call_tokens,
         touched=routed,
-        few=np.count_nonzero(few, axis=-1),
-        few_routed=few.sum(axis=-1),
+        few=reduced(np.add, few != 0),
+        few_routed=reduced(np.add, few),
     )
 
 
@@ -209,9 +214,13 @@ def moe_s(
 
 
 def activation_bytes(routed_tokens: ArrayLike, shape: ExpertShape, own_tokens: ArrayLike = 0) -> Times:
-    """Bytes of bf16 activations that move outside the GEMMs: float64[...]; see `moe_s`."""
+    """Bytes of bf16 activations that move outside the GEMMs: float64[...]; see `moe_s`.
+
+    Backwards the activation reads the gradient of its result and its inputs, and writes the gradients of its inputs.
+    """
     hidden, intermediate = shape.hidden_size, shape.intermediate_size
-    values = 3 * hidden + (3 if shape.gated else 2) * intermediate
+    of_activation = (5 if shape.gated else 3) if shape.transposed else (3 if shape.gated else 2)
+    values = 3 * hidden + of_activation * intermediate
     routed, own = np.asarray(routed_tokens, dtype=np.float64), np.asarray(own_tokens, dtype=np.float64)
     return BYTES_PER_VALUE["bf16"] * (values * routed + hidden * own)
 

@@ -41,6 +41,8 @@ class TileRule:
     def is_tuned(self, n_experts: ArrayLike, intermediate_size: ArrayLike) -> NDArray[np.bool_]:
         """Whether the engine ships tuned tiles for a shape: bool[...]."""
         experts, sizes = np.broadcast_arrays(np.asarray(n_experts), np.asarray(intermediate_size))
+        if experts.ndim == 0:
+            return np.asarray((int(experts), int(sizes)) in self.tuned)
         found = np.zeros(experts.shape, dtype=bool)
         for n, size in self.tuned:
             found |= (experts == n) & (sizes == size)

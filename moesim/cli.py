@@ -147,6 +147,42 @@ def reproduce(
         raise typer.Exit(1)
 
 
+@app.command()
+def sweep(
+    scenario: Scenario,
+    axes: Annotated[
+        list[str] | None, typer.Option("--set", metavar="PATH=A,B,C", help="An axis; repeatable, all are combined.")
+    ] = None,
+    zipped: Annotated[
+        list[str] | None, typer.Option("--zip", metavar="PATH=A,B,C", help="Axes that advance together; repeatable.")
+    ] = None,
+    random: Annotated[int | None, typer.Option(min=1, help="So many points, drawn by the seed.")] = None,
+    rank: Annotated[
+        str | None, typer.Option("--rank", metavar="METRIC", help="What decides; default: tokens/s.")
+    ] = None,
+    jobs: Annotated[int | None, typer.Option("--jobs", min=1, help="Processes; default: one a core.")] = None,
+    ray: Annotated[
+        str | None, typer.Option("--ray", metavar="ADDRESS", help="A Ray cluster instead of processes.")
+    ] = None,
+    fresh: Annotated[bool, typer.Option("--fresh", help="Simulate again what is done.")] = False,
+    out: Annotated[Path, typer.Option("--out", metavar="DIR", help="Where results are kept and read again.")] = Path(
+        "out/sweep"
+    ),
+    seed: Seed = None,
+    json: Json = None,
+    quiet: Quiet = False,
+    debug: Debug = False,
+) -> None:
+    """Simulate a grid of scenarios in parallel; interrupted or run again, it does only what is missing."""
+    from moesim import sweeping
+
+    del debug
+    _check_targets(json, out)
+    grid = sweeping.Grid(axes=axes or (), zipped=zipped or (), n_random=random)
+    means = sweeping.Means(jobs=jobs, ray=ray, fresh=fresh)
+    sweeping.show(_load(scenario, None, seed), grid, means, rank, (out, json), quiet)
+
+
 @app.command("place")
 def place_(
     scenario: Scenario,

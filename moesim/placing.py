@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import moesim
 from placement.formats import FORMATS, check_export, export_plan
@@ -15,6 +16,10 @@ from scenarios.loader import LoadedScenario
 from scenarios.placement_specs import PlacementSpec
 from sim import outputs
 from sim.place import Placed, Told, place
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.table import Table
 
 OWN_FILE = "plan.json"
 
@@ -83,15 +88,15 @@ def _print(placed: Placed, targets: Targets) -> None:
     from rich.console import Console
 
     from sim import tables
-    from sim.place_text import explanation_parts, judgement_table, measures_table
+    from sim.place_text import budget_parts, explanation_parts, judgement_table, measures_table
 
     console = Console()
     (table,) = placed.comparison.tables
     console.print(measures_table(placed))
+    _print_parts(console, budget_parts(placed))
     console.print(judgement_table(placed))
     console.print(tables.comparison_table(table))
-    for part in explanation_parts(placed):
-        console.print(part, highlight=False, markup=False) if isinstance(part, str) else console.print(part)
+    _print_parts(console, explanation_parts(placed))
     for note in table.notes:
         console.print(note, style="dim", highlight=False, markup=False)
     if targets.export is not None:
@@ -99,3 +104,8 @@ def _print(placed: Placed, targets: Targets) -> None:
         console.print(told, highlight=False, markup=False, soft_wrap=True)
     if targets.out is not None:
         console.print(f"Report: {targets.out / 'report.html'}", highlight=False, markup=False, soft_wrap=True)
+
+
+def _print_parts(console: Console, parts: Iterable[Table | str]) -> None:
+    for part in parts:
+        console.print(part, highlight=False, markup=False) if isinstance(part, str) else console.print(part)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -10,16 +10,13 @@ from numpy.typing import NDArray
 
 from placement.balance import balance
 from placement.eplb import eplb
-from placement.joint import joint, sampled_steps
+from placement.joint import joint_from, sampled_steps
 from placement.moe_time import moe_times
 from placement.plan import FloatArray, Placement
-from placement.problem import PlacementProblem, plan_name
+from placement.problem import PlacementProblem, SharedSlots, plan_name
 from placement.saa import saa
 from scenarios.errors import PlacementError, PlacementInfeasible
-from scenarios.placement_specs import PlacementSpec, SplitName
-
-Maker = Callable[[PlacementProblem, PlacementSpec], Placement]
-TRIED: dict[str, Maker] = {"eplb": eplb, "balance": balance, "saa": saa, "joint": joint}
+from scenarios.placement_specs import PlacementSpec, SolverName, SplitName
 
 
 def auto(problem: PlacementProblem, spec: PlacementSpec) -> Placement:
@@ -39,7 +36,7 @@ def auto(problem: PlacementProblem, spec: PlacementSpec) -> Placement:
             f"none of spare {list(spec.spare)} slots a rank fits: {problem.slots_per_rank} slots a layer leave no room "
             "in memory, or would hold an expert twice; give a smaller `spare`, or take more ranks"
         )
-    step_s = np.array([moe_times(machine, plan, sample).step_s for plan in plans])
+    step_s = np.array([moe_times(machine, plan, sample, problem.speeds).step_s for plan in plans])
     best = plans[_chosen(step_s, [plan.name.startswith("eplb") for plan in plans], sampled_steps(sample))]
     return replace(best, name=f"{plan_name(spec)}: {best.name}" if spec.name is None else spec.name)
 
@@ -59,19 +56,45 @@ def candidates(problem: PlacementProblem, spec: PlacementSpec) -> Iterator[Place
     """Every plan that `auto` replays, the cheapest to make first."""
     for redundant in redundancies(problem, spec):
         sized = replace(problem, redundant=redundant)
-        for solver, make in TRIED.items():
-            for policy in (None, False) if solver == "eplb" else (None,):
-                own = PlacementSpec(solver=solver, redundant=redundant, seed=spec.seed, hierarchical=policy)
-                plan = make(sized, own)
-                yield from (renamed(plan, own, split) for split in splits(spec, redundant))
+
+        def own(solver: SolverName, policy: bool | None = None, redundant: int = redundant) -> PlacementSpec:
+            return PlacementSpec(solver=solver, redundant=redundant, seed=spec.seed, hierarchical=policy)
+
+        by_load = [(eplb(sized, each), each) for each in (own("eplb"), own("eplb", policy=False))]
+        by_load.append((balance(sized, own("balance")), own("balance")))
+        on_steps = saa(sized, own("saa"))
+        in_seconds = joint_from(on_steps, sized, own("joint"))
+        for plan, each in (*by_load, (on_steps, own("saa")), (in_seconds, own("joint"))):
+            yield from (renamed(plan, each, split) for split in splits(spec, redundant))
 
 
 def redundancies(problem: PlacementProblem, spec: PlacementSpec) -> list[int]:
     """Redundant slots of a layer for each number of spare slots a rank that fits."""
-    least, most = least_redundant(problem.n_experts, problem.n_ranks), problem.n_experts * (problem.n_ranks - 1)
     room = problem.memory.most_slots if problem.memory is not None else problem.n_experts
-    sizes = [least + spare * problem.n_ranks for spare in sorted(set(spec.spare))]
-    return [size for size in sizes if size <= most and (problem.n_experts + size) // problem.n_ranks <= room]
+    sizes = sizes_of(problem.n_experts, problem.n_ranks, spec.spare)
+    return [size for size in sizes if (problem.n_experts + size) // problem.n_ranks <= room]
+
+
+def shared_slots(n_experts: int, n_ranks: int, spec: PlacementSpec) -> SharedSlots | None:
+    """The replica slots that `spec` lets layers share, in sizes of `spec.spare` slots a rank; None where it does not.
+
+    Raises PlacementInfeasible where no size fits.
+    """
+    if spec.total_redundant is None:
+        return None
+    sizes = sizes_of(n_experts, n_ranks, spec.spare)
+    if not sizes:
+        raise PlacementInfeasible(
+            f"none of spare {list(spec.spare)} slots a rank fits: beyond {n_experts * (n_ranks - 1)} redundant slots "
+            "an expert would lie twice on a rank; give a smaller `spare`"
+        )
+    return SharedSlots(total=spec.total_redundant, sizes=tuple(sizes))
+
+
+def sizes_of(n_experts: int, n_ranks: int, spare: Sequence[int]) -> list[int]:
+    """Redundant slots of a layer for each number of spare slots a rank that holds no expert twice, ascending."""
+    least, most = least_redundant(n_experts, n_ranks), n_experts * (n_ranks - 1)
+    return [size for size in (least + n * n_ranks for n in sorted(set(spare))) if size <= most]
 
 
 def least_redundant(n_experts: int, n_ranks: int) -> int:

@@ -4,43 +4,20 @@ from __future__ import annotations
 
 import numpy as np
 
-from placement.eplb import rebalance_experts
 from placement.knapsack import AtLeast, Choice, choose
 from placement.plan import FloatArray
+from placement.problem import SharedSlots
 from scenarios.errors import PlacementError, PlacementInfeasible
 
 
-def spare_slots(costs: FloatArray, budget: int, *, time_limit_s: float = 30.0) -> Choice:
-    """Spare slots per rank of every layer: `option[layer]`, the cheapest with at most `budget` over all layers.
+def allocated(costs: FloatArray, shared: SharedSlots, *, time_limit_s: float = 30.0) -> Choice:
+    """Size of every layer, `option[layer]` into `shared.sizes`: the cheapest with at most `shared.total` replica slots.
 
-    costs  float64[layer, spare slots per rank]  of each layer by its spare slots, in seconds or tokens. A cost may rise
-    with them: in memory-bound decode every slot is another read of weights (CRAFT, arXiv 2603.28768).
+    costs  float64[layer, size]  of each layer, in seconds or tokens. A cost may rise with the slots: in memory-bound
+    decode every slot is another read of weights (CRAFT, arXiv 2603.28768).
     """
-    if budget < 0:
-        raise PlacementError(f"the budget is {budget} spare slots; give 0 or more")
-    weights = np.broadcast_to(np.arange(costs.shape[1], dtype=float), costs.shape)
-    return choose(costs, weights[None], np.array([float(budget)]), time_limit_s=time_limit_s)
-
-
-def spare_slot_loads(batch_loads: FloatArray, n_ranks: int, most: int) -> FloatArray:
-    """Mean busiest rank's load [tokens] of EPLB's plan, float64[layer, spare slots per rank], for 0..`most` of them.
-
-    batch_loads is float64[batch, layer, expert]; inf where so many slots would hold an expert twice on a rank.
-    """
-    _, n_layers, n_experts = batch_loads.shape
-    loads = batch_loads.sum(axis=0)
-    loads = np.where(loads.sum(axis=1, keepdims=True) > 0, loads, 1.0)
-    costs = np.full((n_layers, most + 1), np.inf)
-    for spare in range(most + 1):
-        n_slots = n_experts + (spare * n_ranks if n_experts % n_ranks == 0 else -n_experts % n_ranks + spare * n_ranks)
-        if n_slots > n_experts * n_ranks:
-            continue
-        slots = rebalance_experts(loads, n_slots=n_slots, n_groups=1, n_nodes=1, n_ranks=n_ranks)
-        for layer, experts in enumerate(slots):
-            share = batch_loads[:, layer] / np.bincount(experts, minlength=n_experts)
-            busiest = share[:, experts].reshape(len(share), n_ranks, -1).sum(axis=2).max(axis=1)
-            costs[layer, spare] = busiest.mean()
-    return costs
+    weights = np.broadcast_to(np.array(shared.sizes, float), costs.shape)
+    return choose(costs, weights[None], np.array([float(shared.total)]), time_limit_s=time_limit_s)
 
 
 def bit_widths(
@@ -63,6 +40,11 @@ def bit_widths(
     n_blocks, n_experts, n_options = losses.shape
     if bits.shape != (n_options,):
         raise PlacementError(f"bits has shape {bits.shape}, expected ({n_options},), one for each option of losses")
+    if bits.min() > mean_bits:
+        raise PlacementInfeasible(
+            f"a mean of {mean_bits:g} bits is below the lightest width, {bits.min():g}: {bits.min() - mean_bits:g} "
+            "short; raise the mean, or offer fewer bits"
+        )
     flat = losses.reshape(-1, n_options)
     rules = [
         AtLeast(items=tuple(range(block * n_experts, (block + 1) * n_experts)), option=option, count=1)

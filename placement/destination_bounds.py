@@ -11,6 +11,8 @@ experts  int[token, k]  distinct experts of each token. A part holds `room` slot
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from itertools import combinations
 from math import comb
 
 import numpy as np
@@ -23,8 +25,8 @@ from scenarios.errors import PlacementError, PlacementInfeasible
 
 IntArray = NDArray[np.intp]
 
-MOST_SETS = 1_000_000  # sets enumerated by `partition_bound`: about a second for 4,000 tokens
-CHUNK_CELLS = 1 << 24  # [set, token] cells worked on at once: 64 MiB of float32
+MOST_SETS = 1_000_000  # sets enumerated by `partition_bound`: some seconds
+QUICK_SETS = 100_000  # the same for `quick_bound`
 PRICED_IN = 300  # sets that enter the programme in each round
 MOST_ROUNDS = 60  # the bound holds after any number; 3 to 6 rounds reached the optimum on real traces
 TOLERANCE = 1e-7  # of a token; reduced costs above minus this end the rounds
@@ -38,6 +40,8 @@ def destination_bound(
     The set-partitioning bound where its sets can be enumerated and no expert has a replica, else the companions'; the
     pairs bound where it is higher, which happens on no trace that was tried.
     """
+    if n_parts == 1:
+        return 1.0
     if n_slots != n_experts:
         return companions_bound(experts, n_experts=n_experts, n_parts=n_parts, n_slots=n_slots)
     pairs = pairs_bound(experts, n_experts=n_experts, n_parts=n_parts)
@@ -46,33 +50,70 @@ def destination_bound(
     return max(pairs, companions_bound(experts, n_experts=n_experts, n_parts=n_parts, n_slots=n_slots))
 
 
+def quick_bound(experts: NDArray[np.integer], *, n_experts: int, n_parts: int, n_slots: int) -> float:
+    """The same in some 0.1 s for any number of tokens: set partitioning where it has few sets, else the pairs bound."""
+    if n_parts == 1:
+        return 1.0
+    pairs = pairs_bound(experts, n_experts=n_experts, n_parts=n_parts, n_slots=n_slots)
+    if n_slots != n_experts or comb(n_experts, n_slots // n_parts) > QUICK_SETS:
+        return pairs
+    return max(pairs, partition_bound(experts, n_experts=n_experts, n_parts=n_parts))
+
+
+def least_visits(
+    experts: NDArray[np.integer], bound: Callable[..., float], *, n_experts: int, n_parts: int, n_slots: int
+) -> float:
+    """Distinct parts of all tokens together at least, by one of the bounds on their mean [parts].
+
+    experts  int[token, k]; unused places hold `n_experts`. A token without experts visits nothing.
+    """
+    total, counts = 0.0, (experts < n_experts).sum(axis=1)
+    for used in np.unique(counts[counts > 0]).tolist():
+        # The largest id stands for unused places: sorting puts them last.
+        own = np.sort(experts[counts == used], axis=1)[:, :used]
+        total += len(own) * bound(own, n_experts=n_experts, n_parts=n_parts, n_slots=n_slots)
+    return total
+
+
 def visits_per_token(experts: NDArray[np.integer], part_of_expert: IntArray) -> float:
     """Mean distinct parts of a token [parts per token] without replicas, from the part of each expert intp[expert]."""
     parts = np.sort(part_of_expert[experts], axis=1)
     return float(1.0 + (np.diff(parts, axis=1) > 0).sum(axis=1).mean())
 
 
-def pairs_bound(experts: NDArray[np.integer], *, n_experts: int, n_parts: int) -> float:
-    """The convex envelope's bound on parts per token, without replicas: what the others are measured against.
+def pairs_bound(experts: NDArray[np.integer], *, n_experts: int, n_parts: int, n_slots: int | None = None) -> float:
+    """The convex envelope's bound on parts per token: what the others are measured against; `n_slots`: with replicas.
 
     A token in n parts has at least the pairs of its most even split; by Jensen the mean number of pairs that share a
-    part, at most P, bounds the mean of n. P: the lower of the strongest room - 1 partners of every expert, and the
-    spectral bound (1'C1 / G + S sum_{i < G} eigenvalue_i(P C P)) / 2 of the co-activations C.
+    part, at most P, bounds the mean of n. P: the strongest (room - 1) c partners of every expert, over all numbers of
+    copies c; without replicas also the spectral bound (1'C1 / G + S sum_{i < G} eigenvalue_i(P C P)) / 2 of the
+    co-activations C, where it is lower.
     """
-    room = _room(n_experts, n_parts)
+    slots = n_experts if n_slots is None else n_slots
+    room = _room(slots, n_parts)
     k = experts.shape[1]
-    member = _membership(experts, n_experts)
-    together = member.T @ member
-    np.fill_diagonal(together, 0.0)
-    partners = np.sort(together, axis=1)[:, n_experts - room + 1 :].sum() / 2
-    centred = together - together.mean(axis=0)
-    strengths = np.linalg.eigvalsh(centred - centred.mean(axis=1, keepdims=True))[::-1]
-    spectral = (together.sum() / n_parts + room * strengths[: n_parts - 1].sum()) / 2
-    share = min(partners, spectral) / len(experts)
+    together = _pair_counts(experts, n_experts)
+    most = _strongest_partners(together, room, slots - n_experts)
+    if slots == n_experts:
+        centred = together - together.mean(axis=0)
+        strengths = np.linalg.eigvalsh(centred - centred.mean(axis=1, keepdims=True))[::-1]
+        most = min(most, (together.sum() / n_parts + room * strengths[: n_parts - 1].sum()) / 2)
+    share = most / len(experts)
     numbers = np.arange(-(-k // room), min(k, n_parts) + 1)
     evenly = np.array([(k % n) * comb(k // n + 1, 2) + (n - k % n) * comb(k // n, 2) for n in numbers], dtype=float)
     result = linprog(numbers, A_ub=[evenly], b_ub=[share], A_eq=[np.ones(len(numbers))], b_eq=[1.0], method="highs")
     return float(numbers[0]) if result.fun is None else float(result.fun)
+
+
+def _strongest_partners(together: FloatArray, room: int, redundant: int) -> float:
+    """Pairs that share a part at most: an expert has room - 1 partners on the part of each of its copies."""
+    if room == 1:
+        return 0.0
+    n_experts = len(together)
+    descending = -np.sort(-together, axis=1)  # an expert and itself count 0, and so come last
+    blocks = np.add.reduceat(descending, np.arange(0, n_experts, room - 1), axis=1)
+    further = np.sort(blocks[:, 1:].ravel())[::-1]
+    return float(blocks[:, 0].sum() + further[:redundant].sum()) / 2
 
 
 def companions_bound(experts: NDArray[np.integer], *, n_experts: int, n_parts: int, n_slots: int) -> float:
@@ -133,24 +174,44 @@ def _all_sets(n_experts: int, room: int) -> NDArray[np.int16]:
 
 
 def _visits(experts: NDArray[np.integer], sets: NDArray[np.int16], n_experts: int) -> FloatArray:
-    """Tokens that have at least one expert of each set, float64[set]; exact, since counts stay below 2^24."""
-    rows, weights = _distinct(experts)
-    member = _membership(rows, n_experts).astype(np.float32)
-    prefixes, first = np.unique(sets[:, :-1], axis=0, return_index=True)
-    chunk = max(1, CHUNK_CELLS // len(rows))
-    visits = np.empty(len(sets))
-    ends = np.append(first[1:], len(sets))
-    for start in range(0, len(prefixes), chunk):
-        part = slice(start, start + chunk)
-        chosen = np.zeros((n_experts, len(prefixes[part])), np.float32)
-        chosen[prefixes[part].T, np.arange(len(prefixes[part]))] = 1.0
-        missed = np.where(member @ chosen > 0, np.float32(0), weights[:, None].astype(np.float32))
-        gained = missed.T @ member
-        covered = weights.sum() - missed.sum(axis=0, dtype=np.float64)
-        rows_of = slice(first[part][0], ends[part][-1])
-        prefix_of = np.repeat(np.arange(len(gained)), ends[part] - first[part])
-        visits[rows_of] = covered[prefix_of] + gained[prefix_of, sets[rows_of, -1]]
+    """Tokens that have at least one expert of each set, float64[set], exact.
+
+    By inclusion and exclusion over the subsets of a set: sum over j of (-1)^(j + 1) tokens that have all j of them. How
+    many tokens there are hardly matters.
+    """
+    visits, rows = np.zeros(len(sets)), np.sort(experts, axis=1)
+    for size in range(1, min(rows.shape[1], sets.shape[1]) + 1):
+        counts = _subset_counts(rows, size, n_experts)
+        for places in combinations(range(sets.shape[1]), size):
+            visits -= (-1) ** size * counts[_ranks(sets[:, places], n_experts)]
     return visits
+
+
+def _subset_counts(rows: NDArray[np.integer], size: int, n_experts: int) -> FloatArray:
+    """Tokens that have all experts of a subset, float64[rank of the subset], for all subsets of `size` experts.
+
+    rows  int[token, k]  experts of each token, ascending.
+    """
+    counts = np.zeros(comb(n_experts, size))
+    for places in combinations(range(rows.shape[1]), size):
+        counts += np.bincount(_ranks(rows[:, places], n_experts), minlength=len(counts))
+    return counts
+
+
+def _ranks(subsets: NDArray[np.integer], n_experts: int) -> IntArray:
+    """Number of each ascending subset int[subset, place] among all of its size: sum of C(expert, place + 1)."""
+    total = np.zeros(len(subsets), np.intp)
+    for place in range(subsets.shape[1]):
+        total += np.array([comb(e, place + 1) for e in range(n_experts)], np.intp)[subsets[:, place]]
+    return total
+
+
+def _pair_counts(experts: NDArray[np.integer], n_experts: int) -> FloatArray:
+    """Tokens with both experts, float64[expert, expert]; 0 on the diagonal."""
+    together = np.zeros((n_experts, n_experts))
+    second, first = np.tril_indices(n_experts, -1)  # in the order of `_ranks`: by the larger expert, then the smaller
+    together[first, second] = together[second, first] = _subset_counts(np.sort(experts, axis=1), 2, n_experts)
+    return together
 
 
 def _distinct(experts: NDArray[np.integer]) -> tuple[IntArray, FloatArray]:
@@ -159,16 +220,10 @@ def _distinct(experts: NDArray[np.integer]) -> tuple[IntArray, FloatArray]:
     return rows.astype(np.intp), counts.astype(np.float64)
 
 
-def _membership(experts: NDArray[np.integer], n_experts: int) -> FloatArray:
-    member = np.zeros((len(experts), n_experts))
-    member[np.arange(len(experts))[:, None], experts] = 1.0
-    return member
-
-
-def _room(n_experts: int, n_parts: int) -> int:
-    if n_parts < 1 or n_experts % n_parts:
-        raise PlacementInfeasible(f"{n_experts} experts do not divide over {n_parts} parts; the bound needs equal ones")
-    return n_experts // n_parts
+def _room(n_slots: int, n_parts: int) -> int:
+    if n_parts < 1 or n_slots % n_parts:
+        raise PlacementInfeasible(f"{n_slots} experts do not divide over {n_parts} parts; the bound needs equal ones")
+    return n_slots // n_parts
 
 
 def _check_tokens(experts: NDArray[np.integer], n_experts: int) -> None:

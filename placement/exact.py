@@ -15,7 +15,7 @@ from placement.affinity import IntArray, tokens_that_stay, two_stage
 from placement.affinity_bounds import affinity_bound
 from placement.affinity_programmes import FormName, solve_affinity
 from placement.alsa import alsa
-from placement.balance import balance
+from placement.balance import swapped
 from placement.bounds import busiest_rank_bound
 from placement.chain import chain_exact
 from placement.improvements import improvements
@@ -166,7 +166,7 @@ def _by_layers(problem: PlacementProblem, spec: PlacementSpec, batch_loads: Floa
     """Each layer by its own programme: an equal share of what is left of the time, and the start where that is up."""
     if problem.speeds is not None and np.ptp(problem.speeds) > 0:
         raise PlacementError("the load programme takes ranks to be alike, but problem.speeds differ; use balance")
-    starts = balance(problem, spec).expert_of_slot.astype(np.intp)
+    starts = swapped(problem, spec).expert_of_slot.astype(np.intp)
     too_large = problem.n_slots * problem.n_ranks * (problem.redundant + 1) > MOST_CELLS
     end_s = time.perf_counter() + spec.time_limit
     slots, bound, stopped = [], 0.0, False

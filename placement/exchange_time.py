@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import reduce
 from typing import Any, Literal
 
 import numpy as np
@@ -22,6 +23,7 @@ from scenarios.schedule_specs import ExchangeSpec
 Tokens = NDArray[np.integer]
 Seconds = NDArray[np.float64]
 Side = Literal["dispatch", "combine"]
+SIDES: tuple[Side, Side] = ("dispatch", "combine")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -76,7 +78,9 @@ def port_times_s(machine: Machine, side: Side, held: Tokens, copies: tuple[NDArr
         return np.zeros(np.shape(inside))
     size = machine.copy_bytes(side)
     if spec.kernel == "alpha-beta":
-        return exchange_latency_s(cluster, forwards=machine.forwards) + _alpha_beta_s(machine, inside, between, size)
+        return exchange_latency_s(cluster, forwards=machine.forwards) + slower_port_s(
+            cluster, (inside * size, between * size), machine.messages
+        )
     if spec.kernel == "nccl":
         return _nccl_s(cluster, inside * size)
     load = Shipment(
@@ -94,8 +98,7 @@ def port_times_s(machine: Machine, side: Side, held: Tokens, copies: tuple[NDArr
 
 def exchange_latency_s(cluster: Cluster, *, forwards: bool) -> float:
     """Fixed time of an exchange over all devices: of the slowest kind of link, or of both in turn where it forwards."""
-    links = [cluster.intra] + ([cluster.inter] if cluster.inter is not None and cluster.n_nodes > 1 else [])
-    latencies_s = [link.latency_s.value for link in links]
+    latencies_s = [link.latency_s.value for link in cluster.links]
     return sum(latencies_s) if forwards else max(latencies_s)
 
 
@@ -116,14 +119,17 @@ def unmeasured(kernel: str, link: LinkCard) -> HardwareError:
     )
 
 
-def _alpha_beta_s(machine: Machine, inside: NDArray[Any], between: NDArray[Any], size: float) -> Seconds:
-    """The slower of a device's two ports, which work at the same time: one message a peer, and its bytes."""
-    cluster = machine.cluster
-    near, far = machine.messages
-    inside_s = near * cluster.intra.message_overhead_s + port_s(inside * size, cluster.intra)
-    if cluster.n_nodes == 1 or cluster.inter is None:
-        return inside_s
-    return np.maximum(inside_s, far * cluster.inter.message_overhead_s + port_s(between * size, cluster.inter))
+def slower_port_s(
+    cluster: Cluster, moved_bytes: tuple[NDArray[Any], NDArray[Any]], messages: tuple[int, int] = (0, 0)
+) -> Seconds:
+    """Time of the slower of a device's two ports, which work at the same time: float64[..., device] [s].
+
+    moved_bytes  numbers[..., device]: through the port inside the node, and through that between nodes.
+    messages     that carry them, inside the node and between nodes, each with its time beside its bytes.
+    """
+    ways = zip(messages, moved_bytes, cluster.links, strict=False)  # on one node nothing goes between nodes
+    ports_s = [n * link.message_overhead_s + port_s(moved, link) for n, moved, link in ways]
+    return reduce(np.maximum, ports_s)
 
 
 def _fitted_s(machine: Machine, side: Side, load: Shipment, between: NDArray[Any]) -> Seconds:

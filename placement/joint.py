@@ -24,9 +24,13 @@ MOST_ROUNDS = 5000  # keeps 58 layers of 288 slots on 32 ranks within a minute
 
 def joint(problem: PlacementProblem, spec: PlacementSpec) -> Placement:
     """Swaps from the plan of `saa` that lower the mean MoE time of sampled fitted steps."""
+    return joint_from(saa(problem, spec.model_copy(update={"split": "even"})), problem, spec)
+
+
+def joint_from(start: Placement, problem: PlacementProblem, spec: PlacementSpec) -> Placement:
+    """The same from another plan with as many slots."""
     if problem.machine is None or problem.sample is None:
         raise PlacementError("joint needs problem.machine and problem.sample")
-    start = saa(problem, spec.model_copy(update={"split": "even"}))
     state = JointState(problem.machine, start, sampled(problem.sample), problem.speeds)
     cooling = cooling_of(problem)
     seeds = [[problem.seed, spec.seed, layer] for layer in range(problem.n_layers)]

@@ -9,9 +9,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hwmodels.moe import expert_shape, grouped_gemm_moe_s
+from hwmodels.short_axes import reduced
 from placement.annealing import Index
 from placement.exchange_time import Machine, Side, port_times_s
-from placement.moe_time import together
+from placement.moe_time import together_s
 from placement.plan import FloatArray, Placement
 from placement.saa import lone_copies
 from placement.sample import TokenSample
@@ -29,6 +30,7 @@ class JointState:
     masks   uint64[layer, rank, place, step, source]: bit = token of a source visits the slot.
     tokens  int64[layer, rank, place, step]: routed tokens of the slot.
     visits  int64[layer, rank, step, source]: tokens of a source that visit the rank, once each (or once per expert).
+    mirrored  the combine takes as long as the dispatch, with sending and receiving exchanged.
     Replicas keep the tokens that take turns on them, as under even split. Traffic is that of up to `WORD` tokens of a
     device, evenly spread over its step and scaled; experts are priced with all tokens.
     """
@@ -48,6 +50,8 @@ class JointState:
         self.dedup = machine.exchange.dedup != "none"
         self.shape = expert_shape(machine.model, machine.layout.tp)
         self.home = _home_masks(machine)
+        same_bytes = machine.copy_bytes("dispatch") == machine.copy_bytes("combine")
+        self.mirrored = same_bytes and machine.exchange.kernel in ("alpha-beta", "nccl")
         self._reset()
 
     def _reset(self) -> None:
@@ -113,7 +117,7 @@ class JointState:
 
     def _expert_s(self, tokens: Counts, visits: Counts, ranks: Index | None = None) -> FloatArray:
         """Time of the experts of ranks, float64[..., rank, step], from tokens [..., rank, place, step]."""
-        arrived = visits.sum(axis=-1) * self.scale
+        arrived = reduced(np.add, visits) * self.scale
         by_place = np.moveaxis(tokens, -2, -1)
         own, called = (arrived, arrived) if self.dedup else (np.zeros_like(arrived), None)
         times_s = grouped_gemm_moe_s(by_place, self.shape, self.machine.cluster.device, own, called)
@@ -153,7 +157,7 @@ class JointState:
                 continue
             counted = home.T[ranks][:, :, :, None, :]
             arrived = np.repeat(received[:, None], ranks.shape[1], axis=1)
-            arrived[layer, candidate, :, ranks] = (visits * counted).sum(axis=-1)
+            arrived[layer, candidate, :, ranks] = reduced(np.add, visits * counted)
             ports |= {
                 f"send_{kind}": sent[:, None] + (moved * counted).sum(axis=2),
                 f"receive_{kind}": arrived,
@@ -163,9 +167,14 @@ class JointState:
     def _cost(self, ports: PortTokens, expert_s: FloatArray) -> FloatArray:
         """Mean over steps of the time of a layer, float64[...], from [..., step, device]."""
         device_s = np.repeat(expert_s, self.machine.layout.tp, axis=-1)
-        dispatch, combine = self._both_s("dispatch", ports), self._both_s("combine", ports.reversed())
-        slowest_s = together(dispatch, device_s, combine).total_s.mean(axis=-1)
-        mean_s = sum(times.mean(axis=(-1, -2)) for times in (*dispatch, device_s, *combine))
+        dispatch = self._both_s("dispatch", ports)
+        there_s = [times_s.mean(axis=(-1, -2)) for times_s in dispatch]
+        combine, back_s = dispatch[::-1], there_s[::-1]
+        if not self.mirrored:
+            combine = self._both_s("combine", ports.reversed())
+            back_s = [times_s.mean(axis=(-1, -2)) for times_s in combine]
+        slowest_s = together_s(dispatch, device_s, combine).mean(axis=-1)
+        mean_s = sum([*there_s, device_s.mean(axis=(-1, -2)), *back_s])
         costs: FloatArray = slowest_s + MEAN_WEIGHT * mean_s
         return costs
 

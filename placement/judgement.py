@@ -80,7 +80,7 @@ def grouped_part(
     trace: RoutingTrace,
     sequences: NDArray[np.int64],
     *,
-    phase: Literal["decode", "prefill"],
+    phase: Literal["decode", "prefill", "train"],
     shape: tuple[int, int, int],
     seed: int,
 ) -> Part:

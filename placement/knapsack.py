@@ -21,6 +21,7 @@ from scenarios.errors import PlacementError, PlacementInfeasible
 
 IntArray = NDArray[np.intp]
 
+MOST_WHOLE = 2.0**53  # larger floats are whole whatever they were made of
 ROUNDING = 1e-12  # relative; a greedy choice this close to the relaxation is optimal
 
 
@@ -73,6 +74,7 @@ def choose(
     short), PlacementError where no solver is installed, or none was found within `time_limit_s` [s].
     """
     _check(costs, weights, limits)
+    weights, limits = _that_bind(costs, weights, limits)
     limits = np.array([_attainable(limit, weight) for limit, weight in zip(limits, weights, strict=True)])
     start, relaxed = (None, -np.inf) if at_least or len(limits) > 1 else cheapest_by_hull(costs, weights[0], limits[0])
     if start is not None and _cost(costs, start) - relaxed <= ROUNDING * abs(relaxed):
@@ -187,8 +189,19 @@ def _cost(costs: FloatArray, option: IntArray) -> float:
 
 
 def _attainable(limit: float, weights: FloatArray) -> float:
-    """The limit, or the whole number below it where all weights are whole: the rest can never be used."""
-    return float(np.floor(limit)) if (weights == np.rint(weights)).all() else float(limit)
+    """The limit, or the multiple below it of what all weights are multiples of: the rest can never be used."""
+    if not (weights == np.rint(weights)).all() or weights.max() > MOST_WHOLE:
+        return float(limit)
+    unit = max(int(np.gcd.reduce(weights.astype(np.int64), axis=None)), 1)
+    return float(np.floor(limit / unit) * unit)
+
+
+def _that_bind(costs: FloatArray, weights: FloatArray, limits: FloatArray) -> tuple[FloatArray, FloatArray]:
+    """Weights and limits of the resources that the heaviest options exceed together; of the first where none does."""
+    heaviest = np.where(np.isfinite(costs), weights, 0.0).max(axis=2).sum(axis=1)
+    kept = np.flatnonzero(heaviest > limits)
+    kept = kept if len(kept) else np.zeros(1, np.intp)
+    return weights[kept], limits[kept]
 
 
 def _check(costs: FloatArray, weights: FloatArray, limits: FloatArray) -> None:

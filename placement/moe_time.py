@@ -7,15 +7,15 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from hwmodels.moe import expert_shape, grouped_gemm_moe_s
-from placement.exchange_time import Machine, Seconds, Side, port_times_s
+from hwmodels.moe import ExpertShape, expert_shape, grouped_gemm_moe_s
+from hwmodels.short_axes import reduced
+from placement.exchange_time import SIDES, Machine, Seconds, Side, port_times_s
 from placement.plan import Placement
 from placement.reduction import Reduction, reduce_trace
 from placement.sample import TokenSample
 from placement.traffic import PortTokens
 
 Tokens = NDArray[np.integer]
-SIDES: tuple[Side, Side] = ("dispatch", "combine")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,21 +39,30 @@ class LayerTimes:
         return times
 
 
-def moe_times(machine: Machine, placement: Placement, sample: TokenSample) -> LayerTimes:
+def moe_times(machine: Machine, placement: Placement, sample: TokenSample, speeds: Seconds | None = None) -> LayerTimes:
     """Times of the sample's steps under a plan; nothing overlaps, and devices start a layer together.
+
+    speeds  float64[rank]: of each rank's experts over the machine's device; None: 1.
 
     Raises PlacementError where plan, sample and machine do not belong together.
     """
     reduction = reduce_trace(
         sample.trace, sample.tokens, placement, machine.layout, dedup=machine.exchange.dedup, keep_pairs=False
     )
-    return layer_times(machine, placement, reduction, sample.tokens.shape[2])
+    return layer_times(machine, placement, reduction, sample.tokens.shape[2], speeds)
 
 
-def layer_times(machine: Machine, placement: Placement, reduction: Reduction, tokens_per_device: int) -> LayerTimes:
-    """Times of the steps of a reduction in one chunk."""
+def layer_times(
+    machine: Machine,
+    placement: Placement,
+    reduction: Reduction,
+    tokens_per_device: int,
+    speeds: Seconds | None = None,
+) -> LayerTimes:
+    """Times of the steps of a reduction in one chunk; `speeds` as in `moe_times`."""
     held = np.full((1, 1), tokens_per_device)
-    experts_s = np.repeat(expert_times_s(machine, placement, reduction), machine.layout.tp, axis=-1)
+    rank_s = expert_times_s(machine, placement, reduction)
+    experts_s = np.repeat(rank_s if speeds is None else rank_s / speeds, machine.layout.tp, axis=-1)
     dispatch = both_ports_s(machine, "dispatch", held, reduction.ports)
     combine = both_ports_s(machine, "combine", held, reduction.ports.reversed())
     return together(dispatch, experts_s, combine)
@@ -85,27 +94,34 @@ def together(dispatch: tuple[Seconds, Seconds], experts_s: Seconds, combine: tup
     An exchange ends on a device at max(first start + receive, last start + send), so that
     arrived = max(receive, max send); worked = arrived + experts; end = max(min worked + receive, max(worked + send)).
     """
-    (send_s, receive_s), (back_send_s, back_receive_s) = dispatch, combine
-    arrived_s = np.maximum(receive_s, send_s.max(axis=-1, keepdims=True))
-    worked_s = arrived_s + experts_s
-    last_sent_s = (worked_s + back_send_s).max(axis=-1)
-    total_s = np.maximum(worked_s.min(axis=-1) + back_receive_s.max(axis=-1), last_sent_s)
+    last_s = [reduced(np.maximum, times_s) for times_s in (*dispatch, experts_s, *combine)]
     return LayerTimes(
-        dispatch_s=arrived_s.max(axis=-1),
-        experts_s=experts_s.max(axis=-1),
-        combine_s=np.maximum(back_receive_s.max(axis=-1), back_send_s.max(axis=-1)),
-        total_s=total_s,
+        dispatch_s=np.maximum(last_s[0], last_s[1]),
+        experts_s=last_s[2],
+        combine_s=np.maximum(last_s[3], last_s[4]),
+        total_s=together_s(dispatch, experts_s, combine),
     )
 
 
-def expert_times_s(machine: Machine, placement: Placement, reduction: Reduction) -> Seconds:
-    """Time of the experts of every rank, float64[layer, part, rank] [s]."""
+def together_s(dispatch: tuple[Seconds, Seconds], experts_s: Seconds, combine: tuple[Seconds, Seconds]) -> Seconds:
+    """`total_s` of `together` alone, float64[...] [s]."""
+    (send_s, receive_s), (back_send_s, back_receive_s) = dispatch, combine
+    worked_s = np.maximum(receive_s, reduced(np.maximum, send_s)[..., None]) + experts_s
+    last_sent_s = reduced(np.maximum, worked_s + back_send_s)
+    total_s: Seconds = np.maximum(reduced(np.minimum, worked_s) + reduced(np.maximum, back_receive_s), last_sent_s)
+    return total_s
+
+
+def expert_times_s(
+    machine: Machine, placement: Placement, reduction: Reduction, shape: ExpertShape | None = None
+) -> Seconds:
+    """Time of the experts of every rank, float64[layer, part, rank] [s]; of the model's shape by default."""
     summed = reduction.summed_tokens
     # Without deduplication every choice travels and is called as a token.
     arrived = None if machine.exchange.dedup == "none" else summed
     return grouped_gemm_moe_s(
         tokens_by_rank(placement, reduction.slot_tokens),
-        expert_shape(machine.model, machine.layout.tp),
+        shape or expert_shape(machine.model, machine.layout.tp),
         machine.cluster.device,
         summed,
         arrived,
@@ -129,7 +145,7 @@ def worked_tokens(placement: Placement, reduction: Reduction) -> Tokens:
 
 def tokens_by_rank(placement: Placement, slot_tokens: Tokens) -> Tokens:
     """int64[layer, part, rank, place] from int64[layer, part, slot]; places beyond a rank's slots hold no token."""
-    counts = placement.slots_per_rank()
+    counts = placement.places_per_rank()
     width, n_ranks = int(counts.max()), placement.n_ranks
     if (counts == width).all():
         return slot_tokens.reshape(*slot_tokens.shape[:-1], n_ranks, width)

@@ -14,9 +14,9 @@ from numpy.typing import NDArray
 
 from hwmodels.links import port_s
 from hwmodels.moe import expert_shape, grouped_gemm_moe_s
-from placement.exchange_time import Machine, Seconds, exchange_latency_s
+from placement.exchange_time import SIDES, Machine, Seconds, exchange_latency_s, slower_port_s
 from placement.layout import ExpertLayout
-from placement.moe_time import SIDES, both_ports_s, expert_times_s, together
+from placement.moe_time import both_ports_s, expert_times_s, together
 from placement.plan import Placement
 from placement.sources import Sources, by_rank, reduction_of
 from placement.traffic import PortTokens, forwarded_ports
@@ -46,15 +46,11 @@ def fetch_of(machine: Machine, placement: Placement, fetched: Fetched, *, broadc
         exchange_latency_s(cluster, forwards=cluster.n_nodes > 1) * np.asarray(fetched.any(axis=(2, 3)))[..., None]
     )
 
-    def time_s(inside: NDArray[np.integer], between: NDArray[np.integer]) -> Seconds:
-        busy_s = port_s(inside * size, cluster.intra)
-        if cluster.n_nodes > 1 and cluster.inter is not None:
-            busy_s = np.maximum(busy_s, port_s(between * size, cluster.inter))
-        return latency_s + busy_s
-
+    sent = ports.send_intra * size, ports.send_inter * size
+    received = ports.receive_intra * size, ports.receive_inter * size
     return Fetch(
-        send_s=time_s(ports.send_intra, ports.send_inter),
-        receive_s=time_s(ports.receive_intra, ports.receive_inter),
+        send_s=latency_s + slower_port_s(cluster, sent),
+        receive_s=latency_s + slower_port_s(cluster, received),
         inside=ports.send_intra.sum(axis=-1),
         between=ports.send_inter.sum(axis=-1),
     )
@@ -129,7 +125,7 @@ def shadowed(machine: Machine, placement: Placement, sources: Sources, tokens_pe
 def copies_elsewhere(placement: Placement, chosen: NDArray[np.bool_], n_devices: int) -> Fetched:
     """Copies bool[layer, step, device, slot] of chosen slots bool[layer, step, slot], on all devices but their own."""
     away = placement.rank_of_slot[:, None, None, :] != np.arange(n_devices)[:, None]
-    fetched: Fetched = chosen[:, :, None, :] & away
+    fetched: Fetched = chosen[:, :, None, :] & away & placement.filled[:, None, None, :]
     return fetched
 
 

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from placement.bounds import busiest_rank_bound
+from placement.budgets import allocated
 from placement.moe_time import moe_times
 from placement.plan import FloatArray, Placement, rank_loads
-from placement.problem import PlacementProblem
+from placement.problem import PlacementProblem, SharedSlots
 from placement.solver import ObjectiveName
 from placement.time_bound import moe_time_bound_s
 from placement.visits import node_visits, node_visits_bound, rank_visits, rank_visits_bound
@@ -19,39 +20,37 @@ from scenarios.errors import PlacementError
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Objective:
-    """`value` of a plan, and `bound`: no plan of the problem is below it; both in `unit`, both to be minimised."""
+    """`value` of a plan, and `bound`: no plan of the problem is below it; both in `unit`, both to be minimised.
+
+    by_layer  value and bound float64[layer], whose sums they are; None where layers depend on each other.
+    """
 
     unit: str
     value: Callable[[Placement, PlacementProblem], float]
     bound: Callable[[PlacementProblem], float]
+    by_layer: ByLayer | None = None
 
 
-def busiest_load(placement: Placement, problem: PlacementProblem) -> float:
-    """Sum over layers of the busiest rank's load under even split [tokens]; over its speed, where ranks differ."""
-    return float(_busiest(placement, problem, problem.loads).sum())
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ByLayer:
+    """An objective layer by layer, float64[layer]: `value` of a plan, `bound` of all plans of the problem."""
+
+    value: Callable[[Placement, PlacementProblem], FloatArray]
+    bound: Callable[[PlacementProblem], FloatArray]
 
 
-def busiest_load_bound(problem: PlacementProblem) -> float:
-    """Lower bound on `busiest_load` [tokens]."""
-    return float(_busiest_bound(problem, problem.loads).sum())
+def shared_bound(layers: ByLayer, shared: SharedSlots, problem: PlacementProblem) -> float:
+    """No plan whose layers share replica slots is below this: the bounds of layers under the best allocation of slots.
+
+    A multiple-choice knapsack over the bound of every layer with every size.
+    """
+    bounds = np.stack([layers.bound(with_slots(problem, size)) for size in shared.sizes], axis=1)
+    return allocated(bounds, shared).bound
 
 
-def mean_busiest_load(placement: Placement, problem: PlacementProblem) -> float:
-    """`busiest_load` of every fitted step, mean over steps [tokens]."""
-    steps = _batch_loads(problem)
-    return float(np.mean([_busiest(placement, problem, loads).sum() for loads in steps]))
-
-
-def mean_busiest_load_bound(problem: PlacementProblem) -> float:
-    """Lower bound on `mean_busiest_load` [tokens]: the mean of bounds of single steps."""
-    return float(np.mean([_busiest_bound(problem, loads).sum() for loads in _batch_loads(problem)]))
-
-
-def moe_time_s(placement: Placement, problem: PlacementProblem) -> float:
-    """Time of all MoE layers, mean over the fitted steps [s]."""
-    if problem.machine is None or problem.sample is None:
-        raise PlacementError("the time of a plan needs problem.machine and problem.sample")
-    return float(moe_times(problem.machine, placement, problem.sample).step_s.mean())
+def with_slots(problem: PlacementProblem, redundant: int) -> PlacementProblem:
+    """The problem with so many replica slots in every layer."""
+    return replace(problem, redundant=redundant, shared=None)
 
 
 def hops(placement: Placement, problem: PlacementProblem) -> float:
@@ -66,20 +65,55 @@ def hops(placement: Placement, problem: PlacementProblem) -> float:
 def rank_shares(placement: Placement) -> FloatArray:
     """Share of each expert's tokens that each rank takes under even split, float64[layer, expert, rank]."""
     shares = np.zeros((placement.n_layers, placement.n_experts, placement.n_ranks))
-    layer = np.arange(placement.n_layers)[:, None]
-    np.add.at(shares, (layer, placement.expert_of_slot, placement.rank_of_slot), 1.0)
+    layer, slot = np.nonzero(placement.filled)
+    np.add.at(shares, (layer, placement.expert_of_slot[layer, slot], placement.rank_of_slot[layer, slot]), 1.0)
     counts: FloatArray = shares / placement.replica_counts()[:, :, None]
     return counts
 
 
-OBJECTIVES: dict[ObjectiveName, Objective] = {
-    "load": Objective(unit="tokens", value=busiest_load, bound=busiest_load_bound),
-    "batch-load": Objective(unit="tokens", value=mean_busiest_load, bound=mean_busiest_load_bound),
-    "time": Objective(unit="s", value=moe_time_s, bound=moe_time_bound_s),
-    "hops": Objective(unit="tokens", value=hops, bound=lambda _problem: 0.0),
-    "visits": Objective(unit="ranks per token", value=rank_visits, bound=rank_visits_bound),
-    "node-visits": Objective(unit="nodes per token", value=node_visits, bound=node_visits_bound),
-}
+def _summed(
+    unit: str,
+    value: Callable[[Placement, PlacementProblem], FloatArray],
+    bound: Callable[[PlacementProblem], FloatArray],
+) -> Objective:
+    """The sum over layers; where layers share slots, the bound is that of their best allocation."""
+    layers = ByLayer(value=value, bound=bound)
+
+    def least(problem: PlacementProblem) -> float:
+        return float(bound(problem).sum()) if problem.shared is None else shared_bound(layers, problem.shared, problem)
+
+    return Objective(
+        unit=unit, value=lambda plan, problem: float(value(plan, problem).sum()), bound=least, by_layer=layers
+    )
+
+
+def _busiest_loads(placement: Placement, problem: PlacementProblem) -> FloatArray:
+    """Load of the busiest rank under even split [tokens], float64[layer]; over its speed, where ranks differ."""
+    return _busiest(placement, problem, problem.loads)
+
+
+def _busiest_loads_bound(problem: PlacementProblem) -> FloatArray:
+    return _busiest_bound(problem, problem.loads)
+
+
+def _mean_busiest(placement: Placement, problem: PlacementProblem) -> FloatArray:
+    """The same of every fitted step, mean over steps [tokens]."""
+    means: FloatArray = np.mean([_busiest(placement, problem, loads) for loads in _batch_loads(problem)], axis=0)
+    return means
+
+
+def _mean_busiest_bound(problem: PlacementProblem) -> FloatArray:
+    """The mean of bounds of single steps."""
+    means: FloatArray = np.mean([_busiest_bound(problem, loads) for loads in _batch_loads(problem)], axis=0)
+    return means
+
+
+def _moe_layers_s(placement: Placement, problem: PlacementProblem) -> FloatArray:
+    """Time of every MoE layer, mean over the fitted steps, experts over the speed of their rank [s]."""
+    if problem.machine is None or problem.sample is None:
+        raise PlacementError("the time of a plan needs problem.machine and problem.sample")
+    times_s: FloatArray = moe_times(problem.machine, placement, problem.sample, problem.speeds).total_s.mean(axis=1)
+    return times_s
 
 
 def _busiest(placement: Placement, problem: PlacementProblem, loads: FloatArray) -> FloatArray:
@@ -101,3 +135,13 @@ def _busiest_bound(problem: PlacementProblem, loads: FloatArray) -> FloatArray:
 def _batch_loads(problem: PlacementProblem) -> FloatArray:
     """The fitted steps; without any the fitted part as one step."""
     return problem.loads[None] if problem.batch_loads is None else problem.batch_loads
+
+
+OBJECTIVES: dict[ObjectiveName, Objective] = {
+    "load": _summed("tokens", _busiest_loads, _busiest_loads_bound),
+    "batch-load": _summed("tokens", _mean_busiest, _mean_busiest_bound),
+    "time": _summed("s", _moe_layers_s, moe_time_bound_s),
+    "hops": Objective(unit="tokens", value=hops, bound=lambda _problem: 0.0),
+    "visits": Objective(unit="ranks per token", value=rank_visits, bound=rank_visits_bound),
+    "node-visits": Objective(unit="nodes per token", value=node_visits, bound=node_visits_bound),
+}

@@ -36,6 +36,14 @@ class ExpertMemory:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class SharedSlots:
+    """Replica slots that layers share: at most `total` in all, and one of `sizes` (ascending) in each layer."""
+
+    total: int
+    sizes: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class PlacementProblem:
     """Expert loads and the slots to fill; all ranks hold the same number of slots.
 
@@ -44,6 +52,7 @@ class PlacementProblem:
     loads           float64[layer, expert]  tokens of the fitted part of the trace; a layer may have none.
     ranks_per_node  ranks of a node; all ranks lie in one node where there are fewer.
     redundant       replica slots of a layer, over all ranks together.
+    shared          replica slots of all layers together, where layers may differ; `redundant` is the most of a layer.
     n_groups        expert groups of group-limited routing (1: none), equal and consecutive.
     seed            seed of the scenario; a plan's own seed counts beside it.
     batch_loads     float64[batch, layer, expert]: tokens of every fitted step.
@@ -51,7 +60,7 @@ class PlacementProblem:
     coactivation    float64[layer, expert, expert]: tokens with both experts in one layer; diagonal: loads.
     sample          the fitted steps token by token.
     machine         whose laws price a plan in seconds.
-    speeds          float64[rank]: speed over the slowest rank's; left out: all alike.
+    speeds          float64[rank]: speed of the rank's experts over the machine's device; left out: 1.
     memory          room for slots.
     current         the plan in force.
 
@@ -63,6 +72,7 @@ class PlacementProblem:
     n_ranks: int
     ranks_per_node: int
     redundant: int = 0
+    shared: SharedSlots | None = None
     n_groups: int = 1
     seed: int = 0
     batch_loads: FloatArray | None = None
@@ -77,7 +87,9 @@ class PlacementProblem:
     def __post_init__(self) -> None:
         object.__setattr__(self, "loads", _read_only("loads", self.loads, ("layer", "expert")))
         _check_numbers(self)
-        _check_feasible(self.n_experts, self.n_ranks, self.redundant)
+        for redundant in (self.redundant,) if self.shared is None else self.shared.sizes:
+            _check_feasible(self.n_experts, self.n_ranks, redundant)
+        _check_shared(self)
         _check_tables(self)
         _check_memory(self)
 
@@ -129,6 +141,8 @@ def plan_name(spec: PlacementSpec) -> str:
         return spec.name
     policy = {None: "", True: "-hierarchical", False: "-global"}[spec.hierarchical if spec.solver == "eplb" else None]
     replicas = f"+{spec.redundant}" if spec.redundant else ""
+    if spec.total_redundant is not None:
+        replicas = f"+{spec.total_redundant} shared"
     split = f" {spec.split}" if spec.split != "even" else ""
     seed = f" seed {spec.seed}" if spec.solver == "random" and spec.seed else ""
     return f"{spec.solver}{policy}{replicas}{split}{seed}"
@@ -201,6 +215,20 @@ def _check_memory(problem: PlacementProblem) -> None:
         raise PlacementInfeasible(
             f"{needed} slots a layer take {needed * memory.slot_bytes / 2**30:,.1f} GiB on each rank, but rank {rank} "
             f"has {memory.free_bytes[rank] / 2**30:,.1f} GiB for them; lower `redundant`, or take more ranks"
+        )
+
+
+def _check_shared(problem: PlacementProblem) -> None:
+    shared = problem.shared
+    if shared is None:
+        return
+    if not shared.sizes or problem.redundant != max(shared.sizes):
+        raise PlacementError(f"redundant is {problem.redundant}, but layers may take one of {list(shared.sizes)}")
+    least = problem.n_layers * min(shared.sizes)
+    if least > shared.total:
+        raise PlacementInfeasible(
+            f"{problem.n_layers} layers of at least {min(shared.sizes)} redundant slots take {least}, but "
+            f"total_redundant is {shared.total}: {least - shared.total} short; raise it, or offer fewer `spare` slots"
         )
 
 

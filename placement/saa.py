@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from placement.annealing import Cooling, Index, anneal
-from placement.balance import balance
+from placement.balance import swapped
 from placement.plan import FloatArray, Placement
 from placement.problem import PlacementProblem, placement_from
 from placement.sample import learned_steps
@@ -25,7 +25,7 @@ def saa(problem: PlacementProblem, spec: PlacementSpec) -> Placement:
     """From the balanced plan: spare slots to where they lower the mean peak most, annealed swaps, spare slots again."""
     if problem.batch_loads is None:
         raise PlacementError("saa needs problem.batch_loads")
-    slots = balance(problem, spec.model_copy(update={"split": "even"})).expert_of_slot.astype(np.int64)
+    slots = swapped(problem, spec.model_copy(update={"split": "even"})).expert_of_slot.astype(np.int64)
     speeds = np.ones(problem.n_ranks) if problem.speeds is None else problem.speeds
     loads = np.moveaxis(problem.batch_loads[learned_steps(len(problem.batch_loads), SAMPLED_STEPS)], 0, 1)
     cooling = Cooling(n_rounds=ROUNDS_PER_SLOT * problem.n_slots, n_candidates=4, hot=1e-2, cold=1e-4)

@@ -53,6 +53,11 @@ class TokenSample:
         ids: NDArray[np.int64] = np.minimum(rows, self.trace.n_experts).transpose(1, 2, 0, 3)
         return ids
 
+    def rows(self, layer: int) -> NDArray[np.int64]:
+        """The same token by token, int64[step x device x token, k]."""
+        ids = self.ids(layer)
+        return ids.transpose(0, 1, 3, 2).reshape(-1, ids.shape[2])
+
 
 def learned_steps(n_steps: int, most: int) -> NDArray[np.int64]:
     """Numbers of up to `most` steps for a search to learn from, int64[step], evenly spread.
@@ -97,8 +102,7 @@ def transitions(sample: TokenSample) -> FloatArray:
 
 def _members(sample: TokenSample, layer: int) -> NDArray[np.float32]:
     """Whether a token has an expert, float32[token, expert + 1]: a product of two such tables counts pairs by BLAS."""
-    ids = sample.ids(layer)
-    rows = ids.transpose(0, 1, 3, 2).reshape(-1, ids.shape[2])
+    rows = sample.rows(layer)
     members = np.zeros((len(rows), sample.trace.n_experts + 1), np.float32)
     members[np.arange(len(rows))[:, None], rows] = 1
     return members

@@ -18,6 +18,7 @@ from placement.objectives import OBJECTIVES
 from placement.plan import Placement
 from placement.problem import PlacementProblem
 from placement.saa import saa
+from placement.shared_slots import shared_plan
 from placement.solver import Answer, ExecutionModel, ObjectiveName, Solver
 from scenarios.errors import PlacementError
 from scenarios.placement_specs import PlacementSpec, SolverName
@@ -75,20 +76,37 @@ def solve(problem: PlacementProblem, spec: PlacementSpec) -> Solved:
     if spec.solver == "file":
         raise PlacementError(f"the plan of {spec.file} is read, not solved; see placement.formats")
     solver = SOLVERS[spec.solver]
-    if not solver.resizes and spec.redundant != problem.redundant:
-        raise PlacementError(f"the plan asks for {spec.redundant} redundant slots, the problem has {problem.redundant}")
+    _check_slots(problem, spec, solver)
     missing = [field for field in solver.needs if getattr(problem, field) is None]
     if missing:
         remedy = "; name the file of the plan in force: current: FILE" if missing == ["current"] else ""
         raise PlacementError(f"solver {spec.solver} needs {' and '.join(missing)}, which the problem lacks{remedy}")
     start_s = time.perf_counter()
-    found = solver.plan(problem, spec)
+    found = solver.plan(problem, spec) if problem.shared is None else _shared(problem, spec, solver)
     time_s = time.perf_counter() - start_s
     answer = found if isinstance(found, Answer) else Answer(placement=found)
     if solver.resizes:
         problem = replace(problem, redundant=answer.placement.redundant_slots)
     check_placement(answer.placement, problem)
     return _judged(problem, solver, answer, time_s)
+
+
+def _check_slots(problem: PlacementProblem, spec: PlacementSpec, solver: Solver) -> None:
+    total = None if problem.shared is None else problem.shared.total
+    if spec.total_redundant != total:
+        raise PlacementError(f"the plan shares {spec.total_redundant} redundant slots, the problem {total}")
+    if not solver.resizes and total is None and spec.redundant != problem.redundant:
+        raise PlacementError(f"the plan asks for {spec.redundant} redundant slots, the problem has {problem.redundant}")
+
+
+def _shared(problem: PlacementProblem, spec: PlacementSpec, solver: Solver) -> Answer:
+    """The plan whose layers share slots; raises PlacementError for solvers that keep slots, or look across layers."""
+    layers = OBJECTIVES[solver.objective].by_layer
+    if layers is None or solver.adjusts or solver.resizes:
+        able = [name for name, each in SOLVERS.items() if OBJECTIVES[each.objective].by_layer is not None]
+        names = ", ".join(name for name in able if not (SOLVERS[name].adjusts or SOLVERS[name].resizes))
+        raise PlacementError(f"solver {spec.solver} cannot share total_redundant between layers; take one of {names}")
+    return shared_plan(problem, spec, solver, layers)
 
 
 def _judged(problem: PlacementProblem, solver: Solver, answer: Answer, time_s: float) -> Solved:

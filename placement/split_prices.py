@@ -58,7 +58,9 @@ def split_prices(placement: Placement, loads: FloatArray) -> SplitPrices:
 def _layer_prices(placement: Placement, layer: int, loads: FloatArray) -> tuple[FloatArray, FloatArray, FloatArray]:
     """Busiest load, prices of ranks and of experts of one layer."""
     n_experts, n_ranks = placement.n_experts, placement.n_ranks
-    pairs = np.unique(placement.expert_of_slot[layer].astype(np.int64) * n_ranks + placement.rank_of_slot[layer])
+    filled = placement.filled[layer]
+    held, rank_of_slot = placement.expert_of_slot[layer, filled].astype(np.int64), placement.rank_of_slot[layer, filled]
+    pairs = np.unique(held * n_ranks + rank_of_slot)
     expert, rank = np.divmod(pairs, n_ranks)
     n_pairs = len(pairs)
     scale = float(loads.sum()) or 1.0  # HiGHS has absolute tolerances

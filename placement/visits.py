@@ -8,9 +8,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-import numpy as np
-
-from placement.destination_bounds import destination_bound
+from placement.destination_bounds import destination_bound, least_visits
 from placement.layout import ExpertLayout
 from placement.plan import Placement
 from placement.problem import PlacementProblem
@@ -52,16 +50,9 @@ def _bound(problem: PlacementProblem, n_parts: int) -> float:
     sample = _few(problem)
     total = 0.0
     for layer in range(problem.n_layers):
-        experts = sample.ids(layer).transpose(0, 1, 3, 2).reshape(sample.tokens.size, -1)
-        for used in np.unique((experts < problem.n_experts).sum(axis=1)).tolist():
-            rows = experts[(experts < problem.n_experts).sum(axis=1) == used]
-            if used == 0:
-                continue  # a token without experts visits nothing
-            # Unused places hold n_experts, the largest id: sorting puts them last.
-            own = np.sort(rows, axis=1)[:, :used]
-            total += len(own) * destination_bound(
-                own, n_experts=problem.n_experts, n_parts=n_parts, n_slots=problem.n_slots
-            )
+        total += least_visits(
+            sample.rows(layer), destination_bound, n_experts=problem.n_experts, n_parts=n_parts, n_slots=problem.n_slots
+        )
     return total / (sample.tokens.size * problem.n_layers)
 
 

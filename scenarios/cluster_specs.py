@@ -25,6 +25,12 @@ class ClusterSpec(Spec):
     host_bandwidth: BytesPerS | None = Field(default=None, description="per device and direction, to and from its host")
     host_message: Seconds | None = Field(default=None, description="time of a copy beside its bytes, the same")
     host_memory_bandwidth: BytesPerS | None = Field(default=None, description="nominal, of a host's DRAM, all sockets")
+    sustained_frac: float | None = Field(
+        default=None,
+        gt=0,
+        le=1,
+        description="share of the device's peak FLOP/s that it sustains, as under a power limit",
+    )
 
 
 class AttentionParallelSpec(Spec):

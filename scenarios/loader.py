@@ -40,6 +40,15 @@ def load_scenario(path: Path, overrides: Sequence[str] = ()) -> LoadedScenario:
     return LoadedScenario(spec=spec, path=path, source=source)
 
 
+def changed(loaded: LoadedScenario, overrides: Sequence[str]) -> LoadedScenario:
+    """A loaded scenario with further `--set` overrides, without reading its file again.
+
+    Raises ScenarioError with one line for each problem.
+    """
+    spec, source = _checked(loaded.source, [], ScenarioSpec, overrides)
+    return LoadedScenario(spec=spec, path=loaded.path, source=source)
+
+
 def load_spec(path: Path, spec_class: type[S], overrides: Sequence[str] = ()) -> S:
     """The content of a YAML file as `spec_class`, changed by overrides (`a.b.c=value`).
 
@@ -50,6 +59,13 @@ def load_spec(path: Path, spec_class: type[S], overrides: Sequence[str] = ()) ->
 
 def _load(path: Path, spec_class: type[S], overrides: Sequence[str]) -> tuple[S, YamlSource]:
     source, problems = scan_yaml(path)
+    return _checked(source, problems, spec_class, overrides)
+
+
+def _checked(
+    source: YamlSource, problems: list[Problem], spec_class: type[S], overrides: Sequence[str]
+) -> tuple[S, YamlSource]:
+    path = source.path
     if overrides:
         source, wrong_options = apply_overrides(source, overrides)
         problems += wrong_options

@@ -41,9 +41,14 @@ class PlacementSpec(Spec):
         default=None, description="a plan of `moesim place` or of an engine, or counts for EPLB; see `list formats`"
     )
     redundant: int = Field(default=0, ge=0, description="replica slots of a layer, over all ranks together")
+    total_redundant: int | None = Field(
+        default=None, ge=0, description="replica slots of all layers together; each layer takes what pays most there"
+    )
     split: SplitName = Field(default="even", description="how tokens choose among replicas")
     spare: tuple[Annotated[int, Field(ge=0)], ...] = Field(
-        default=(0, 1, 2), min_length=1, description="auto: spare slots of a rank to try"
+        default=(0, 1, 2),
+        min_length=1,
+        description="spare slots of a rank: that auto tries, or that a layer may take of total_redundant",
     )
     seed: int = Field(default=0, ge=0)
     hierarchical: bool | None = Field(
@@ -71,8 +76,14 @@ class PlacementSpec(Spec):
             raise ValueError(
                 f"auto chooses the replica slots itself: give spare: [...], not redundant: {self.redundant}"
             )
-        if self.solver != "auto" and "spare" in self.model_fields_set:
-            raise ValueError(f"spare is an option of solver auto, not of {self.solver}; give redundant")
+        if self.total_redundant is not None and (
+            "redundant" in self.model_fields_set or self.solver in ("auto", "file")
+        ):
+            raise ValueError(
+                "total_redundant is shared by all layers: leave redundant out, and name a solver other than auto"
+            )
+        if self.solver != "auto" and self.total_redundant is None and "spare" in self.model_fields_set:
+            raise ValueError(f"spare is an option of auto and of total_redundant, not of {self.solver}; give redundant")
         if self.solver != "migrate" and self.moves is not None:
             raise ValueError(f"moves is an option of solver migrate, not of {self.solver}")
         return self

@@ -9,11 +9,14 @@ from pydantic import Field, model_validator
 
 from scenarios.models import DType
 from scenarios.sources import Spec
-from scenarios.units import Seconds
+from scenarios.stream_specs import GENERATING, StreamingName
+from scenarios.units import Bytes, Seconds
 
-OverlapName = Literal[
+ResidentName = Literal[
     "none", "chunked", "two-batch", "two-batch-prefill", "two-batch-decode", "tiles", "persistent", "prefetch"
 ]
+"""Schedules of weights that stay where they are."""
+OverlapName = Literal[ResidentName, StreamingName]
 LawName = Literal["port", "fifo", "maxmin"]
 DedupName = Literal["none", "device", "node"]
 FittedKernelName = Literal["deepep-normal", "deepep-low-latency", "nvl72-one-sided", "nvl72-two-sided"]
@@ -114,12 +117,43 @@ class MoveSpec(Spec):
     )
 
 
+GradientOrder = Literal["after", "overlapped", "priority", "fill"]
+TRAINED: tuple[OverlapName, ...] = ("none", "chunked")
+"""Policies that know a backward pass."""
+
+
+class GradientsSpec(Spec):
+    """Where sums of gradients stand among the exchanges of a backward pass, on the ports that they share."""
+
+    order: GradientOrder = Field(
+        default="overlapped",
+        description="after the backward pass; overlapped: as soon as gradients are there; priority: tokens go "
+        "first, one piece beside each computation (Lina); fill: pieces as long as the ports idle (FSMoE)",
+    )
+    partition: Bytes | None = Field(
+        default=None, gt=0, description="largest piece that a sum is cut into; default: a layer's gradients are one"
+    )
+
+    @model_validator(mode="after")
+    def _own_pieces(self) -> GradientsSpec:
+        if self.order == "fill" and self.partition is not None:
+            raise ValueError("order fill cuts sums of gradients to the ports' idle time: leave partition out")
+        return self
+
+
 class ScheduleSpec(Spec):
     """A schedule policy with its options."""
 
     overlap: OverlapName = "none"
     chunks: int = Field(
-        default=2, ge=1, description="chunked: parts of the experts' tokens; two-batch: microbatches of the whole step"
+        default=2,
+        ge=1,
+        description="chunked: parts of the experts' tokens; two-batch, generating: microbatches of the whole step",
+    )
+    microbatch: int | None = Field(
+        default=None,
+        gt=0,
+        description="generating schedules: requests of each of the `chunks` microbatches; a pass has so many together",
     )
     tiles: int = Field(default=16, ge=1, description="tiles, persistent: parts that rows (and columns) are cut into")
     sms: Annotated[int, Field(gt=0)] | Literal["auto"] = Field(
@@ -128,6 +162,7 @@ class ScheduleSpec(Spec):
     exchange: ExchangeSpec = ExchangeSpec()
     payload: PayloadSpec | None = None
     move: MoveSpec | None = None
+    gradients: GradientsSpec = Field(default=GradientsSpec(), description="of workload.phase train")
     chunks_by: Literal["tokens", "peers"] = Field(
         default="tokens",
         description="chunked: parts of a device's tokens, or groups of devices that exchange at a stride (FasterMoE)",
@@ -176,6 +211,10 @@ class ScheduleSpec(Spec):
             raise ValueError("a search within a search: list all schedules in one")
         if self.overlap in PAIRED and self.chunks != 2:
             raise ValueError(f"overlap {self.overlap} orders 2 microbatches, not {self.chunks}: leave chunks out")
+        if self.overlap == "vslpipe" and self.chunks != 2:
+            raise ValueError(f"overlap vslpipe has 2 groups of requests, not {self.chunks}: leave chunks out")
+        if self.microbatch is not None and self.overlap not in GENERATING:
+            raise ValueError(f"microbatch is an option of {', '.join(sorted(GENERATING))}, not of {self.overlap}")
         if self.overlap in FUSED and self.exchange.kernel != "alpha-beta":
             raise ValueError(
                 f"overlap {self.overlap} moves tokens in its own kernel: leave exchange.kernel "
@@ -234,7 +273,7 @@ class ScheduleSpec(Spec):
     @property
     def n_parts(self) -> int:
         """Parts that the tokens of a device are counted in; tiles are parts of one kernel and counted together."""
-        return 1 if self.overlap in FUSED or self.overlap in ("none", "prefetch") else self.chunks
+        return 1 if self.overlap in FUSED or self.overlap in ("none", "prefetch", "ring") else self.chunks
 
     @property
     def n_chunks(self) -> int:

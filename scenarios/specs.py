@@ -7,11 +7,15 @@ from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
+from scenarios.budget_specs import BitsSpec, TiersSpec
 from scenarios.cluster_specs import ClusterSpec, ParallelSpec
 from scenarios.offload_specs import OffloadSpec
 from scenarios.placement_specs import PlacementSpec
 from scenarios.schedule_specs import ScheduleSpec
+from scenarios.serving_specs import ServingSpec
 from scenarios.sources import Spec
+from scenarios.stream_specs import StreamSpec
+from scenarios.training_specs import TrainingSpec
 from scenarios.units import Dollars, Watts
 from scenarios.workload_specs import WorkloadSpec
 
@@ -27,7 +31,14 @@ class MemorySpec(Spec):
         default=None, gt=0, description="KV tokens per request; default: the trace's longest"
     )
     offload: OffloadSpec | None = None
+    stream: StreamSpec | None = None
     name: str | None = None
+
+    @model_validator(mode="after")
+    def _one_way_to_the_host(self) -> MemorySpec:
+        if self.offload is not None and self.stream is not None:
+            raise ValueError("offload serves single experts, stream whole layers: give one of them")
+        return self
 
 
 class CompareSpec(Spec):
@@ -42,6 +53,7 @@ class CompareSpec(Spec):
     cluster: tuple[ClusterSpec, ...] = ()
     workload: tuple[WorkloadSpec, ...] = ()
     memory: tuple[MemorySpec, ...] = ()
+    serving: tuple[ServingSpec, ...] = ()
 
 
 class OfferSpec(Spec):
@@ -94,8 +106,14 @@ class ScenarioSpec(Spec):
     placement: PlacementSpec = PlacementSpec()
     schedule: ScheduleSpec = ScheduleSpec()
     memory: MemorySpec = MemorySpec()
+    training: TrainingSpec = Field(default=TrainingSpec(), description="of workload.phase train")
+    serving: ServingSpec | None = Field(
+        default=None, description="requests under load, instead of steps of workload.tokens_per_device"
+    )
     compare: CompareSpec | None = None
     budget: BudgetSpec | None = Field(default=None, description="bound: what may be bought")
+    bits: BitsSpec | None = Field(default=None, description="place: bit widths of experts within a mean")
+    tiers: TiersSpec | None = Field(default=None, description="place: experts in device memory, the others on the host")
     seed: int = Field(default=0, ge=0)
 
     @model_validator(mode="before")

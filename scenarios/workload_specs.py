@@ -8,6 +8,8 @@ from pydantic import Field, model_validator
 
 from scenarios.sources import Spec
 
+Phase = Literal["decode", "prefill", "train"]
+
 
 class SynthesisSpec(Spec):
     """A made-up routing trace; `fit` takes the knobs from a real trace instead of from here."""
@@ -41,6 +43,13 @@ class SplitSpec(Spec):
         return self
 
 
+class GenerateSpec(Spec):
+    """Offline generation: every request has a prompt and an answer of the same lengths."""
+
+    prompt_tokens: int = Field(gt=0, description="tokens of a prompt, padding included")
+    new_tokens: int = Field(gt=1, description="tokens of an answer; the prefill brings the first one")
+
+
 class WorkloadSpec(Spec):
     """Tokens that every device processes in a step, taken from a routing trace."""
 
@@ -48,10 +57,17 @@ class WorkloadSpec(Spec):
         default=None, description="path of a .npz trace, relative to the scenario, or the name of a shipped one"
     )
     synthetic: SynthesisSpec | None = None
-    phase: Literal["decode", "prefill"] = "decode"
+    phase: Phase = Field(
+        default="decode", description="train: a microbatch of packed sequences, forward and backward; see `training`"
+    )
     tokens_per_device: int = Field(default=64, gt=0)
     context_tokens: int | None = Field(default=None, gt=0, description="context of every token; default: its position")
     steps: int = Field(default=64, gt=0)
+    generate: GenerateSpec | None = Field(
+        default=None,
+        description="with memory.stream: prefill and decode of tokens_per_device requests; `steps` decode passes, "
+        "evenly spread, are simulated",
+    )
     split: SplitSpec = SplitSpec()
 
     @model_validator(mode="after")

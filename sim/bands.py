@@ -18,8 +18,9 @@ from hwmodels.devices import Device
 from hwmodels.kernels import stretched_to
 from hwmodels.measured_tables import moe_shape
 from hwmodels.moe import expert_shape
+from placement.exchange_time import SIDES
 from scenarios.schedule_specs import ScheduleSpec
-from sim.kernel_pricing import SIDES, exchange_band
+from sim.kernel_pricing import exchange_band
 from sim.launches import launched_eagerly, slowed_by_engine
 from sim.laws import LAWS
 from sim.offload.prices import COMPUTED, HOSTED, host_bands
@@ -27,6 +28,7 @@ from sim.pricing import Prices, layer_prices
 from sim.program import OpList
 from sim.setting import Setting
 from sim.stage_pricing import INSIDE_KINDS
+from sim.training import BACKWARD, SUMS
 from sim.vector import execute
 
 End = Literal["low", "high"]
@@ -40,6 +42,8 @@ KERNEL_FAMILIES: dict[str, tuple[str, ...]] = {
     "small": ("launch",),
 }
 """Family of laws -> blocks of a kernel card; the families `links` and `host` come on top."""
+
+COLLECTIVES_OF_TRAINING = (*SUMS, "weights", "weights" + BACKWARD, "refresh")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -64,7 +68,8 @@ def step_band(setting: Setting, prices: Prices, op_list: OpList, schedule: Sched
 
     predicted_s = mean_s(sampled)
     ends: dict[str, tuple[float, float]] = {}
-    beside = ("links", "host") if HOSTED[0] in prices.per_chunk else ("links",)
+    hosted = HOSTED[0] in prices.per_chunk or "page" in prices.per_layer
+    beside = ("links", "host") if hosted else ("links",)
     for family in (*KERNEL_FAMILIES, *beside):
         low, high = (mean_s(_moved(sample, sampled, schedule, family, end)) / predicted_s for end in ENDS)
         ends[family] = (min(low, 1.0), max(high, 1.0))
@@ -90,7 +95,8 @@ def _moved_work(setting: Setting, prices: Prices, schedule: ScheduleSpec, family
         return prices.times({kind: ends[ENDS.index(end)] for kind, ends in host_bands(setting).items()})
     device = setting.cluster.device
     if family == "experts":
-        return prices.times(dict.fromkeys(("experts", "local", *COMPUTED), _experts_ends(setting)[ENDS.index(end)]))
+        kinds = ("experts", "local", "experts" + BACKWARD, *COMPUTED)
+        return prices.times(dict.fromkeys(kinds, _experts_ends(setting)[ENDS.index(end)]))
     moved = device_at_end(device, KERNEL_FAMILIES[family], end)
     changed = replace(setting, cluster=replace(setting.cluster, device=moved))
     own = layer_prices(changed, max(len(parts) for parts in prices.per_layer.values()), schedule.exchange)
@@ -123,6 +129,8 @@ def _moved_links(setting: Setting, prices: Prices, schedule: ScheduleSpec, end: 
     factors = dict.fromkeys(INSIDE_KINDS, (inside.low, inside.high)[place])
     factors |= {kind: exchange_band(setting, schedule.exchange, kind)[place] for kind in SIDES}
     factors["fetch"] = factors["dispatch"]
+    slowest = inside if setting.cluster.inter is None or setting.cluster.n_nodes == 1 else setting.cluster.inter.band
+    factors |= dict.fromkeys(COLLECTIVES_OF_TRAINING, (slowest.low, slowest.high)[place])
     if setting.attention_tp > 1:
         factors["gather"] = _collective_ends(setting, "all-gather")[place]
         factors["scatter"] = _collective_ends(setting, "reduce-scatter")[place]

@@ -8,6 +8,7 @@ from pydantic import BaseModel
 
 from hwmodels.cluster import Cluster
 from hwmodels.fitted import Fitted
+from hwmodels.gradients import CORE_BACKWARD
 from hwmodels.library import find_cpu_kernels
 from scenarios.models import ModelCard
 from scenarios.sources import Sourced
@@ -30,7 +31,7 @@ def constants_of(setting: Setting, kernels: Collection[str] = (), *, hosts: bool
     ]
     if cluster.inter is not None and cluster.n_nodes > 1:
         cards.append((cluster.inter.name, cluster.inter))
-    if cluster.collectives is not None and (setting.attention_tp > 1 or "nccl" in kernels):
+    if cluster.collectives is not None and (setting.attention_tp > 1 or setting.trains or "nccl" in kernels):
         cards += [(f"{cluster.collectives.name} {law.op} {law.n_devices}", law) for law in cluster.collectives.laws]
     links = (cluster.intra.name, cluster.inter.name if cluster.inter is not None and cluster.n_nodes > 1 else None)
     cards += [(card.name, card) for card in cluster.exchanges if card.kernel in kernels and card.link in links]
@@ -40,6 +41,7 @@ def constants_of(setting: Setting, kernels: Collection[str] = (), *, hosts: bool
         *_model_constants(setting.model),
         *(c for prefix, card in cards for c in _sourced(prefix, card)),
         *_tables(setting),
+        *_of_training(setting),
     )
 
 
@@ -51,6 +53,19 @@ def _host_cards(cluster: Cluster) -> Iterator[tuple[str, BaseModel]]:
     yield cluster.host_link.name, cluster.host_link
     if (law := copy_law(cluster.host_link)) is not None:
         yield f"{cluster.host_link.name} copies to the device", law
+
+
+def _of_training(setting: Setting) -> Iterator[Constant]:
+    if setting.trains:
+        source = "2.5 times the FLOP at 63 instead of 73 % of the peak, FlashAttention-2 (arXiv 2307.08691)"
+        value = f"{CORE_BACKWARD:.2f} x forward"
+        yield Constant(name="backward pass of attention's core", value=value, kind="published", source=source)
+        yield Constant(
+            name="gradients of products and experts",
+            value="laws",
+            kind="assumed",
+            source="laws of the forward kernels, shapes transposed; backward kernels were not timed for this project",
+        )
 
 
 def _tables(setting: Setting) -> Iterator[Constant]:

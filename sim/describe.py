@@ -12,7 +12,8 @@ import simpy
 from placement.plan import Placement
 from scenarios.cluster_specs import ParallelSpec
 from scenarios.offload_specs import OffloadSpec
-from scenarios.schedule_specs import ScheduleSpec
+from scenarios.schedule_specs import GradientsSpec, ScheduleSpec
+from scenarios.serving_specs import ServingSpec
 from scenarios.specs import CompareSpec, MemorySpec, ScenarioSpec
 from scenarios.workload_specs import WorkloadSpec
 from sim.session import Plan, Session
@@ -22,6 +23,8 @@ from sim.setting import Setting
 def table_title(workload: WorkloadSpec, spec: ScenarioSpec) -> str:
     """Title of a workload's table; says which routing where the scenario has several."""
     title = f"{workload.phase}, {workload.tokens_per_device} tokens per device"
+    if spec.serving is not None or (spec.compare is not None and spec.compare.serving):
+        title = "requests under load"
     others = spec.compare.workload if spec.compare is not None else ()
     if len({(other.trace, other.synthetic) for other in others}) > 1:
         title += f", {workload.trace or 'synthetic'}"
@@ -59,13 +62,15 @@ def plan_name(spec: ScenarioSpec, plan: Plan, placement: Placement) -> str:
         parts.append(_parallel_name(plan.parallel))
     if len(axes.memory) > 1:
         parts.append(memory_name(plan.memory))
+    if len(axes.serving) > 1 and plan.serving is not None:
+        parts.append(serving_name(plan.serving))
     if len(axes.cluster) > 1:
         parts.append(f"{plan.cluster.nodes} x {plan.cluster.node}")
     return ", ".join(parts)
 
 
 def _varies(axes: CompareSpec) -> bool:
-    return max(len(axes.schedule), len(axes.parallel), len(axes.memory), len(axes.cluster)) > 1
+    return max(map(len, (axes.schedule, axes.parallel, axes.memory, axes.serving, axes.cluster))) > 1
 
 
 def schedule_name(schedule: ScheduleSpec) -> str:
@@ -75,6 +80,8 @@ def schedule_name(schedule: ScheduleSpec) -> str:
     if schedule.search:
         return f"best of {len(schedule.search)}"
     name = "sequential" if schedule.overlap == "none" else f"{schedule.overlap} x{schedule.n_chunks}"
+    if schedule.microbatch is not None:
+        name = f"{schedule.overlap} {schedule.chunks} x {schedule.microbatch}"
     law, kernel = schedule.exchange.law, schedule.exchange.kernel
     usual = ("port" if schedule.overlap != "persistent" else "fifo", "alpha-beta")
     special: list[str] = [word for word in (law, kernel) if word not in usual]
@@ -83,12 +90,20 @@ def schedule_name(schedule: ScheduleSpec) -> str:
     special += [f"compressed to {schedule.payload.rate:g}"] if schedule.payload is not None else []
     special += [schedule.move.kind] if schedule.move is not None else []
     special += ["peers"] if schedule.chunks_by == "peers" else []
+    special += [_gradients_name(schedule.gradients)] if schedule.gradients != GradientsSpec() else []
     return f"{name} ({', '.join(special)})" if special else name
+
+
+def _gradients_name(gradients: GradientsSpec) -> str:
+    cut = "" if gradients.partition is None else f" in {gradients.partition / 1e6:g} MB"
+    return f"gradients {gradients.order}{cut}"
 
 
 def memory_name(memory: MemorySpec) -> str:
     """The name that the scenario gives a memory section, or one made of how its experts are offloaded."""
     spec = memory.offload
+    if memory.name is None and memory.stream is not None:
+        return f"{memory.stream.weights} streamed, {memory.stream.held:.0%} held"
     if memory.name is not None or spec is None:
         return memory.name or "all on the device"
     held = f"{spec.slots}" if spec.slots is not None else f"{spec.share:.0%}"
@@ -104,6 +119,14 @@ def way_name(spec: OffloadSpec) -> str:
         options = (spec.prefetch.width, spec.prefetch.recall and f"{spec.prefetch.recall:.0%}")
         parts.append(" ".join(["prefetch", spec.prefetch.by, *(str(option) for option in options if option)]))
     return ", ".join(parts)
+
+
+def serving_name(serving: ServingSpec) -> str:
+    """The name that the scenario gives a load, or that of its requests."""
+    requests = serving.requests
+    if requests.file is None:
+        return serving.name or f"{requests.requests_per_s:g}/s"
+    return serving.name or (requests.file if requests.speed == 1 else f"{requests.file} x{requests.speed:g}")
 
 
 def _parallel_name(parallel: ParallelSpec) -> str:

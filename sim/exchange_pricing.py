@@ -6,13 +6,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hwmodels.links import port_s
-from placement.exchange_time import Machine, exchange_latency_s, port_times_s
+from placement.exchange_time import Machine, Side, exchange_latency_s, port_times_s
 from placement.reduction import Reduction
 from placement.traffic import PortTokens
 from scenarios.errors import ScenarioError
 from scenarios.schedule_specs import ExchangeSpec
 from sim.durations import Duration, ExchangeTime, Seconds
-from sim.kernel_pricing import Side, by_chunk, machine_of, tokens_of_parts
+from sim.kernel_pricing import by_chunk, machine_of, tokens_of_parts
 from sim.setting import Setting
 from sim.stage_pricing import STAGED
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Literal
-
 import numpy as np
 from numpy.typing import NDArray
 
@@ -11,15 +9,12 @@ from hwmodels.collectives import collective_band
 from hwmodels.expert_exchange import DEFAULT_SMS
 from hwmodels.launch import compute_slowdown
 from placement import exchange_time
-from placement.exchange_time import Machine, measured_card, unmeasured
+from placement.exchange_time import Machine, Side, measured_card, unmeasured
 from placement.reduction import chunk_of_tokens
 from scenarios.errors import ScenarioError
 from scenarios.models import DType
 from scenarios.schedule_specs import ExchangeSpec
 from sim.setting import Setting
-
-Side = Literal["dispatch", "combine"]
-SIDES: tuple[Side, Side] = ("dispatch", "combine")
 
 
 def machine_of(setting: Setting, spec: ExchangeSpec) -> Machine:

@@ -12,6 +12,7 @@ from sim.policies import TILED
 from sim.pricing import Prices
 from sim.setting import Setting
 from sim.tile_pricing import works_of_experts
+from sim.training import plain_kind
 
 # Kernels of one layer in eager mode, counted by us in the modules of vLLM 0.24: norm, query-key-value GEMM, rotary
 # embedding, cache write, attention, output GEMM; of MLA norm, two down and two up GEMMs, norms of both latents, rotary
@@ -35,6 +36,8 @@ KERNELS = {
 # One kernel for a layer (FlashMoE, arXiv 2506.04667, table 1); with tiles gate, alignment (3) and two fused kernels.
 FUSED_KERNELS = {"persistent": 1, "tiles": 8}
 
+BACKWARD_KERNELS = 2  # a product has two gradients; other kernels have one, and are taken for two
+
 
 def launched_eagerly(prices: Prices, setting: Setting, schedule: ScheduleSpec, factor: float = 1.0) -> Prices:
     """Prices with every work at least as long as its launches by the host.
@@ -46,9 +49,11 @@ def launched_eagerly(prices: Prices, setting: Setting, schedule: ScheduleSpec, f
     launch = setting.cluster.device.kernels.launch()
 
     def floored(kind: str, duration: Duration) -> Duration:
-        if isinstance(duration, ExchangeTime) or kind not in counts:
+        own = plain_kind(kind)
+        if isinstance(duration, ExchangeTime) or own not in counts:
             return duration
-        return np.maximum(duration, factor * host_floor_s(counts[kind], launch))
+        kernels = counts[own] * (BACKWARD_KERNELS if own != kind else 1)
+        return np.maximum(duration, factor * host_floor_s(kernels, launch))
 
     return prices.changed(floored)
 

@@ -60,7 +60,7 @@ def _products(model: ModelCard, tp: int) -> Iterator[tuple[str, int, int]]:
 def attention_block(model: ModelCard, workload: WorkloadSpec) -> str:
     """Block of kernel cards that prices the model's attention in this phase."""
     latent = "" if isinstance(model.attention, GroupedQueryAttention) else "mla_"
-    return f"{latent}{workload.phase}"
+    return f"{latent}{'decode' if workload.phase == 'decode' else 'prefill'}"
 
 
 def _blocks(model: ModelCard, workload: WorkloadSpec) -> list[tuple[str, str]]:

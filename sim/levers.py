@@ -97,6 +97,9 @@ def _changes(setting: Setting, plan: Plan, redundant: int) -> Iterator[_Change]:
 def _slot_changes(setting: Setting, plan: Plan, redundant: int) -> Iterator[_Change]:
     """One slot a rank more, and one less where replicas are there; `auto` is held to this number."""
     n_ranks, n_experts, spec = setting.layout.n_ranks, setting.model.n_experts, plan.placement
+    if spec.total_redundant is not None:
+        yield from _shared_slot_changes(setting, plan, spec.total_redundant)
+        return
     for step, name in ((1, "one replica slot a rank more"), (-1, "one replica slot a rank less")):
         slots = redundant + step * n_ranks
         if 0 <= slots <= n_experts * (n_ranks - 1):
@@ -107,6 +110,15 @@ def _slot_changes(setting: Setting, plan: Plan, redundant: int) -> Iterator[_Cha
                 parallel=plan.parallel,
                 placement=held if spec.solver == "auto" else _resolved(spec, slots),
             )
+
+
+def _shared_slot_changes(setting: Setting, plan: Plan, total: int) -> Iterator[_Change]:
+    """As many replicas more and less as one slot a rank in every layer, shared by the layers."""
+    step = setting.layout.n_ranks * len(setting.model.moe_layers)
+    for slots, name in ((total + step, f"{step} shared replica slots more"), (total - step, f"{step} less")):
+        if slots >= 0:
+            changed = plan.placement.model_copy(update={"total_redundant": slots})
+            yield _Change(name=f"{name} ({slots})", cluster=plan.cluster, parallel=plan.parallel, placement=changed)
 
 
 def _moved(setting: Setting, plan: Plan, redundant: int, name: str, update: dict[str, int | None]) -> _Change:
@@ -131,7 +143,12 @@ def _moved(setting: Setting, plan: Plan, redundant: int, name: str, update: dict
 
 
 def _resolved(spec: PlacementSpec, redundant: int) -> PlacementSpec:
-    """The same solver with other replicas; what came from a file is solved by EPLB."""
+    """The same solver with other replicas; what came from a file is solved by EPLB.
+
+    Replicas that layers share are as many as before: there is no number of a layer to change.
+    """
+    if spec.total_redundant is not None:
+        return spec
     if spec.solver == "file":
         return PlacementSpec(solver="eplb", redundant=redundant, split=spec.split)
     return spec.model_copy(update={"redundant": redundant})

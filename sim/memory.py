@@ -14,13 +14,17 @@ from scenarios.models import BYTES_PER_VALUE, GroupedQueryAttention, ModelCard
 from scenarios.specs import MemorySpec
 from sim.offload.slots import low_slots_of, lowered, slots_of
 from sim.setting import Setting
+from sim.training_memory import TrainingMemory, divided_weights, training_memory
 
 GIB = 2**30
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DeviceMemory:
-    """Bytes on each device, float64[device]; `usable_bytes` is the capacity less the reserve."""
+    """Bytes on each device, float64[device]; `usable_bytes` is the capacity less the reserve.
+
+    working_bytes  activations, where they are more than the reserve is for: whole prompts of many requests at once.
+    """
 
     expert_bytes: NDArray[np.float64]
     other_weight_bytes: float
@@ -29,11 +33,14 @@ class DeviceMemory:
     capacity_bytes: float
     requests: int
     context_tokens: int
+    working_bytes: float = 0.0
+    training: TrainingMemory | None = None
 
     @property
     def used_bytes(self) -> NDArray[np.float64]:
-        """Weights and KV cache of each device."""
-        return self.expert_bytes + self.other_weight_bytes + self.kv_bytes
+        """Weights, KV cache and activations of each device; in training gradients and states, too."""
+        used = self.expert_bytes + self.other_weight_bytes + self.kv_bytes + self.working_bytes
+        return used if self.training is None else used + self.training.total_bytes
 
 
 def device_memory(setting: Setting, placement: Placement, spec: MemorySpec) -> DeviceMemory:
@@ -46,16 +53,21 @@ def device_memory(setting: Setting, placement: Placement, spec: MemorySpec) -> D
         expert_bytes = (
             expert_bytes + np.repeat(low_slots_of(placement, spec.offload).sum(axis=0), layout.tp) * low_bytes
         )
+    other_bytes = _other_weight_bytes(model, setting.attention_tp)
+    if setting.trains:
+        kept = divided_weights(setting, placement)
+        expert_bytes, other_bytes = expert_bytes * kept.experts, other_bytes * float(kept.others[0])
     requests, context = _requests(setting, spec)
     capacity = setting.cluster.device.card.memory_bytes.value
     return DeviceMemory(
         expert_bytes=expert_bytes,
-        other_weight_bytes=_other_weight_bytes(model, setting.attention_tp),
+        other_weight_bytes=other_bytes,
         kv_bytes=requests * setting.attention_tp * kv_bytes_per_request(model, context, setting.attention_tp),
         usable_bytes=capacity * (1 - spec.reserve),
         capacity_bytes=capacity,
         requests=requests,
         context_tokens=context,
+        training=training_memory(setting, placement) if setting.trains else None,
     )
 
 
@@ -90,26 +102,68 @@ def with_copies(memory: DeviceMemory, moves: Moves, model: ModelCard, *, buffers
 
 def check_memory(memory: DeviceMemory, setting: Setting, placement: Placement) -> None:
     """Raise MemoryInfeasible where a device must hold more than it can, with the shortfall and the levers."""
+    _check_host(memory, setting)
     worst = int(np.argmax(memory.used_bytes))
     short = memory.used_bytes[worst] - memory.usable_bytes
     if short <= 0:
         return
-    replicas = placement.redundant_slots * placement.n_layers
+    replicas = int(placement.replica_slots.sum())
     levers = ["more devices", "a smaller weight dtype"]
+    working = f", activations {memory.working_bytes / GIB:.1f}" if memory.working_bytes else ""
     if setting.cluster.host is not None:
-        levers.append("experts in the host's memory (memory.offload)")
+        levers.append("experts in the host's memory (memory.offload, memory.stream)")
     if replicas:
         levers.insert(0, f"fewer than {placement.redundant_slots} redundant slots")
+    if memory.working_bytes:
+        levers = ["smaller microbatches (schedule.microbatch, or more schedule.chunks)", *levers]
     if memory.kv_bytes:
         levers.append(
             f"fewer than {memory.requests} requests a device or a shorter context than {memory.context_tokens} tokens"
         )
+    levers += _training_levers(setting)
     raise MemoryInfeasible(
         f"{placement.name} on {setting.cluster.name}: device {worst} needs {memory.used_bytes[worst] / GIB:.1f} GiB of "
         f"{memory.usable_bytes / GIB:.1f} GiB usable ({memory.capacity_bytes / GIB:.1f} less the reserve): experts "
-        f"{memory.expert_bytes[worst] / GIB:.1f}, other weights {memory.other_weight_bytes / GIB:.1f}, KV cache "
-        f"{memory.kv_bytes / GIB:.1f}; short by {short / GIB:.1f} GiB. Levers: {', '.join(levers)}"
+        f"{memory.expert_bytes[worst] / GIB:.1f}, other weights {memory.other_weight_bytes / GIB:.1f}, "
+        f"{_beside_weights(memory, worst)}{working}; short by {short / GIB:.1f} GiB. Levers: {', '.join(levers)}"
     )
+
+
+def _check_host(memory: DeviceMemory, setting: Setting) -> None:
+    host = setting.cluster.host
+    if memory.training is None or host is None or host.dram_bytes is None:
+        return
+    by_node = memory.training.host_bytes.reshape(setting.cluster.n_nodes, -1).sum(axis=1)
+    if by_node.max() > host.dram_bytes.value:
+        short = by_node.max() - host.dram_bytes.value
+        raise MemoryInfeasible(
+            f"{setting.cluster.name}: a node's host needs {by_node.max() / GIB:.1f} GiB for states of the optimizer "
+            f"of {host.dram_bytes.value / GIB:.1f} GiB; short by {short / GIB:.1f} GiB. Levers: more nodes, "
+            "training.zero 1, training.optimizer: {offload: none}"
+        )
+
+
+def _beside_weights(memory: DeviceMemory, device: int) -> str:
+    training = memory.training
+    if training is None:
+        return f"KV cache {memory.kv_bytes / GIB:.1f}"
+    parts = {
+        "gradients": training.gradient_bytes,
+        "optimizer": training.optimizer_bytes,
+        "activations": training.activation_bytes,
+    }
+    return ", ".join(f"{name} {held[device] / GIB:.1f}" for name, held in parts.items())
+
+
+def _training_levers(setting: Setting) -> list[str]:
+    """What a training step could do without."""
+    if not setting.trains:
+        return []
+    spec = setting.training
+    levers = ["fewer workload.tokens_per_device"]
+    levers += [f"training.zero {spec.zero + 1}"] if spec.zero < 3 else []
+    levers += ["training.recompute full"] if spec.recompute != "full" else []
+    return levers + (["training.optimizer.offload"] if spec.optimizer.offload == "none" else [])
 
 
 def kv_bytes_per_request(model: ModelCard, context_tokens: int, tp: int) -> float:
@@ -127,6 +181,8 @@ def kv_bytes_per_request(model: ModelCard, context_tokens: int, tp: int) -> floa
 def _requests(setting: Setting, spec: MemorySpec) -> tuple[int, int]:
     workload = setting.workload
     context = spec.context_tokens or int(setting.batches.contexts.max())
+    if setting.trains:
+        return 0, context
     if spec.requests_per_device is not None:
         return spec.requests_per_device, context
     return (

@@ -13,12 +13,14 @@ from placement.plan import Placement, rank_loads
 from placement.reduction import Reduction
 from scenarios.schedule_specs import ScheduleSpec
 from sim.bands import StepBand
+from sim.bound.demand import Visits, demands
 from sim.durations import Duration, ExchangeTime, Seconds
 from sim.kernel_pricing import machine_of, token_bytes
 from sim.log import begins_s, busy_s, covered_s
 from sim.memory import DeviceMemory
 from sim.program import COMPUTE_LANE, EXCHANGE_LANES, Lane, OpList
 from sim.setting import Setting
+from sim.training import BACKWARD, part_of_step
 from sim.vector import Finished
 
 
@@ -60,6 +62,46 @@ def time_metrics(execution: Execution, times_s: Seconds, setting: Setting, overh
         metrics["busy_frac.send-inside"] = ports_s["send-inside"] / total_s
         metrics["busy_frac.receive-inside"] = ports_s["receive-inside"] / total_s
     return metrics
+
+
+def training_metrics(
+    execution: Execution, setting: Setting, reduction: Reduction, overhead_s: float
+) -> dict[str, float]:
+    """Parts of a training step, one after the other, and the use of the devices' peak; none where nothing trains."""
+    if not setting.trains:
+        return {}
+    forward_s, backward_s, sums_s, step_s = (float(ends_s.mean()) for ends_s in _ends_of_parts(execution))
+    routed = float(reduction.slot_tokens.sum(dtype=np.int64)) / setting.batches.n_steps
+    flop = 3 * sum(demand.flop for demand in demands(setting, Visits(routed=routed, active=0.0)))
+    peak = setting.layout.n_devices * setting.cluster.device.peak_flop_per_s(setting.model.weight_dtype)
+    return {
+        "forward_s": forward_s,
+        "backward_s": backward_s - forward_s,
+        "reduction_s": sums_s - backward_s,
+        "update_s": step_s - sums_s,
+        "exchange_stretch": _exchange_stretch(execution),
+        "mfu": flop / (peak * (step_s + overhead_s)),
+    }
+
+
+def _ends_of_parts(execution: Execution) -> list[Seconds]:
+    """When the last device has done forward and backward pass, sums of gradients, and the update: float64[step]."""
+    ends_s = execution.finished.end_s.max(axis=-1)
+    parts = np.array([part_of_step(op.work.kind) for op in execution.op_list.ops])
+    return [ends_s[parts <= part].max(axis=0) for part in range(4)]
+
+
+def _exchange_stretch(execution: Execution) -> float:
+    """How many times longer tokens of the backward pass are on their way than if ports were free for them."""
+    op_list, end_s = execution.op_list, execution.finished.end_s
+    begins = begins_s(op_list, execution.durations, execution.finished)
+    asked, own = 0.0, 0.0
+    for index, op in enumerate(op_list.ops):
+        if op.work.kind in ("dispatch" + BACKWARD, "combine" + BACKWARD):
+            ready_s = np.max([end_s[dep] for dep in op.after], axis=0)
+            asked += float((end_s[index] - ready_s).mean())
+            own += float((end_s[index] - begins[index]).mean())
+    return asked / own if own else 1.0
 
 
 def error_metrics(times: Mapping[str, float], band: StepBand, overhead_s: float) -> dict[str, float]:
@@ -117,7 +159,7 @@ def traffic_metrics(
     n_steps, cluster = setting.batches.n_steps, setting.cluster
     at_home = nodes[np.arange(cluster.n_devices), cluster.node_of_device()].sum()
     n_tokens = n_steps * cluster.n_devices * setting.workload.tokens_per_device * len(reduction.pairs_total)
-    both_ways = _exchange_bytes(setting, schedule) / n_steps
+    both_ways = setting.exchange_passes * _exchange_bytes(setting, schedule) / n_steps
     metrics = {
         "cross_device_frac": float(1 - np.trace(pairs) / pairs.sum()),
         "cross_node_frac": float(1 - at_home / nodes.sum()),
@@ -161,7 +203,7 @@ def step_imbalance(placement: Placement, reduction: Reduction) -> NDArray[np.flo
 
 def traffic_bytes(setting: Setting, reduction: Reduction, schedule: ScheduleSpec) -> NDArray[np.float64]:
     """Bytes per step from source to destination, float64[source, destination]: dispatch and, transposed, combine."""
-    pairs = reduction.pairs_total.sum(axis=0) / setting.batches.n_steps
+    pairs = reduction.pairs_total.sum(axis=0) * (setting.exchange_passes / setting.batches.n_steps)
     np.fill_diagonal(pairs, 0)
     exchange = schedule.exchange
     there, back = token_bytes(setting, exchange.dispatch_dtype), token_bytes(setting, exchange.combine_dtype)
@@ -199,6 +241,12 @@ def _total_s(execution: Execution, *, exchange: bool) -> Seconds:
         if op.is_exchange if exchange else op.lanes == COMPUTE_LANE:
             total = total + busy_s(duration)
     return total
+
+
+def lane_busy_s(execution: Execution, lane: Lane) -> float:
+    """Own time of a lane without exchanges, mean over steps and devices [s]."""
+    pairs = zip(execution.op_list.ops, execution.durations, strict=True)
+    return float(sum(np.mean(np.asarray(duration)) for op, duration in pairs if op.lanes == (lane,)))
 
 
 def _ports_busy_s(execution: Execution) -> dict[Lane, float]:

@@ -74,10 +74,14 @@ def _plain(value: object) -> object:
 def _drawn(table: Table) -> Iterator[Picture]:
     from sim import plots  # matplotlib takes half a second to import
     from sim.offload.plot import slot_lines, slots_figure
+    from sim.serving.plot import serving_figure
 
     figures = {name: plots.FIGURES[name] for name in plots.figure_names(table)}
     if slot_lines(table):
         figures = {"slots": slots_figure, **figures}
+    if any(result.served is not None for result in table.results):
+        figures = {"serving": serving_figure, **figures}
+        del figures["step-distribution"]  # of a step of typical size
     for name, draw in figures.items():
         figure = draw(table)
         yield Picture(name=name, svg=plots.svg_bytes(figure), png=plots.png_bytes(figure, PAGE_DPI))

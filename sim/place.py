@@ -15,6 +15,7 @@ from placement.judgement import Judgement
 from placement.migration import moved_copies
 from placement.objectives import OBJECTIVES
 from placement.plan import Placement
+from placement.problem import SharedSlots
 from placement.reduction import reduce_trace
 from placement.sample import TokenSample, batch_loads
 from placement.solve import Solved
@@ -23,6 +24,7 @@ from scenarios.placement_specs import PlacementSpec
 from scenarios.specs import CompareSpec, ScenarioSpec
 from sim.binding import Binding, binding
 from sim.eplb_answer import EplbAnswer, will_eplb_help
+from sim.expert_budgets import BitsAnswer, TiersAnswer, choose_bits, choose_tiers
 from sim.judging import judged, reference_spec
 from sim.levers import Lever, levers
 from sim.plan_files import ReadPlan, plan_file
@@ -73,6 +75,7 @@ class Placed:
     plan         name of the plan's row there.
     solver       solver, or `file` with its format; status, execution model and time are those of `Solved`.
     judgement    MoE time over that of `reference`, a plan of EPLB, on fitted, held-out and shifted requests.
+    bits, tiers  widths and memory tiers of experts, where the scenario asks for them.
     moved_copies copies on ranks that lack the expert under the plan in force; None where there is none.
     """
 
@@ -87,6 +90,8 @@ class Placed:
     reference: str
     moved_copies: int | None
     file: PlanFile
+    bits: BitsAnswer | None
+    tiers: TiersAnswer | None
     explanation: Explanation | None
 
     @property
@@ -104,9 +109,13 @@ class Placed:
             "execution": self.execution,
             "solve_time_s": self.solve_time_s,
             "moved_copies": self.moved_copies,
+            "replica_slots": self.file.placement.replica_slots.tolist(),
             "objectives": measures,
             "judgement": asdict(self.judgement) | {"reference": self.reference},
         }
+        for name, answer in (("bits", self.bits), ("tiers", self.tiers)):
+            if answer is not None:
+                facts[name] = answer.as_json()
         if self.explanation is not None:
             told = self.explanation
             cases = [asdict(case) | {"verdict": case.verdict} for case in told.eplb.cases]
@@ -125,12 +134,15 @@ def place(
 
     Raises what solvers, files of plans and simulations raise.
     """
-    session = Session(spec, base)
+    session = Session(spec, base, spills=spec.tiers is not None)
     told("reading the trace")
     setting = session.setting(spec.cluster, spec.parallel, spec.workload)
-    plan = Plan.of(spec)
+    plan = replace(Plan.of(spec), serving=None)  # plans are judged on steps
     told(f"solving {spec.placement.solver}")
     found = session.plan_of(setting, plan)
+    told("budgets of experts")
+    bits, factor = (None, None) if spec.bits is None else choose_bits(setting, spec.bits, spec.seed)
+    tiers = None if spec.tiers is None else choose_tiers(setting, found.placement, spec.tiers, spec.memory, factor)
     axes = CompareSpec(placement=(*_references(setting, spec.placement), spec.placement))
     session.spec = spec.model_copy(update={"compare": axes})
     comparison = compare_in(session, axes, version, lambda name, _: told(f"simulating {name}"))
@@ -152,6 +164,8 @@ def place(
         reference=reference.name,
         moved_copies=_moved(setting, spec.placement, base, found.placement),
         file=plan_file(setting, found.placement),
+        bits=bits,
+        tiers=tiers,
         explanation=_explanation(session, setting, plan, comparison, told) if explain else None,
     )
 
@@ -175,9 +189,15 @@ def _references(setting: Setting, own: PlacementSpec) -> list[PlacementSpec]:
 def _measures(
     session: Session, setting: Setting, plan: Plan, found: Solved | ReadPlan, names: Sequence[ObjectiveName]
 ) -> tuple[Measure, ...]:
-    placement = found.placement
+    placement, spec = found.placement, plan.placement
     counted = PlacementSpec(redundant=placement.redundant_slots)
+    if spec.total_redundant is not None:
+        counted = PlacementSpec(total_redundant=spec.total_redundant, spare=spec.spare)
     problem = placement_problem(setting, counted, session.spec.seed, plan.schedule.exchange)
+    if isinstance(found, ReadPlan) and np.ptp(placement.replica_slots) > 0:
+        sizes = sorted({int(size) for size in placement.replica_slots})
+        shared = SharedSlots(total=int(placement.replica_slots.sum()), sizes=tuple(sizes))
+        problem = replace(problem, shared=shared, redundant=max(sizes))
     if setting.fit_batches is not None:
         sample = TokenSample(trace=setting.trace, tokens=setting.fit_batches.tokens)
         problem = replace(problem, sample=sample, batch_loads=batch_loads(sample))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 
 import rich.box
@@ -10,9 +11,10 @@ from rich.text import Text
 
 from sim.binding import Binding
 from sim.eplb_answer import EplbAnswer, EplbCase
+from sim.expert_budgets import BitsAnswer, TiersAnswer
 from sim.levers import Lever
 from sim.place import Measure, Placed
-from sim.wording import shown_name, shown_percent, shown_time
+from sim.wording import GIB, shown_name, shown_percent, shown_time
 
 SHOWN_LAYERS = 5
 SHOWN_RANKS = 4
@@ -21,8 +23,10 @@ SHOWN_RANKS = 4
 def measures_table(placed: Placed) -> rich.table.Table:
     """Objectives of the plan on the fitted part, with bound and gap."""
     took = f", {shown_time(placed.solve_time_s)}" if placed.solve_time_s else ""
+    shares = placed.file.placement.replica_slots
+    shared = f"; replica slots by layer: {shown_counts(shares.tolist())}" if shares.max() > shares.min() else ""
     moved = "" if placed.moved_copies is None else f"; {placed.moved_copies:,} copies move"
-    facts = f"{placed.solver}, {placed.status}{took}; execution model: {placed.execution}{moved}"
+    facts = f"{placed.solver}, {placed.status}{took}; execution model: {placed.execution}{moved}{shared}"
     title = f"{shown_name(placed.plan)}: {facts}"
     rows = [
         (
@@ -34,6 +38,54 @@ def measures_table(placed: Placed) -> rich.table.Table:
         for measure in placed.measures
     ]
     return _table(title, ("on the fitted part", "plan", "lower bound", "gap"), rows)
+
+
+def shown_counts(values: Sequence[int]) -> str:
+    """How often each value occurs, such as "8 in 3 layers, 0 in 21"."""
+    counts = sorted(Counter(values).items(), reverse=True)
+    return ", ".join(f"{value} in {n}{' layers' if place == 0 else ''}" for place, (value, n) in enumerate(counts))
+
+
+def budget_parts(placed: Placed) -> Iterator[rich.table.Table | str]:
+    """Tables and sentences of bit widths and memory tiers, where the scenario asks for them."""
+    if placed.bits is not None:
+        yield from _bits_parts(placed.bits)
+    if placed.tiers is not None:
+        yield from _tiers_parts(placed.tiers)
+
+
+def _bits_parts(answer: BitsAnswer) -> Iterator[rich.table.Table | str]:
+    rows = [
+        ("chosen by expert", f"{answer.loss:.4g}", f"{answer.held_out:.4g}"),
+        ("one width for all", f"{answer.even_loss:.4g}", f"{answer.held_out_even:.4g}"),
+        ("lower bound", f"{answer.bound:.4g}", f"{answer.held_out_best:.4g}"),
+    ]
+    title = f"Bits of experts: {answer.status}, gap {shown_percent(answer.gap, places=2)}"
+    yield _table(title, ("sum of importance x error", "fitted", "held out"), rows)
+    importance = "sum of gate weights" if answer.weighted else "share of tokens (the trace has no gate weights)"
+    counts = ", ".join(f"{n:,} at {bits:g}" for bits, n in answer.counts.items())
+    saved = f"{answer.expert_bytes / GIB:.2f} of {answer.full_bytes / GIB:.2f} GiB"
+    yield (
+        f"Experts by bits: {counts}; mean {answer.bits.mean():.3f}. All experts once take {saved}. "
+        f"Importance: {importance}."
+    )
+
+
+def _tiers_parts(answer: TiersAnswer) -> Iterator[rich.table.Table | str]:
+    rows = [
+        ("by expected use", shown_percent(answer.hit_frac), shown_percent(answer.held_out_hit_frac)),
+        ("first layers", shown_percent(answer.in_order_hit_frac), shown_percent(answer.held_out_in_order_hit_frac)),
+    ]
+    held, all_copies = int(answer.resident.sum()), answer.n_copies
+    title = f"Memory tiers of experts: {answer.status}, gap {shown_percent(answer.gap, places=2)}"
+    yield _table(title, ("wanted experts in device memory", "fitted", "held out"), rows)
+    yield (
+        f"{held:,} of {all_copies:,} copies lie in device memory ({answer.device_bytes / GIB:.2f} GiB for experts on "
+        f"each device), the others on the host ({answer.host_bytes / GIB:.2f} GiB for each device). Copies from there "
+        f"take {shown_time(answer.copy_s)} of a step on a mean device (at least {shown_time(answer.bound_s)}), "
+        f"{shown_time(answer.worst_copy_s)} on the busiest; {shown_time(answer.held_out_copy_s)} on held-out requests. "
+        "Times below are those of experts that are all in device memory: these copies come on top."
+    )
 
 
 def judgement_table(placed: Placed) -> rich.table.Table:

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from sim.result import RunResult, Table
 from sim.timeline import Window, lane_rows
+from sim.training import plain_kind
 from sim.wording import baseline
 
 Array = NDArray[np.float64]
@@ -30,6 +31,13 @@ KIND_COLORS = {
     "ahead": "#ffdd88",
     "hosted": "#777755",
     "deferred": "#aaaa88",
+    "prompt": "#6688bb",
+    "output": "#77aadd",
+    "page": "#ddaa33",
+    "queries": "#99cc99",
+    "results": "#44aa77",
+    "cache": "#bb5566",
+    "store": "#ddaabb",
     "head": "#332288",
     "gather": "#999933",
     "scatter": "#ddcc77",
@@ -38,6 +46,10 @@ KIND_COLORS = {
     "regroup": "#117733",
     "forward": "#44aa99",
     "collect": "#661100",
+    "reduce": "#222255",
+    "reduce.experts": "#663333",
+    "reduce.head": "#225555",
+    "fill": "#444488",
     "transfer": "#228833",
     "waiting": "#e3e3e3",
     "host": "#777777",
@@ -80,11 +92,12 @@ def distinct_plans(table: Table, values: Callable[[RunResult], Array], limit: in
 def kinds_in_order(present: Iterable[str]) -> list[str]:
     """Kinds of work in the order of a layer, then unknown ones by name, then what is not work."""
     known = {kind: place for place, kind in enumerate(KIND_COLORS)}
-    return sorted(set(present), key=lambda kind: (kind in _NOT_WORK, known.get(kind, len(known)), kind))
+    return sorted(set(present), key=lambda kind: (kind in _NOT_WORK, known.get(plain_kind(kind), len(known)), kind))
 
 
 def kind_color(kind: str) -> str:
-    """Colour of a kind of work, the same in every figure."""
+    """Colour of a kind of work, the same in every figure; a backward pass has the colours of its forward pass."""
+    kind = kind if kind in KIND_COLORS else plain_kind(kind)
     return KIND_COLORS.get(kind, _SPARE_COLORS[sum(kind.encode()) % len(_SPARE_COLORS)])
 
 

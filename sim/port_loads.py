@@ -40,7 +40,7 @@ def port_loads(setting: Setting, reduction: Reduction, schedule: ScheduleSpec) -
     for send, receive in sides[: len(cards)]:
         sent, received = (side.sum(axis=(0, 1)) / setting.batches.n_steps for side in (send, receive))
         moved.append([sent * there + received * back, received * there + sent * back])
-    moved_bytes = np.array(moved)
+    moved_bytes = setting.exchange_passes * np.array(moved)
     return PortLoads(
         links=tuple(card.kind for card in cards),
         moved_bytes=moved_bytes,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,6 +27,8 @@ from sim.kernel_pricing import by_chunk, machine_of, slowdown_beside_exchange, t
 from sim.program import OpList, Work
 from sim.setting import Setting
 from sim.stage_pricing import gathered_rows_s, inside_collective_s
+from sim.training import BACKWARD, plain_kind
+from sim.training_pricing import backward_prices, expert_gradients_s
 
 Tokens = NDArray[np.integer]
 PARTS_OF_ATTENTION = frozenset({"projections", "core", "windowed core"})
@@ -40,19 +42,27 @@ class Prices:
     per_layer  kind -> [part] -> float64[step, device], the same in every layer ("attention" with `layers_windowed` in
                two kinds); one part, or as many as there are microbatches.
     per_chunk  kind -> [MoE layer][chunk] -> duration.
+    single     works with a duration of their own.
+
+    A work of a backward pass, or issued again, that has no price takes as long as its like of the forward pass.
     """
 
     per_layer: dict[str, tuple[Duration, ...]]
     per_chunk: dict[str, list[list[Duration]]]
     windowed_layers: frozenset[int]
     moe_row: dict[int, int]
+    single: dict[Work, Duration] = field(default_factory=dict)
 
     def of(self, work: Work) -> Duration:
         """Duration of `work`."""
-        if work.kind in self.per_chunk:
-            return self.per_chunk[work.kind][self.moe_row[work.layer]][work.chunk]
-        windowed = work.kind in ("attention", "core") and work.layer in self.windowed_layers
-        return self.per_layer[f"windowed {work.kind}" if windowed else work.kind][max(work.chunk, 0)]
+        if work in self.single:
+            return self.single[work]
+        kind = work.kind if work.kind in self.per_chunk or work.kind in self.per_layer else plain_kind(work.kind)
+        if kind in self.per_chunk:
+            return self.per_chunk[kind][self.moe_row[work.layer]][work.chunk]
+        windowed = f"windowed {kind}"
+        has_window = work.layer in self.windowed_layers and windowed in self.per_layer
+        return self.per_layer[windowed if has_window else kind][max(work.chunk, 0)]
 
     def durations(self, op_list: OpList) -> list[Duration]:
         """Durations of all operations of a program."""
@@ -70,6 +80,10 @@ class Prices:
         """Prices with works of further kinds of every MoE layer."""
         return replace(self, per_chunk=self.per_chunk | per_chunk)
 
+    def plus_single(self, single: dict[Work, Duration]) -> Prices:
+        """Prices with works that have a duration of their own."""
+        return replace(self, single=self.single | single)
+
     def times(self, factors: Mapping[str, float]) -> Prices:
         """Prices with the durations of some kinds of work multiplied."""
         return self.changed(lambda kind, d: scaled(d, factors[kind]) if kind in factors else d)
@@ -81,7 +95,8 @@ class Prices:
             kind: [[change(kind, duration) for duration in row] for row in rows]
             for kind, rows in self.per_chunk.items()
         }
-        return replace(self, per_layer=layers, per_chunk=chunks)
+        single = {work: change(work.kind, duration) for work, duration in self.single.items()}
+        return replace(self, per_layer=layers, per_chunk=chunks, single=single)
 
 
 def price(
@@ -100,7 +115,7 @@ def price(
     return Prices(
         per_layer=layer_prices(setting, reduction.n_chunks if microbatched else 1, exchange),
         per_chunk={
-            "experts": _experts(setting, placement, reduction, exchange),
+            **_experts(setting, placement, reduction, exchange),
             **exchange_prices(setting, reduction, exchange),
         },
         windowed_layers=windowed,
@@ -165,6 +180,9 @@ def _part_prices(setting: Setting) -> dict[str, Duration]:
             "descend": gemm_s(tokens, low, high, dtype, device),
             "ascend": gemm_s(tokens, high, low, dtype, device),
         }
+    if setting.trains:
+        forward = {kind: times for kind, times in prices.items() if not isinstance(times, ExchangeTime)}
+        prices |= {kind + BACKWARD: times for kind, times in backward_prices(setting, tokens, forward).items()}
     if setting.attention_tp > 1:
         prices |= _collectives(setting, shape)
     return prices
@@ -192,9 +210,9 @@ def _attention(setting: Setting, window_tokens: int | None) -> dict[str, Seconds
 
 
 def _head(setting: Setting, tokens: Tokens) -> Seconds:
-    """Logits of every token in decode; in prefill of one position a device, as few prompts end in a step."""
+    """Logits of every token in decode and training; in prefill of one a device, as few prompts end in a step."""
     model, tp = setting.model, setting.attention_tp
-    positions = tokens if setting.workload.phase == "decode" else np.ones_like(tokens)
+    positions = np.ones_like(tokens) if setting.workload.phase == "prefill" else tokens
     return head_s(
         positions * tp, model.hidden_size, model.vocab_size, tp, model.activation_dtype, setting.cluster.device
     )
@@ -214,11 +232,16 @@ def _collectives(setting: Setting, shape: tuple[int, int]) -> dict[str, Duration
 
 def _experts(
     setting: Setting, placement: Placement, reduction: Reduction, exchange: ExchangeSpec
-) -> list[list[Duration]]:
-    rank_s = expert_times_s(machine_of(setting, exchange), placement, reduction)
+) -> dict[str, list[list[Duration]]]:
+    """Works of the experts, forward and where the setting trains backward, [MoE layer][chunk]."""
+    rank_s = {"experts": expert_times_s(machine_of(setting, exchange), placement, reduction)}
+    if setting.trains:
+        rank_s["experts" + BACKWARD] = expert_gradients_s(setting, placement, reduction, exchange)
     if exchange.algorithm == "all-gather":
-        rank_s = rank_s + gathered_rows_s(setting, reduction)
-    experts_s = np.repeat(rank_s, setting.layout.tp, axis=-1) * slowdown_beside_exchange(
-        setting, reduction.n_chunks, exchange
-    )
-    return [list(chunks) for chunks in by_chunk(experts_s, reduction.n_chunks)]
+        gathered_s = gathered_rows_s(setting, reduction)
+        rank_s = {kind: times_s + gathered_s for kind, times_s in rank_s.items()}
+    slower = slowdown_beside_exchange(setting, reduction.n_chunks, exchange)
+    by_device = {kind: np.repeat(times_s, setting.layout.tp, axis=-1) * slower for kind, times_s in rank_s.items()}
+    return {
+        kind: [list(chunks) for chunks in by_chunk(times_s, reduction.n_chunks)] for kind, times_s in by_device.items()
+    }

@@ -13,9 +13,9 @@ from typing import Literal
 
 from scenarios.errors import DeadlockError
 
-Lane = Literal["compute", "send", "receive", "send-inside", "receive-inside", "to-device", "host"]
-"""Kernels of a device; its ports, and those inside its node where a stage of an exchange has them to itself; the engine
-that copies from the host's memory; the host's cores."""
+Lane = Literal["compute", "send", "receive", "send-inside", "receive-inside", "to-device", "to-host", "host"]
+"""Kernels of a device; its ports, and those inside its node where a stage of an exchange has them to itself; the
+engines that copy from the host's memory and to it; the host's cores."""
 Lanes = tuple[Lane, ...]
 COMPUTE_LANE: Lanes = ("compute",)
 EXCHANGE_LANES: Lanes = ("send", "receive")
@@ -81,6 +81,31 @@ class Stored:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Streamed:
+    """Works of a layer for one microbatch, where weights stream from the host's memory; None: never occurs.
+
+    early, page    copies of weights: those of attention, where they stream, too, and the others, or that page
+                   of them which comes with this microbatch.
+    cache          copy to the device of what it needs before it begins: cache of its requests, hidden states.
+    before, after  computed by the device before and after what the host does in between.
+    queries, attended, results  decode attention on the host: what it needs on its way there, its work, the way back.
+    store          copy to the host of what the device leaves there: new cache, hidden states.
+    slots          layers of weights that the device has room for.
+    """
+
+    early: Work | None = None
+    page: Work | None = None
+    cache: Work | None = None
+    before: tuple[Work, ...] = ()
+    queries: Work | None = None
+    attended: Work | None = None
+    results: Work | None = None
+    after: tuple[Work, ...] = ()
+    store: Work | None = None
+    slots: int = 2
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Layer:
     """The works of one transformer block; those that the model, layout or schedule does not have are None.
 
@@ -89,6 +114,8 @@ class Layer:
                   without chunks no token travels.
     before_dispatch, after_combine  what a device does to its tokens before they leave and after they are back.
     stored        how its experts are served from the host's memory, in place of the chunk's `experts`.
+    streamed      its works where weights stream: in place of all others, or the page alone (ring).
+    weights       all-gather of the layer's weights, where no device holds all of them.
 
     Raises DeadlockError for a gate whose tokens have no chunk to travel in, or chunks without a gate.
     """
@@ -106,6 +133,8 @@ class Layer:
     before_dispatch: tuple[Work, ...] = ()
     after_combine: tuple[Work, ...] = ()
     stored: Stored | None = None
+    streamed: Streamed | None = None
+    weights: Work | None = None
 
     def __post_init__(self) -> None:
         if (self.gate is None) != (not self.chunks and self.local is None):
@@ -118,15 +147,50 @@ class Layer:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class BackwardLayer:
+    """The works of a layer's backward pass.
+
+    works    gradients of inputs and weights, in the record of the forward pass, which is gone through in reverse: the
+             dispatch brings the gradient of the combine to the experts, the combine that of the dispatch back.
+    again    works of the forward pass that are issued again first, where their results were not kept.
+    experts, others  sums over devices of the gradients of experts and of all other weights, in pieces.
+    """
+
+    works: Layer
+    again: Layer | None = None
+    experts: tuple[Work, ...] = ()
+    others: tuple[Work, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Training:
+    """The works that follow a forward pass where a step trains.
+
+    layers   in the order of the backward pass, the last one of the model first.
+    head_sums, embedding_sums  sums of gradients that are there first and last, in pieces.
+    refresh  all-gather of the weights that each device has updated a part of.
+    """
+
+    head: Work
+    layers: tuple[BackwardLayer, ...]
+    update: Work
+    head_sums: tuple[Work, ...] = ()
+    embedding_sums: tuple[Work, ...] = ()
+    refresh: Work | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Step:
     """The works of one forward pass, in the order of the model.
 
-    others  further microbatches: the same pass over other tokens of the step, which may run beside this one.
+    others    further microbatches: the same pass over other tokens of the step, which may run beside this one.
+    training  backward pass, sums of gradients and update; None where nothing is trained.
     """
 
     layers: tuple[Layer, ...]
     head: Work
     others: tuple[Step, ...] = ()
+    training: Training | None = None
 
     @property
     def microbatches(self) -> tuple[Step, ...]:

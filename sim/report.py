@@ -18,6 +18,11 @@ from sim.wording import answer, baseline, shown_name, shown_percent, shown_time
 TEMPLATE = Path(__file__).with_name("report_template.html")
 
 CAPTIONS = {
+    "serving": (
+        "What requests saw",
+        "Above, the share of requests that waited no longer; below, what the engine did meanwhile, summed over its "
+        "attention ranks. The figures that follow show a decode step of typical size.",
+    ),
     "slots": (
         "What slots for experts bring",
         "Plans that differ in nothing but the experts that a device holds: how many of the experts that steps ask for "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -11,6 +12,7 @@ from numpy.typing import NDArray
 
 from sim.log import OpTimes
 from sim.port_loads import PortLoads
+from sim.serving.loop import Served
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,6 +41,7 @@ class RunResult:
     devices_per_node   neighbours in these arrays that share a node.
     log                operations of one typical step (the one of median time).
     notes              what a reader must know of this plan: what a search chose.
+    served             what happened to requests, where a load was served; arrays above are then of a typical step.
     """
 
     name: str
@@ -55,15 +58,23 @@ class RunResult:
     log: tuple[OpTimes, ...] = field(repr=False)
     logged_step: int = 0
     notes: tuple[str, ...] = ()
+    served: Served | None = field(default=None, repr=False)
 
     def as_json(self) -> dict[str, Any]:
         """Name, plan and metrics, as documented for result.json."""
         return {"name": self.name, "plan": self.plan, "metrics": self.metrics, "breakdown_s": self.breakdown_s}
 
 
+LATENCIES = frozenset({"e2e_s.mean"})
+"""Metrics that rank plans the other way round."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Table:
-    """The plans that competed on one workload, most tokens/s first; gains are over the first one of the scenario."""
+    """The plans that competed on one workload, the best first; gains are over the first one of the scenario.
+
+    ranked_by  metric that decides: tokens/s of steps; of served loads the goodput, or without limits the mean latency.
+    """
 
     title: str
     workload: dict[str, Any]
@@ -71,15 +82,22 @@ class Table:
     first: str
     moe_layers: tuple[int, ...]
     notes: tuple[str, ...]
+    ranked_by: str = "tokens_per_s"
 
     def only(self, names: Collection[str]) -> Table:
         """The table of some plans; the first plan stays the one that gains are over, and must be among them."""
         return replace(self, results=tuple(result for result in self.results if result.name in names))
 
     def gain(self, result: RunResult) -> float:
-        """Throughput over that of the first plan of the scenario, minus one."""
+        """How many times better than the first plan of the scenario, minus one."""
         base = next(other for other in self.results if other.name == self.first)
-        return result.metrics["tokens_per_s"] / base.metrics["tokens_per_s"] - 1
+        return self.lead(result, base)
+
+    def lead(self, result: RunResult, other: RunResult) -> float:
+        """How many times better one plan is than another, minus one; of latencies the shorter one is."""
+        mine, theirs = result.metrics[self.ranked_by], other.metrics[self.ranked_by]
+        better, worse = (theirs, mine) if self.ranked_by in LATENCIES else (mine, theirs)
+        return better / worse - 1 if worse else 0.0 if better == worse else math.inf
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from placement.auto import least_redundant
+from placement.auto import least_redundant, shared_slots
 from placement.plan import Placement
 from placement.problem import PlacementProblem, with_sample
 from placement.reduction import Reduction, reduce_trace
@@ -20,6 +20,7 @@ from scenarios.errors import PlacementError
 from scenarios.models import ModelCard
 from scenarios.placement_specs import PlacementSpec
 from scenarios.schedule_specs import ExchangeSpec, ScheduleSpec
+from scenarios.serving_specs import ServingSpec
 from scenarios.specs import MemorySpec, ScenarioSpec
 from scenarios.workload_specs import WorkloadSpec
 from sim.kernel_pricing import machine_of
@@ -41,6 +42,7 @@ class Plan:
     placement: PlacementSpec
     schedule: ScheduleSpec
     memory: MemorySpec
+    serving: ServingSpec | None = None
 
     @classmethod
     def of(cls, spec: ScenarioSpec) -> Plan:
@@ -51,15 +53,20 @@ class Plan:
             placement=spec.placement,
             schedule=spec.schedule,
             memory=spec.memory,
+            serving=spec.serving,
         )
 
 
 @dataclass(slots=True)
 class Session:
-    """Caches by content; `base` is the folder that paths of the scenario are relative to."""
+    """Caches by content; `base` is the folder that paths of the scenario are relative to.
+
+    spills  experts may exceed device memory: the rest waits in the host's, and is simulated as if it did not.
+    """
 
     spec: ScenarioSpec
     base: Path
+    spills: bool = False
     model: ModelCard = field(init=False)
     traces: dict[str, RoutingTrace] = field(default_factory=dict)
     settings: dict[str, Setting] = field(default_factory=dict)
@@ -84,6 +91,7 @@ class Session:
                 trace=self.traces[trace_key],
                 seed=self.spec.seed,
                 base=self.base,
+                training=self.spec.training,
             )
         return self.settings[key]
 
@@ -173,11 +181,13 @@ def placement_problem(setting: Setting, spec: PlacementSpec, seed: int, exchange
         raise PlacementError(f"the plan of {spec.file} is read, not solved")
     solver, layout = SOLVERS[spec.solver], setting.layout
     least = least_redundant(setting.model.n_experts, layout.n_ranks) if solver.resizes else spec.redundant
+    shared = shared_slots(setting.model.n_experts, layout.n_ranks, spec)
     problem = PlacementProblem(
         loads=setting.fit_loads.astype(np.float64),
         n_ranks=layout.n_ranks,
         ranks_per_node=layout.ranks_per_node,
-        redundant=least,
+        redundant=least if shared is None else max(shared.sizes),
+        shared=shared,
         n_groups=setting.model.n_group,
         seed=seed,
         machine=machine_of(setting, exchange),

@@ -15,6 +15,7 @@ from scenarios.cluster_specs import ClusterSpec, ParallelSpec
 from scenarios.errors import ScenarioError, TraceError
 from scenarios.models import ModelCard
 from scenarios.schedule_specs import ExchangeSpec
+from scenarios.training_specs import TrainingSpec
 from scenarios.workload_specs import WorkloadSpec
 from sim.program import EXCHANGE_LANES, INSIDE_LANES, Chunk, Layer, Step, Tiling, Work
 from sim.size import check_workload
@@ -51,6 +52,17 @@ class Setting:
     judged_sequences: int
     fit_batches: Batches | None = None
     fit_tokens: NDArray[np.int64] = field(default_factory=lambda: np.empty(0, np.int64))
+    training: TrainingSpec = field(default_factory=TrainingSpec)
+
+    @property
+    def trains(self) -> bool:
+        """Whether steps have a backward pass."""
+        return self.workload.phase == "train"
+
+    @property
+    def exchange_passes(self) -> int:
+        """How often tokens, or their gradients, travel to experts and back in a step."""
+        return 1 if not self.trains else 3 if self.training.recompute == "full" else 2
 
 
 def make_setting(
@@ -62,6 +74,7 @@ def make_setting(
     trace: RoutingTrace,
     seed: int,
     base: Path = Path(),
+    training: TrainingSpec | None = None,
 ) -> Setting:
     """The setting of these specs; a file of kernel constants is relative to `base`.
 
@@ -93,6 +106,7 @@ def make_setting(
         fit_tokens=_tokens_of(trace, parts.fit)[:FIT_TOKENS],
         batches=batches,
         judged_sequences=len(parts.judged),
+        training=training or TrainingSpec(),
     )
 
 

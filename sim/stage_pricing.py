@@ -12,12 +12,12 @@ from hwmodels.cluster import Cluster
 from hwmodels.collectives import collective_s
 from hwmodels.launch import small_kernels_s
 from hwmodels.links import all_gather_s, port_s, reduce_scatter_s
-from placement.exchange_time import port_times_s
+from placement.exchange_time import SIDES, port_times_s, slower_port_s
 from placement.reduction import Reduction
 from scenarios.errors import ScenarioError
 from scenarios.schedule_specs import ExchangeSpec
 from sim.durations import Duration, ExchangeTime, Seconds
-from sim.kernel_pricing import SIDES, by_chunk, machine_of, token_bytes, tokens_of_parts
+from sim.kernel_pricing import by_chunk, machine_of, token_bytes, tokens_of_parts
 from sim.setting import Setting
 
 CollectiveName = Literal["all-gather", "reduce-scatter"]
@@ -93,11 +93,8 @@ def all_gather_prices(setting: Setting, reduction: Reduction, spec: ExchangeSpec
     prices: StagePrices = {}
     for side in SIDES:
         ports, size = reduction.ports if side == "dispatch" else reduction.back, machine.copy_bytes(side)
-        times = []
-        for near, far in ((ports.send_intra, ports.send_inter), (ports.receive_intra, ports.receive_inter)):
-            near_s = port_s(near * size, cluster.intra)
-            far_s = 0.0 if cluster.inter is None or cluster.n_nodes == 1 else port_s(far * size, cluster.inter)
-            times.append(fixed_s + np.maximum(near_s, far_s))
+        copies = (ports.send_intra, ports.send_inter), (ports.receive_intra, ports.receive_inter)
+        times = [fixed_s + slower_port_s(cluster, (near * size, far * size)) for near, far in copies]
         prices[side] = _exchanges(times, cluster.n_devices, reduction.n_chunks)
     return prices
 

@@ -52,18 +52,18 @@ class Column:
 
 def comparison_columns(table: Table) -> tuple[Column, ...]:
     """Columns of the ranked table; those that say nothing here (no second node, nothing hidden) are left out."""
-    results = table.results
+    results, served = table.results, table.results[0].served is not None
     named = [shown_name(result.name) for result in results]
     ranks = [str(rank) for rank in range(1, len(results) + 1)]
     gains = tuple(shown_gain(table, result) for result in results)
     return (
         Column(header="#", cells=tuple(ranks), meaning="rank by tokens/s"),
         Column(header="plan", cells=tuple(named), meaning="what varies between the rows", numeric=False),
-        *_step_times(results),
+        *(_latencies(results) if served else _step_times(results)),
         Column(header="tokens/s", cells=_cells(results, "tokens_per_s", shown_rate), meaning="of all devices together"),
-        Column(header="gain", cells=gains, meaning=f"tokens/s over {shown_name(table.first)}"),
-        *_load_columns(results),
-        *_traffic_columns(results),
+        Column(header="gain", cells=gains, meaning=f"{GAINS[table.ranked_by]} over {shown_name(table.first)}"),
+        *([] if served else _load_columns(results)),
+        *([] if served else _traffic_columns(results)),
         *_offload_columns(results),
         *_memory_columns(results),
     )
@@ -177,6 +177,32 @@ def _step_times(results: Sequence[RunResult]) -> Iterator[Column]:
 def _alone(results: Sequence[RunResult]) -> bool:
     """Whether every plan has one device, whose load is the mean and which all tokens visit."""
     return all(result.device_tokens.shape[-1] == 1 for result in results)
+
+
+GAINS = {
+    "tokens_per_s": "tokens/s",
+    "goodput_tokens_per_s": "tokens/s of requests within their limits",
+    "e2e_s.mean": "mean speed of a request",
+}
+"""What a gain is one in, by the metric that plans are ranked by."""
+
+
+def _latencies(results: Sequence[RunResult]) -> Iterator[Column]:
+    """What requests saw, and the share that was served within the limits."""
+    for name, header, meaning in (
+        ("ttft_s", "TTFT", "time to first token"),
+        ("tpot_s", "TPOT", "time per output token after the first"),
+    ):
+        ends = [(result.metrics.get(f"{name}.p50", 0.0), result.metrics.get(f"{name}.p99", 0.0)) for result in results]
+        unit, length_s = time_unit([high for _, high in ends])
+        places = decimals(max(high for _, high in ends) / length_s, 3)
+        cells = tuple(f"{low / length_s:,.{places}f}–{high / length_s:,.{places}f}" for low, high in ends)
+        yield Column(
+            header=f"{header} p50–99", unit=unit, cells=cells, meaning=f"{meaning}: median and 99th percentile"
+        )
+    if _has(results, "slo_frac"):
+        cells = _cells(results, "slo_frac", shown_percent)
+        yield Column(header="within\nlimits", cells=cells, meaning="requests that met the limits of serving.slo")
 
 
 def _load_columns(results: Sequence[RunResult]) -> Iterator[Column]:

@@ -15,9 +15,12 @@ from numpy.typing import NDArray
 from sim.log import OpTimes
 from sim.program import Work
 from sim.result import Comparison, RunResult, Table
+from sim.training import BACKWARD
 from sim.wording import baseline, shown_name
 
 Event = dict[str, Any]
+AHEAD = frozenset({"fetch", "ahead", "page", "dense page", "attention page"})
+"""Kinds of copies of weights that come during the layer before their own."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,14 +48,15 @@ def lane_rows(log: Sequence[OpTimes]) -> list[int]:
 
 
 def middle_window(log: Sequence[OpTimes], n_layers: int = 2) -> Window:
-    """Window over `n_layers` MoE layers in the middle of a step; over the whole step where it has none.
+    """Window over `n_layers` MoE layers in the middle of a step, or of its backward pass; over all where it has none.
 
-    Experts that are fetched ahead of their layer do not count: they travel during the one before.
+    Weights that are copied ahead of their layer do not count: they travel during the one before.
     """
     moe_layers = sorted({op.work.layer for op in log if op.work.kind in ("experts", "local", "resident")})
     first = max(0, (len(moe_layers) - n_layers) // 2)
     layers = tuple(moe_layers[first : first + n_layers])
-    inside = [op for op in log if op.work.layer in layers and op.work.kind not in ("fetch", "ahead")] or list(log)
+    own = [op for op in log if op.work.layer in layers and op.work.kind not in AHEAD]
+    inside = [op for op in own if op.work.kind.endswith(BACKWARD)] or own or list(log)
     return Window(
         layers=layers,
         begin_s=float(min(op.begin_s.min() for op in inside)),

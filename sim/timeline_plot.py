@@ -16,6 +16,7 @@ from sim.plot_data import kind_color, kinds_in_order
 from sim.plots import STYLE, WIDTH_IN
 from sim.result import RunResult
 from sim.timeline import middle_window
+from sim.training import BACKWARD, plain_kind
 from sim.wording import shown_time, time_unit
 
 LETTER_IN = 0.062
@@ -53,6 +54,8 @@ def timelines_figure(panels: Sequence[tuple[str, RunResult]], n_layers: int = 2)
             step = f"whole step: {shown_time(result.metrics['step_time_s'])}"
             axes.set_title(step, loc="right", fontweight="normal")
         layers = "MoE layer" if n_layers == 1 else "MoE layers"
+        backward = any(op.work.kind.endswith(BACKWARD) for log in seen for op in log)
+        layers += " of the backward pass" if backward else ""
         figure.supxlabel(f"time ({unit}) of device {device}, {n_layers} {layers}", fontsize=8)
         shown = kinds_in_order(kinds)
         handles = [Patch(facecolor=kind_color(kind)) for kind in shown]
@@ -76,7 +79,7 @@ def _lanes(log: Sequence[OpTimes], device: int) -> tuple[list[str], list[tuple[O
 
 def _draw(axes: Axes, op: OpTimes, row: int, span: tuple[float, float], busy: float) -> set[str]:
     """Draw an operation, waiting for others in grey at its end; the kinds that were drawn."""
-    kind, (begin, end) = op.work.kind, span
+    kind, (begin, end) = plain_kind(op.work.kind), span
     done = min(begin + busy, end)
     axes.barh(row, done - begin, left=begin, height=0.8, facecolor=kind_color(kind), edgecolor="white", linewidth=0.4)
     kinds = {kind}

@@ -47,10 +47,10 @@ def shown_bytes(amount_bytes: float) -> str:
     return f"{value:,.{decimals(value, 3)}f} {unit}"
 
 
-def shown_percent(fraction: float, *, signed: bool = False) -> str:
-    """Fraction in percent with one decimal: `12.5%`, or signed `+12.5%`."""
-    percent = round(100 * fraction, 1) + 0.0
-    return f"{percent:+.1f}%" if signed else f"{percent:.1f}%"
+def shown_percent(fraction: float, *, signed: bool = False, places: int = 1) -> str:
+    """Fraction in percent with one decimal, or so many: `12.5%`, or signed `+12.5%`."""
+    percent = round(100 * fraction, places) + 0.0
+    return f"{percent:+.{places}f}%" if signed else f"{percent:.{places}f}%"
 
 
 def shown_rate(per_s: float) -> str:
@@ -77,16 +77,29 @@ def answer(table: Table) -> str:
     """What the comparison found, in one sentence without a full stop."""
     best, first = table.results[0], baseline(table)
     rate = f"{shown_rate(best.metrics['tokens_per_s'])} tokens/s"
+    if best.served is not None:
+        return _answer_of_load(table)
     if len(table.results) == 1:
         return f"{shown_name(best.name)}: {shown_time(best.metrics['step_time_s'])} per step, {rate} ({table.title})"
     if best is first:
-        lead = best.metrics["tokens_per_s"] / table.results[1].metrics["tokens_per_s"] - 1
+        lead = table.lead(best, table.results[1])
         second = shown_name(table.results[1].name)
         return f"{shown_name(best.name)}, the baseline, is fastest: {second} takes {_longer(lead)} ({table.title})"
     return (
         f"{shown_name(best.name)} is fastest: {shown_percent(table.gain(best), signed=True)} tokens/s over "
         f"{shown_name(first.name)} ({table.title})"
     )
+
+
+def _answer_of_load(table: Table) -> str:
+    """What requests see under the best plan, and how far it leads."""
+    best = table.results[0]
+    first_token, rate = shown_time(best.metrics["ttft_s.mean"]), shown_rate(best.metrics["tokens_per_s"])
+    seen = f"{first_token} to the first token, {rate} tokens/s"
+    if len(table.results) == 1:
+        return f"{shown_name(best.name)}: {seen} ({table.title})"
+    lead = shown_percent(table.lead(best, table.results[1]), signed=True)
+    return f"{shown_name(best.name)} is best, {lead} over {shown_name(table.results[1].name)}: {seen} ({table.title})"
 
 
 def _longer(lead: float) -> str:

@@ -41,7 +41,7 @@ def compose_batches(
     trace: RoutingTrace,
     sequences: NDArray[np.int64],
     *,
-    phase: Literal["decode", "prefill"],
+    phase: Literal["decode", "prefill", "train"],
     shape: tuple[int, int, int],
     context_tokens: int | None,
     rng: np.random.Generator,
@@ -51,24 +51,34 @@ def compose_batches(
     decode: every place of a device's batch is one request that advances one token a step and is followed by the next
     sequence when it ends (continuous batching). Places start evenly spread over the stream, so their phases are random.
     prefill: every device processes consecutive tokens of a stream of its own.
+    train: the same, each step from the first token of a sequence on: packed sequences, of which the last may be cut.
     Raises TraceError where no sequence is given.
     """
     if len(sequences) == 0:
         raise TraceError("this part of the split holds no sequence; raise its share or take a longer trace")
     n_steps, n_devices, n_tokens = shape
-    stream = _stream(trace, rng.permutation(sequences))
+    order = rng.permutation(sequences)
+    stream = _stream(trace, order)
     places = n_devices * (n_tokens if phase == "decode" else 1)
     starts = ((np.arange(places) + rng.random()) * (len(stream) / places)).astype(np.int64)
     starts = rng.permutation(starts).reshape(n_devices, -1)
     if phase == "decode":
         index = starts[None] + np.arange(n_steps)[:, None, None]
     else:
-        index = starts[None] + (np.arange(n_steps)[:, None, None] * n_tokens + np.arange(n_tokens))
+        first = starts[None] + np.arange(n_steps)[:, None, None] * n_tokens
+        if phase == "train":
+            begins = np.cumsum([0, *(trace.offsets[order + 1] - trace.offsets[order])])
+            first = begins[np.searchsorted(begins, first % len(stream), side="right") - 1]
+        index = first + np.arange(n_tokens)
     tokens = stream[index % len(stream)]
     contexts = trace.positions[tokens].astype(np.int64) + 1
     if context_tokens is not None:
         contexts = np.full_like(contexts, context_tokens)
-    rule = "one token a request" if phase == "decode" else "consecutive tokens of each device's stream"
+    rule = {
+        "decode": "one token a request",
+        "prefill": "consecutive tokens of each device's stream",
+        "train": "packed sequences",
+    }[phase]
     return Batches(
         tokens=tokens,
         contexts=contexts,

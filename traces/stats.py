@@ -23,6 +23,21 @@ def expert_loads(trace: RoutingTrace) -> Counts:
     return np.stack([_histogram(rows, trace.n_experts) for rows in trace.ids])
 
 
+def gate_shares(trace: RoutingTrace) -> PerLayer:
+    """Sum of every expert's gate weights over the number of tokens: float64[layer, expert].
+
+    Share of tokens that choose the expert times its mean weight among them; where the trace has no gate weights, all
+    count as 1 / top-k.
+    """
+    if trace.weights is None:
+        return expert_loads(trace) / (trace.n_tokens * trace.top_k)
+    shares = np.empty((trace.n_layers, trace.n_experts))
+    for layer, (rows, weights) in enumerate(zip(trace.ids, trace.weights, strict=True)):
+        summed = np.bincount(rows.ravel(), weights=weights.ravel().astype(np.float64), minlength=trace.n_experts)
+        shares[layer] = summed[: trace.n_experts] / trace.n_tokens
+    return shares
+
+
 def load_imbalance(loads: Counts) -> PerLayer:
     """Largest over mean expert load of each layer, 1 = balanced: float64[layer]."""
     return np.asarray(loads.max(axis=1) / loads.mean(axis=1))

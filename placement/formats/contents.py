@@ -44,6 +44,10 @@ class Deployment:
         Raises PlacementError where layers or experts are not those of the model, or slots do not divide over the ranks.
         """
         self.check_layers(len(expert_of_slot))
+        if expert_of_slot.size and expert_of_slot.min() < 0:
+            raise PlacementError(
+                f"a slot holds {expert_of_slot.min()}, not in 0..{self.n_experts - 1}; engines fill every slot"
+            )
         return Placement.from_slots(expert_of_slot, self.n_ranks, n_experts=self.n_experts, name=name)
 
     def check_layers(self, n_layers: int) -> None:
@@ -84,7 +88,8 @@ class PlanFile:
         counts = self.placement.slots_per_rank()
         if (counts != counts[0, 0]).any():
             raise PlacementError(
-                f"{format} puts slot p on rank p // (slots / ranks), but ranks of plan {self.placement.name!r} hold "
-                f"{counts.min()} to {counts.max()} slots; export it as 'moesim', or solve with equal ranks"
+                f"{format} puts slot p on rank p // (slots / ranks) in every layer, but ranks of plan "
+                f"{self.placement.name!r} hold {counts.min()} to {counts.max()} slots; export it as 'moesim', or solve "
+                "with equal ranks and layers"
             )
         return self.placement.expert_of_slot

@@ -88,11 +88,20 @@ def bounds_of(session: Session, progress: Callable[[str, float], None] | None = 
     say = progress or (lambda _what, _share: None)
     spec = session.spec
     plan = Plan.of(spec)
-    if plan.memory.offload is not None:
+    if plan.memory.offload is not None or plan.memory.stream is not None:
         raise ScenarioError(
-            "memory.offload: bounds are of experts on the devices, and do not know what hosts add; leave it out"
+            "memory.offload, memory.stream: bounds are of experts on the devices, and do not know what hosts add; "
+            "leave them out"
+        )
+    if plan.serving is not None:
+        raise ScenarioError(
+            "serving: bounds are of steps of workload.tokens_per_device, not of requests under load; leave serving out"
         )
     setting = session.setting(plan.cluster, plan.parallel, spec.workload)
+    if setting.trains:
+        raise ScenarioError(
+            "workload.phase: bounds are known for decode and prefill; `run` and `compare` simulate train"
+        )
     placement = session.plan_of(setting, plan).placement
     memory = device_memory(setting, placement, spec.memory)
     check_memory(memory, setting, placement)

@@ -131,6 +131,6 @@ def _experts(setting: Setting, visits: Visits) -> Demand:
 
 def _head(setting: Setting) -> Demand:
     model, tp, n_devices = setting.model, setting.attention_tp, setting.cluster.n_devices
-    positions = setting.workload.tokens_per_device if setting.workload.phase == "decode" else 1
+    positions = 1 if setting.workload.phase == "prefill" else setting.workload.tokens_per_device
     sizes = [(-(-model.vocab_size // tp), model.hidden_size, 1)]
     return _products("head", model.activation_dtype, sizes, float(positions * tp * n_devices), n_devices)

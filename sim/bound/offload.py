@@ -5,6 +5,8 @@ Pure formulas over floats; nothing here knows a scenario.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 from scenarios.errors import ScenarioError
 
 
@@ -66,3 +68,43 @@ def link_free_intensity(
 ) -> float:
     """Second turning point P2 [FLOP/byte]: above it the link no longer binds. I = min(P_i, B_i I_i) / B_ji."""
     return min(peak_flop_per_s, near_bytes_per_s * near_flop_per_byte) / link_bytes_per_s
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LayerWork:
+    """What a layer of a decode pass asks of the three lanes, all microbatches together [bytes, FLOP]."""
+
+    streamed_bytes: float
+    device_bytes: float
+    device_flop: float
+    host_bytes: float
+    host_flop: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LaneRates:
+    """What link, device and host reach [bytes/s, FLOP/s]."""
+
+    link_bytes_per_s: float
+    device_bytes_per_s: float
+    device_flop_per_s: float
+    host_bytes_per_s: float
+    host_flop_per_s: float
+
+
+def layer_lanes_s(work: LayerWork, rates: LaneRates) -> tuple[float, float, float]:
+    """Time of a layer on link, device and host [s], each max(bytes / b, flop / p); the largest is the layer's.
+
+    T = max(comm, T_gpu, T_cpu), MoE-Lightning, section 4; its optimiser prints T for all three, since its variables are
+    bounded below only.
+    """
+    return (
+        work.streamed_bytes / rates.link_bytes_per_s,
+        max(work.device_bytes / rates.device_bytes_per_s, work.device_flop / rates.device_flop_per_s),
+        max(work.host_bytes / rates.host_bytes_per_s, work.host_flop / rates.host_flop_per_s),
+    )
+
+
+def generated_tokens_per_s(requests: int, new_tokens: int, pass_s: float) -> float:
+    """Tokens/s of decode alone: all tokens of the answers over the passes after the prefill, N g / ((g - 1) T)."""
+    return requests * new_tokens / (pass_s * (new_tokens - 1))

@@ -17,13 +17,13 @@ from hwmodels.cores import weights_frac
 from hwmodels.fitted import Fitted
 from hwmodels.fluid import fluid_moe_s
 from hwmodels.moe import expert_shape
+from placement.exchange_time import SIDES
 from placement.plan import Placement
 from placement.reduction import Reduction
 from scenarios.schedule_specs import ExchangeSpec
 from sim.bound.demand import Demand, Visits, demands, visits_of
 from sim.durations import Duration, ExchangeTime
 from sim.exchange_pricing import exchange_prices
-from sim.kernel_pricing import SIDES
 from sim.laws_used import used_laws
 from sim.pricing import PARTS_OF_ATTENTION, layer_prices
 from sim.setting import Setting
@@ -148,7 +148,7 @@ def _experts_floor_s(setting: Setting, placement: Placement, visits: Visits) -> 
     shape = expert_shape(setting.model, layout.tp)
     cells = layout.n_ranks * n_layers
     routed, active = visits.routed / cells, visits.active / cells
-    mean_s = fluid_moe_s(routed, active, placement.n_slots / layout.n_ranks, shape, setting.cluster.device)
+    mean_s = fluid_moe_s(routed, active, placement.slots_per_rank().mean(), shape, setting.cluster.device)
     return float(mean_s) * cells * layout.tp
 
 

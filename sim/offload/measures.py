@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import numpy as np
-
 from sim.durations import Seconds
-from sim.metrics import Execution
+from sim.metrics import Execution, lane_busy_s
 from sim.offload.offloaded import Offloaded
-from sim.program import Lane
 
 
 def offload_metrics(offloaded: Offloaded, execution: Execution, free_step_times_s: Seconds) -> dict[str, float]:
@@ -37,19 +34,13 @@ def offload_metrics(offloaded: Offloaded, execution: Execution, free_step_times_
         "copied_bytes": copied * offloaded.tiers.expert_bytes + low_copied * offloaded.tiers.low_bytes,
         **lower,
         "exposed_copy_s": float((step_s - free_step_times_s).mean()),
-        "busy_frac.to-device": _busy_s(execution, "to-device") / step_s.mean(),
-        "busy_frac.host": _busy_s(execution, "host") / step_s.mean(),
+        "busy_frac.to-device": lane_busy_s(execution, "to-device") / step_s.mean(),
+        "busy_frac.host": lane_busy_s(execution, "host") / step_s.mean(),
     }
     if offloaded.spec.prefetch is not None:
         metrics["timely_hit_frac"] = _timely(offloaded, execution) / used
         metrics["prefetch_used_frac"] = int(served.coming.sum()) / max(ahead, 1)
     return metrics
-
-
-def _busy_s(execution: Execution, lane: Lane) -> float:
-    """Own time of a lane, mean over steps and devices [s]."""
-    pairs = zip(execution.op_list.ops, execution.durations, strict=True)
-    return float(sum(np.mean(np.asarray(duration)) for op, duration in pairs if op.lanes == (lane,)))
 
 
 def _timely(offloaded: Offloaded, execution: Execution) -> int:

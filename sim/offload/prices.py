@@ -114,7 +114,7 @@ def host_bands(setting: Setting) -> dict[str, tuple[float, float]]:
     law = copy_law(cluster.host_link)
     copies = (cluster.host_link.band.low, cluster.host_link.band.high) if law is None else law.low_high
     cores = find_cpu_kernels(cluster.host.kernels).constants.low_high
-    return dict.fromkeys(COPIES, copies) | dict.fromkeys(HOSTED, cores)
+    return dict.fromkeys((*COPIES, "page"), copies) | dict.fromkeys(HOSTED, cores)
 
 
 def miss_costs(setting: Setting, wanted: Wanted, tiers: Tiers) -> MissCosts:

@@ -18,3 +18,23 @@ def settle(program: Program, layer: Layer, after: After) -> After:
     for work in layer.after_combine:
         after = program.compute(work, after=after)
     return after
+
+
+def unsettle(program: Program, layer: Layer, after: After) -> After:
+    """Backwards: the operation after which gradients have the form in which experts' results came back."""
+    for work in reversed(layer.after_combine):
+        after = program.compute(work, after=after)
+    return after
+
+
+def unleave(program: Program, layer: Layer, after: After) -> After:
+    """Backwards: the operation after which gradients have passed the gate and what came before the dispatch."""
+    for work in (*reversed(layer.before_dispatch), layer.gate):
+        if work is not None:
+            after = program.compute(work, after=after)
+    return after
+
+
+def listed(after: After) -> list[int]:
+    """The operations as a list."""
+    return [] if after is None else [after] if isinstance(after, int) else list(after)

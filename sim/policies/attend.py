@@ -23,3 +23,13 @@ def core(program: Program, layer: Layer, after: After) -> int:
     if layer.scatter is not None:
         attended = program.exchange(layer.scatter, after=attended)
     return attended if layer.mlp is None else program.compute(layer.mlp, after=attended)
+
+
+def unattend(program: Program, layer: Layer, after: After) -> tuple[int, int]:
+    """Backwards: the operations after which the layer's gradients of weights, and that of its input, are there."""
+    if layer.mlp is not None:
+        after = program.compute(layer.mlp, after=after)
+    if layer.gather is not None:
+        after = program.exchange(layer.gather, after=after)
+    attended = program.compute(layer.attention, after=after)
+    return attended, attended if layer.scatter is None else program.exchange(layer.scatter, after=attended)

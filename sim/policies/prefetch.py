@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from sim.policies.around import leave, settle
+from sim.policies.around import leave, listed, settle
 from sim.policies.attend import attend
 from sim.policies.sequential import work_in_turn
 from sim.program import After, Layer, Program, Step
@@ -24,7 +24,7 @@ def prefetch(program: Program, step: Step) -> None:
         if layer.shared is not None:
             previous = program.compute(layer.shared, after=previous)
         if layer.is_pulled and layer.local is not None:
-            freed = program.compute(layer.local, after=[arrived[place], *_listed(previous)])
+            freed = program.compute(layer.local, after=[arrived[place], *listed(previous)])
             previous = settle(program, layer, freed)
         else:
             previous = settle(program, layer, work_in_turn(program, layer, previous))
@@ -37,7 +37,3 @@ def _ask(program: Program, queue: list[Layer], place: int, arrived: dict[int, in
     """Fetch the experts of the MoE layer in that place, where it pulls them."""
     if place < len(queue) and queue[place].is_pulled and (fetch := queue[place].fetch) is not None:
         arrived[place] = program.exchange(fetch, after=after)
-
-
-def _listed(after: After) -> list[int]:
-    return [] if after is None else [after] if isinstance(after, int) else list(after)

@@ -31,6 +31,12 @@ HERE = "tiny.yaml:"
         ("overlap: none", "step_overhead: inf us", [f"{HERE}8 schedule.step_overhead: 'inf us' is not a quantity"]),
         ("overlap: none", "overlap: chunkd", [f"{HERE}8 schedule.overlap: 'chunkd'", "(did you mean 'chunked'?)"]),
         ("overlap: none", "exchange: {law: fito}", [f"{HERE}8 schedule.exchange.law", "(did you mean 'fifo'?)"]),
+        (
+            "overlap: none",
+            "gradients: {order: fill, partition: 3 MB}",
+            [f"{HERE}8", "leave partition"],
+        ),
+        ("overlap: none", "gradients: {order: first}", [f"{HERE}8 schedule.gradients.order", "'first'"]),
         ("solver: eplb", "solver: epbl", [f"{HERE}10 compare.placement.1.solver", "(did you mean 'eplb'?)"]),
         ("tokens: 512", "tokens: 512, seed: -1", [f"{HERE}5 workload.synthetic.seed: must be at least 0, got -1"]),
         ("tokens: 512", "fit: a.npz, skew: 1e400", [f"{HERE}5 workload.synthetic.skew: 1e400 is too large"]),

@@ -194,6 +194,53 @@ def test_the_folder_holds_report_pictures_and_the_plan(moesim: Command) -> None:
     assert row(placed(moesim, "--import", "out/plan.json"))["metrics"] == row(placed(moesim, *EPLB))["metrics"]
 
 
+def test_layers_share_a_budget_of_replicas(moesim: Command) -> None:
+    shared = ["--set", "placement={solver: eplb, total_redundant: 16, spare: [0, 1, 2]}"]
+    solved = placed(moesim, *shared, "--export", "moesim", "p.json")
+    slots = solved["placement"]["replica_slots"]
+    assert solved["placement"]["plan"] == "eplb+16 shared"
+    assert sum(slots) <= 16
+    assert set(slots) <= {0, 8, 16}
+    read = placed(moesim, "--import", "p.json")
+    assert row(read)["metrics"] == row(solved)["metrics"]
+    values = [{m["name"]: m["value"] for m in content["placement"]["objectives"]} for content in (solved, read)]
+    assert values[0] == values[1]
+    refused = moesim("place", "tiny.yaml", *shared, "--export", "sglang", "p2.json")
+    refused.refused(2, "export it as 'moesim', or solve with equal ranks and layers")
+
+
+WIDTHS = "widths: [{bits: 2, bytes: 0.25, error: 0.3}, {bits: 4, bytes: 0.5, error: 0.1}]"
+
+
+def test_bits_and_tiers_are_answered_beside_the_plan(moesim: Command) -> None:
+    bits = ["--set", f"bits={{mean_bits: 3, each: [2], {WIDTHS}}}"]
+    facts = placed(moesim, *bits, "--set", "tiers={device: 1 MiB, host: 1 GiB}")["placement"]
+    widths = np.array(facts["bits"]["bits"])
+    assert widths.shape == (3, 16)
+    assert widths.mean() == 3
+    assert (widths == 2).any(axis=1).all()
+    assert facts["bits"]["bound"] * (1 - 1e-9) <= facts["bits"]["loss"] < facts["bits"]["even_loss"]
+    assert facts["bits"]["held_out_best"] * (1 - 1e-9) <= facts["bits"]["held_out"]
+    # Three matrices of 512 x 256 in bf16 take 0.75 MiB, 4-bit ones 0.375 MiB: two experts of a layer and rank.
+    size_bytes = 3 * 512 * 256 * 2 * np.where(widths == 2, 0.25, 0.5)
+    resident = np.array(facts["tiers"]["resident"])
+    held = (size_bytes * resident).reshape(3, 8, 2).sum(axis=(0, 2))
+    assert held.max() <= 2**20
+    assert facts["tiers"]["hit_frac"] >= facts["tiers"]["in_order_hit_frac"]
+    assert facts["tiers"]["copy_s"] >= facts["tiers"]["bound_s"] * (1 - 1e-9) > 0
+    text = moesim("place", "tiny.yaml", *bits, "--set", "tiers={device: 1 MiB}").succeeded().out
+    for part in ("Bits of experts: optimal", "Memory tiers of experts: optimal", "these copies come on top"):
+        assert part in text
+
+
+def test_experts_beyond_device_memory_need_tiers(moesim: Command) -> None:
+    too_large = ["--set", "memory.reserve=0.9999"]
+    moesim("place", "tiny.yaml", *too_large).refused(3, "short by")
+    facts = placed(moesim, *too_large, "--set", "tiers={}")["placement"]
+    assert facts["tiers"]["device_bytes"] < 2**24
+    assert 0 <= facts["tiers"]["hit_frac"] < 1
+
+
 def test_the_terminal_hears_who_takes_an_export(moesim: Command) -> None:
     done = moesim("place", "tiny.yaml", "--export", "tensorrt-llm", "p.yaml").succeeded()
     assert done.files == {"p.yaml"}
@@ -219,6 +266,15 @@ def test_quiet_prints_nothing(moesim: Command) -> None:
         (["--set", "placement.redundant=3"], 3, ["16 experts + 3 redundant = 19 slots do not divide over 8 ranks"]),
         (["--set", "placement.redundant=128"], 3, ["16 experts on 8 ranks can use at most 112"]),
         (["--set", "placement.solver=migrate"], 2, ["needs current", "name the file of the plan in force"]),
+        (["--set", "placement={solver: eplb, total_redundant: 8, redundant: 8}"], 2, ["leave redundant out"]),
+        (["--set", "placement={file: p.json, total_redundant: 8}"], 2, ["name a solver other than auto"]),
+        (["--set", "placement={solver: alsa, total_redundant: 8}"], 2, ["cannot share total_redundant"]),
+        (["--set", "placement={solver: eplb, total_redundant: 8, spare: [1]}"], 3, ["16 short", "fewer `spare` slots"]),
+        (["--set", "placement={solver: eplb, total_redundant: 8, spare: [99]}"], 3, ["none of spare [99]"]),
+        (["--set", f"bits={{mean_bits: 1, {WIDTHS}}}"], 3, ["below the lightest width, 2: 1 short"]),
+        (["--set", f"bits={{mean_bits: 3, each: [8], {WIDTHS}}}"], 2, ["each names [8.0]"]),
+        (["--set", "tiers={device: 1 MiB, host: 1 MiB}"], 3, ["GiB short; enlarge a tier"]),
+        (["--set", "tiers={}", "--set", "cluster.node=h800-8"], 2, ["has no host; name a node card with one"]),
         (["--set", "placement.current=p.json"], 2, ["current is the plan that", "solver contiguous has no use for it"]),
         (["--set", "placement={solver: alsa, redundant: 8}"], 3, ["set redundant 0"]),
         (["--set", "placement={solver: chain-exact}"], 3, ["experts"]),

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from scenarios.catalog import find_model
-from scenarios.schedule_specs import MOVING, OverlapName
+from scenarios.schedule_specs import MOVING, ResidentName
 from sim.events import execute_events
 from sim.laws import LAWS
 from sim.log import begins_s
@@ -86,7 +86,7 @@ def flows_of(step: Step) -> list[tuple[Work, Work]]:
 
 
 def test_names_match_the_scenario() -> None:
-    assert set(get_args(OverlapName)) == set(POLICIES) == set(CHUNKS)
+    assert set(get_args(ResidentName)) == set(POLICIES) == set(CHUNKS)
 
 
 @pytest.mark.parametrize("model", MODELS)

@@ -12,7 +12,7 @@ from moesim.api import compare, load
 from scenarios.files import whole_file
 
 FOLDER = Path(__file__).parent
-SCENARIOS = ("decode", "two-nodes")
+SCENARIOS = ("decode", "two-nodes", "training")
 RTOL = 1e-9
 
 

@@ -146,7 +146,7 @@ def price_case(op_list: OpList, n_devices: int, law: str, rng: np.random.Generat
         if not op.is_exchange:
             durations.append(adversarial_s(rng, (n_devices,), kind))
             continue
-        collective = op.work.kind in ("gather", "scatter")
+        collective = op.work.kind.split(".")[0] in ("gather", "scatter")
         durations.append(
             ExchangeTime(
                 send_s=adversarial_s(rng, (n_devices,), kind),

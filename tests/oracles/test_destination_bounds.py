@@ -1,5 +1,7 @@
 """Bounds on distinct parts per token: never above the optimum found by trying everything; new ones above the old."""
 
+from collections.abc import Callable
+
 import numpy as np
 import pytest
 
@@ -8,6 +10,7 @@ from placement.destination_bounds import (
     destination_bound,
     pairs_bound,
     partition_bound,
+    quick_bound,
     visits_per_token,
 )
 from scenarios.errors import PlacementError, PlacementInfeasible
@@ -103,6 +106,14 @@ def test_the_bound_on_a_clustered_trace_is_close() -> None:
     companions = companions_bound(experts, n_experts=32, n_parts=8, n_slots=32)
     assert partition == pytest.approx(planned, rel=1e-6)
     assert pairs_bound(experts, n_experts=32, n_parts=8) < companions <= partition + 1e-6
+
+
+@pytest.mark.parametrize("bound", [destination_bound, quick_bound])
+def test_all_experts_on_one_part_are_one_visit(bound: Callable[..., float]) -> None:
+    experts = np.argsort(np.random.default_rng(0).random((30, 64)), axis=1)[
+        :, :6
+    ]  # one set of 64: nothing to enumerate
+    assert bound(experts, n_experts=64, n_parts=1, n_slots=64) == 1.0
 
 
 def test_malformed_tokens_are_refused() -> None:

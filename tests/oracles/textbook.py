@@ -37,7 +37,7 @@ class Step:
     def __init__(self, ops: Sequence[Op], start_s: Seconds) -> None:
         self.env, self.ops, self.start_s = simpy.Environment(), ops, [float(s) for s in start_s]
         devices = range(len(start_s))
-        lanes = ("compute", "send", "receive", "send-inside", "receive-inside", "to-device", "host")
+        lanes = ("compute", "send", "receive", "send-inside", "receive-inside", "to-device", "to-host", "host")
         self.lanes = {name: [simpy.Resource(self.env, capacity=1) for _ in devices] for name in lanes}
         self.done = [[self.env.event() for _ in devices] for _ in ops]
         self.end_s = np.full((len(ops), len(start_s)), np.nan)

@@ -5,9 +5,9 @@ import itertools
 import numpy as np
 import pytest
 
-from placement.balance import balance, swapped_until_even
+from placement.balance import balance, swapped, swapped_until_even
 from placement.bounds import busiest_rank_bound
-from placement.objectives import busiest_load, mean_busiest_load
+from placement.objectives import OBJECTIVES
 from placement.plan import Placement, rank_loads
 from placement.problem import PlacementProblem
 from placement.saa import BatchLoadState, repointed, saa
@@ -37,7 +37,7 @@ def test_a_fast_rank_gets_the_heavy_experts() -> None:
     loads = np.array([[30.0, 30, 10, 10]])
     plan = balance(problem(loads, 2, speeds=speeds), PlacementSpec(solver="balance"))
     assert rank_loads(plan, loads).tolist() == [[20, 60]]
-    assert busiest_load(plan, problem(loads, 2, speeds=speeds)) == 20
+    assert OBJECTIVES["load"].value(plan, problem(loads, 2, speeds=speeds)) == 20
     assert solve(problem(loads, 2, speeds=speeds), PlacementSpec(solver="balance")).status == "optimal"
 
 
@@ -45,8 +45,17 @@ def test_within_one_per_cent_of_the_bound_where_eplb_is_not() -> None:
     loads = np.exp(np.random.default_rng(0).normal(0, 0.7, (8, 256)))
     task = problem(loads, 32)
     bound = busiest_rank_bound(loads, n_slots=256, n_ranks=32).sum()
-    assert busiest_load(balance(task, PlacementSpec(solver="balance")), task) < 1.005 * bound
+    assert OBJECTIVES["load"].value(balance(task, PlacementSpec(solver="balance")), task) < 1.005 * bound
     assert solve(task, PlacementSpec(solver="eplb")).objective > 1.03 * bound
+
+
+def test_redivision_is_within_half_a_per_cent_of_the_bound_where_swaps_are_not() -> None:
+    loads = np.exp(np.random.default_rng(1).normal(0, 0.7, (12, 32)))
+    task = problem(loads, 8)
+    bound = busiest_rank_bound(loads, n_slots=32, n_ranks=8).sum()
+    spec = PlacementSpec(solver="balance")
+    even, swaps = (OBJECTIVES["load"].value(solver(task, spec), task) for solver in (balance, swapped))
+    assert even < 1.005 * bound < swaps
 
 
 def best_mean_peak(steps: np.ndarray, n_ranks: int) -> float:
@@ -62,7 +71,7 @@ def test_saa_finds_the_best_mean_of_peaks_of_small_cases(seed: int) -> None:
     steps = np.random.default_rng(seed).integers(0, 30, (5, 1, 6)).astype(float)
     task = problem(steps.sum(axis=0), 3, batch_loads=steps)
     plan = saa(task, PlacementSpec(solver="saa"))
-    assert mean_busiest_load(plan, task) == pytest.approx(best_mean_peak(steps[:, 0], 3))
+    assert OBJECTIVES["batch-load"].value(plan, task) == pytest.approx(best_mean_peak(steps[:, 0], 3))
 
 
 def test_experts_that_peak_together_are_parted() -> None:
@@ -71,7 +80,7 @@ def test_experts_that_peak_together_are_parted() -> None:
     plan = saa(problem(steps.sum(axis=0), 2, batch_loads=steps), PlacementSpec(solver="saa"))
     by_rank = plan.expert_of_slot.reshape(2, 2).tolist()
     assert {0, 1} not in [set(rank) for rank in by_rank]
-    assert mean_busiest_load(plan, problem(steps.sum(axis=0), 2, batch_loads=steps)) == 10
+    assert OBJECTIVES["batch-load"].value(plan, problem(steps.sum(axis=0), 2, batch_loads=steps)) == 10
 
 
 def test_a_spare_copy_moves_to_the_hot_expert() -> None:

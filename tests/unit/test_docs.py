@@ -16,6 +16,7 @@ from tests.fake_results import fake_comparison
 ROOT = Path(__file__).resolve().parents[2]
 DOCUMENTS = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")])
 README = (ROOT / "README.md").read_text()
+METRIC_FILES = ("metrics.py", "offload/measures.py", "serving/measures.py")
 NOMENCLATURE = (ROOT / "docs" / "nomenclature.md").read_text()
 
 
@@ -32,7 +33,10 @@ def first_cells(text: str) -> list[str]:
 
 def metric_names() -> set[str]:
     """Metrics that functions called `..._metrics` give, with `<link kind>` for what is filled in."""
-    trees = [ast.parse((ROOT / "sim" / name).read_text()) for name in ("metrics.py", "offload/measures.py")]
+    trees = [
+        ast.parse((ROOT / "sim" / name).read_text())
+        for name in ("metrics.py", "offload/measures.py", "serving/measures.py", "stream/measures.py")
+    ]
     bodies = [node for tree in trees for node in tree.body]
     functions = [node for node in bodies if isinstance(node, ast.FunctionDef) and node.name.endswith("_metrics")]
     nodes = [node for function in functions for node in ast.walk(function)]

@@ -99,3 +99,11 @@ def test_fast_ranks_take_less_time() -> None:
     where, sample = machine(), sample_for(8)
     usual, fast = (JointState(where, plan_for(8, 24), sample, speeds) for speeds in (None, np.full(8, 2.0)))
     np.testing.assert_allclose(fast.expert_s, usual.expert_s / 2)
+
+
+def test_joint_and_its_objective_know_the_same_speeds() -> None:
+    where, sample, plan = machine(), sample_for(8), plan_for(8, 24)
+    speeds = np.linspace(1, 4, 8)
+    state = JointState(where, plan, sample, speeds)
+    exact = moe_times(where, plan, sample, speeds)
+    np.testing.assert_allclose(state.expert_s.max(axis=-1), exact.experts_s)

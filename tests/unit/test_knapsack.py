@@ -5,8 +5,9 @@ from itertools import product
 import numpy as np
 import pytest
 
-from placement.budgets import bit_widths, spare_slot_loads, spare_slots, tier_residency
+from placement.budgets import allocated, bit_widths, tier_residency
 from placement.knapsack import AtLeast, cheapest_by_hull, choose
+from placement.problem import SharedSlots
 from scenarios.errors import PlacementError, PlacementInfeasible
 
 
@@ -36,6 +37,25 @@ def test_one_limit_is_solved_exactly(seed: int) -> None:
     assert greedy is not None
     assert relaxed <= found.cost + 1e-12
     assert costs[np.arange(5), greedy].sum() >= found.cost - 1e-12
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_limits_that_cannot_bind_change_nothing(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    costs, weights = rng.random((5, 3)), rng.integers(1, 6, (2, 5, 3)) * 4.0
+    limits = np.array([weights[0].min(axis=1).sum() + rng.integers(0, 20), weights[1].max(axis=1).sum() + seed])
+    found = choose(costs, weights, limits)
+    assert found.cost == pytest.approx(cheapest(costs, weights, limits))
+    assert found.gap == pytest.approx(0, abs=1e-9)
+    free = choose(costs, weights, weights.max(axis=2).sum(axis=1))
+    assert free.cost == pytest.approx(costs.min(axis=1).sum())
+
+
+def test_a_limit_between_two_multiples_is_the_lower_one() -> None:
+    # Items of 6 bytes each, 20 bytes: three fit, and the relaxation must not sell the third of a fourth.
+    costs, weights = np.array([[4.0, 0], [3, 0], [2, 0], [1, 0]]), np.full((1, 4, 2), 6.0) * [0, 1]
+    found = choose(costs, weights, np.array([20.0]))
+    assert (found.cost, found.relaxed, found.status) == (1.0, 1.0, "optimal")
 
 
 def test_the_hull_bound_is_the_relaxation() -> None:
@@ -69,19 +89,8 @@ def test_what_does_not_fit_says_by_how_much() -> None:
 
 def test_spare_slots_go_where_they_save_most() -> None:
     costs = np.array([[10.0, 6.0, 5.0], [10.0, 9.5, 9.4], [10.0, 11.0, 12.0]])
-    assert [spare_slots(costs, n).option.tolist() for n in (0, 1, 2, 9)] == [[0, 0, 0], [1, 0, 0], [2, 0, 0], [2, 2, 0]]
-    with pytest.raises(PlacementError, match="-1 spare slots"):
-        spare_slots(costs, -1)
-
-
-def test_spare_slot_loads_of_one_hot_expert() -> None:
-    # 12 tokens on one of four experts: with s spare slots on each of two ranks it has up to two useful copies.
-    loads = np.zeros((1, 1, 4))
-    loads[0, 0, 0] = 12
-    table = spare_slot_loads(loads, 2, 3)
-    assert table[0, 0] == 12
-    assert table[0, 1] <= 12
-    assert np.isinf(table[0, 3])
+    options = [allocated(costs, SharedSlots(total=n, sizes=(0, 1, 2))).option.tolist() for n in (0, 1, 2, 9)]
+    assert options == [[0, 0, 0], [1, 0, 0], [2, 0, 0], [2, 2, 0]]
 
 
 @pytest.mark.parametrize("mean_bits", [1.5, 2.0, 2.5])

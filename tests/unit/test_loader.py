@@ -91,7 +91,7 @@ def test_later_stages_report_at_a_line(file: Path) -> None:
             "zzz: 2",
             "a.yaml:3 cluster.zzz: unknown key (known: node, nodes, device, devices_per_node, cards, kernels, "
             "intra_bandwidth, inter_bandwidth, intra_message, inter_message, host, host_bandwidth, host_message, "
-            "host_memory_bandwidth)",
+            "host_memory_bandwidth, sustained_frac)",
         ),
         (
             "    - {solver: eplb, redundant",
@@ -185,7 +185,7 @@ def test_all_problems_come_together_by_line(file: Path) -> None:
         "a.yaml:1 nme: unknown key (did you mean 'name'?)",
         "a.yaml:10 schedule.step_overhead: unknown unit 'lightyears' of time; write for instance '3 us'",
         f"a.yaml:14 compare.placement.1.solver: 'elpb' is not one of {SOLVERS} (did you mean 'eplb'?)",
-        "--set workload.phase: 'decoding' is not one of decode, prefill (did you mean 'decode'?)",
+        "--set workload.phase: 'decoding' is not one of decode, prefill, train (did you mean 'decode'?)",
         "--set seed: must be at least 0, got -1",
     ]
 
@@ -198,7 +198,7 @@ def test_an_error_of_a_section_is_not_repeated_for_the_entries_that_it_completes
         "a.yaml:3 cluster.nodes: must be greater than 0, got 0",
         "a.yaml:3 cluster.size: unknown key (known: node, nodes, device, devices_per_node, cards, kernels, "
         "intra_bandwidth, inter_bandwidth, intra_message, inter_message, host, host_bandwidth, host_message, "
-        "host_memory_bandwidth)",
+        "host_memory_bandwidth, sustained_frac)",
     ]
 
 

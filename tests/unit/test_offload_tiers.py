@@ -202,6 +202,12 @@ def test_an_engine_that_waits_is_slower_by_just_that() -> None:
     assert slow.metrics["step_time_s.low"] > plain.metrics["step_time_s.low"] + 5.9e-3
 
 
+def test_an_engine_that_waits_is_refused_where_it_would_be_forgotten() -> None:
+    fields = {"schedule": {"layer_overhead": "1 ms"}, "workload": BASE["workload"] | {"phase": "train"}}
+    with pytest.raises(ScenarioError, match="forward passes only"):
+        simulated(None, **fields)
+
+
 def test_copies_ahead_go_on_while_the_engine_waits() -> None:
     ahead = {"slots": 16, "prefetch": {"by": "oracle"}}
     waiting = simulated(ahead, schedule={"layer_overhead": "50 ms"})

@@ -80,7 +80,7 @@ def test_package_data_covers_every_other_file() -> None:
 def test_every_imported_package_is_declared() -> None:
     extras = PROJECT["project"]["optional-dependencies"]
     required = requirement_names(PROJECT["project"]["dependencies"])
-    optional = requirement_names([name for extra in ("capture", "tables", "speed") for name in extras[extra]])
+    optional = requirement_names([name for extra in ("capture", "ray", "tables", "speed") for name in extras[extra]])
     optional |= {"triton"}  # comes with torch for CUDA, and only there
     for path in sources():
         tree = ast.parse(path.read_text())

@@ -64,7 +64,7 @@ def test_arrays_are_own_and_read_only() -> None:
     [
         ([[0, 1, 1]], [[0, 0, 1]], r"expert 2 of layer 0 has no slot \(1 such"),
         ([[0, 1, 3]], [[0, 0, 1]], r"layer 0, slot 2 holds 3, not in 0\.\.2"),
-        ([[0, 1, -1]], [[0, 0, 1]], "holds -1"),
+        ([[0, 1, -2]], [[0, 0, 1]], "holds -2"),
         ([[0, 1, 2**33]], [[0, 0, 1]], "holds 8589934592"),
         ([[0, 1, 2]], [[0, 0, 2]], r"rank_of_slot: layer 0, slot 2 holds 2, not in 0\.\.1"),
         ([[0, 1, 2]], [[0, 1, 0]], "decreases after slot 1 of layer 0"),

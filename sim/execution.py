@@ -1,0 +1,35 @@
+"""Executing priced steps, by the vector executor or step by step through events."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from scenarios.schedule_specs import ScheduleSpec
+from sim.durations import Duration, ExchangeTime, at_steps
+from sim.events import execute_events
+from sim.laws import LAWS
+from sim.metrics import Execution
+from sim.pricing import Prices
+from sim.program import OpList
+from sim.vector import Finished, execute
+
+
+def executed(op_list: OpList, prices: Prices, schedule: ScheduleSpec) -> Execution:
+    """All steps that the prices are of, by the executor that the schedule names."""
+    durations = prices.durations(op_list)
+    if schedule.executor == "vector":
+        finished = execute(op_list, durations, law=LAWS[schedule.exchange.law])
+    else:
+        finished = _step_by_step(op_list, durations, schedule.exchange.law)
+    return Execution(op_list=op_list, durations=durations, finished=finished)
+
+
+def _step_by_step(op_list: OpList, durations: list[Duration], law: str) -> Finished:
+    """The event executor on every step of a batch."""
+    first = durations[0]
+    n_steps = len(first.send_s if isinstance(first, ExchangeTime) else first)
+    steps = [execute_events(op_list, [at_steps(d, step) for d in durations], law=law) for step in range(n_steps)]
+    return Finished(
+        end_s=np.stack([step.end_s for step in steps], axis=1),
+        send_end_s=[np.stack(rows) for rows in zip(*(step.send_end_s for step in steps), strict=True)],
+    )

@@ -1,0 +1,87 @@
+"""What requests saw: metrics of a served load."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from scenarios.serving_specs import SloSpec
+from sim.serving.loop import Served
+
+Times = NDArray[np.float64]
+
+
+def ttft_s(served: Served) -> Times:
+    """Time to first token, float64[request]."""
+    times: Times = served.first_token_s - served.requests.arrival_s
+    return times
+
+
+def tpot_s(served: Served) -> Times:
+    """Time per output token after the first, float64[request of two tokens or more]."""
+    several = served.requests.output_tokens > 1
+    times: Times = (served.done_s - served.first_token_s)[several] / (served.requests.output_tokens[several] - 1)
+    return times
+
+
+def e2e_s(served: Served) -> Times:
+    """From arrival to the last token, float64[request]."""
+    times: Times = served.done_s - served.requests.arrival_s
+    return times
+
+
+def met(served: Served, slo: SloSpec) -> NDArray[np.bool_]:
+    """Requests within the limits; one of a single token has no time per token."""
+    ok = np.ones(len(served.requests), bool)
+    if slo.ttft is not None:
+        ok &= ttft_s(served) <= slo.ttft
+    if slo.tpot is not None:
+        several = served.requests.output_tokens > 1
+        ok[several] &= tpot_s(served) <= slo.tpot
+    return ok
+
+
+def serving_metrics(served: Served, slo: SloSpec | None, table_error: float) -> dict[str, float]:
+    """Latencies, rates, and what the engine did, from the first arrival to the last token."""
+    total_s = float(served.done_s.max())
+    outputs = served.requests.output_tokens
+    busy_s = served.busy_s
+    metrics = {
+        "tokens_per_s": float(outputs.sum() / total_s),
+        "requests_per_s": len(outputs) / total_s,
+        "step_time_s": float(busy_s.mean()),
+        "n_iterations": float(len(busy_s)),
+        "busy_frac.engine": float(busy_s.sum() / total_s),
+        "requests_decoding": float(np.average(served.decoding, weights=busy_s)),
+        "requests_waiting": float(np.average(served.waiting, weights=busy_s)),
+        "kv_frac": float(np.average(served.used_blocks, weights=busy_s) / (served.n_ranks * served.n_blocks)),
+        "kv_frac.peak": float(served.used_blocks.max() / (served.n_ranks * served.n_blocks)),
+        "n_preempted": float(served.n_preempted),
+        "table_error": table_error,
+    }
+    if slo is not None:
+        ok = met(served, slo)
+        metrics["slo_frac"] = float(ok.mean())
+        metrics["goodput_tokens_per_s"] = float(outputs[ok].sum() / total_s)
+    return metrics | latency_metrics(served)
+
+
+def latency_metrics(served: Served) -> dict[str, float]:
+    """Means and percentiles of what requests waited."""
+    ttft, tpot, e2e = ttft_s(served), tpot_s(served), e2e_s(served)
+    if not len(tpot):
+        tpot = np.zeros(1)
+    return {
+        "ttft_s.mean": float(ttft.mean()),
+        "ttft_s.p50": float(np.quantile(ttft, 0.5)),
+        "ttft_s.p90": float(np.quantile(ttft, 0.9)),
+        "ttft_s.p99": float(np.quantile(ttft, 0.99)),
+        "tpot_s.mean": float(tpot.mean()),
+        "tpot_s.p50": float(np.quantile(tpot, 0.5)),
+        "tpot_s.p90": float(np.quantile(tpot, 0.9)),
+        "tpot_s.p99": float(np.quantile(tpot, 0.99)),
+        "e2e_s.mean": float(e2e.mean()),
+        "e2e_s.p50": float(np.quantile(e2e, 0.5)),
+        "e2e_s.p90": float(np.quantile(e2e, 0.9)),
+        "e2e_s.p99": float(np.quantile(e2e, 0.99)),
+    }

@@ -1,0 +1,209 @@
+"""Iterations priced by tables that the simulator fills: steps of a plan by tokens, attention by tokens and contexts.
+
+    T = host + M(mean) + max over ranks of [L(n) - L(mean) + decode attention + prompt attention + head]
+
+M(n) is the simulated step of n tokens on every device whose tokens attend to themselves alone, without its head:
+experts and exchanges with the trace's routing, and all else; of one request a token, or of prompts, in the shares of
+the iteration. L(n) is the part of M that a rank does by itself; ranks wait for the slowest. Attention is that of the
+laws beyond what M has. Between entries lines are drawn.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hwmodels.attention import attention_decode_s, attention_prefill_s
+from hwmodels.gemm import head_s, norm_s
+from scenarios.models import GroupedQueryAttention
+from sim.durations import Seconds
+from sim.pricing import layer_prices
+from sim.serving.ranks import RankLoad
+from sim.setting import Setting
+
+Phase = Literal["decode", "prefill"]
+SettingOf = Callable[[Phase, int], Setting]
+StepOf = Callable[[Setting], float]
+CONTEXTS = (1, 64, 256, 1024, 4096, 16384, 65536, 262144)
+"""Mean contexts [tokens] at which attention is priced; beyond the last one lines go on."""
+
+
+@dataclass(frozen=True, slots=True)
+class Line:
+    """Straight lines between points; the first value before the first size, the last line beyond the last one."""
+
+    sizes: list[float]
+    values: list[float]
+
+    def at(self, size: float) -> float:
+        """The value at a size."""
+        sizes, values = self.sizes, self.values
+        if size <= sizes[0] or len(sizes) == 1:
+            return values[0]
+        i = min(bisect_right(sizes, size), len(sizes) - 1)
+        share = (size - sizes[i - 1]) / (sizes[i] - sizes[i - 1])
+        return values[i - 1] + share * (values[i] - values[i - 1])
+
+
+@dataclass(frozen=True, slots=True)
+class Surface:
+    """Lines over a second size at points of a first one, and lines between them."""
+
+    sizes: list[float]
+    lines: list[Line]
+
+    def along(self, size: float, others: Seconds) -> Seconds:
+        """The values at one first size and several ascending second ones."""
+        sizes = self.lines[0].sizes
+        knots = [at for at in sizes if others[0] < at < others[-1]]
+        ends = [float(others[0]), *knots, float(others[-1])]
+        return np.interp(others, ends, [self.at(size, end) for end in ends])
+
+    def at(self, size: float, other: float) -> float:
+        """The value at two sizes; nothing below the first of the first sizes."""
+        sizes = self.sizes
+        if size <= sizes[0] or len(sizes) == 1:
+            return self.lines[0].at(other) * min(size / sizes[0], 1.0)
+        i = min(bisect_right(sizes, size), len(sizes) - 1)
+        share = (size - sizes[i - 1]) / (sizes[i] - sizes[i - 1])
+        low = self.lines[i - 1].at(other)
+        return low + share * (self.lines[i].at(other) - low)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TablePrices:
+    """Prices of iterations by tables, all in seconds; see the module for their meaning.
+
+    steps   phase -> M over tokens of a device; local: L over tokens of a rank; head over positions.
+    decode, prompts  attention over (tokens, mean context); host_s: host time of an iteration.
+    """
+
+    steps: dict[Phase, Line]
+    local: Line
+    head: Line
+    decode: Surface
+    prompts: Surface
+    attention_tp: int
+    host_s: float
+
+    def iteration_s(self, loads: Sequence[RankLoad]) -> float:
+        """Time of an iteration [s]."""
+        decoding = sum(load.decoding for load in loads)
+        total = decoding + sum(load.prompt_tokens for load in loads)
+        mean = total / len(loads)
+        per_device = mean / self.attention_tp
+        share = decoding / total
+        step_s = share * self.steps["decode"].at(per_device) if share else 0.0
+        if share < 1:
+            step_s += (1 - share) * self.steps["prefill"].at(per_device)
+        return self.host_s + step_s + max(map(self._own_s, loads)) - self.local.at(mean)
+
+    def stretch_s(self, loads: Sequence[RankLoad], n: int) -> Seconds:
+        """Times of `n` iterations in which all ranks but decode, from this one on: float64[n] [s]."""
+        mean = sum(load.decoding for load in loads) / len(loads)
+        rest_s = self.host_s + self.steps["decode"].at(mean / self.attention_tp) - self.local.at(mean)
+        own_s = [
+            self.local.at(load.decoding)
+            + self.head.at(load.decoding)
+            + self.decode.along(load.decoding, load.context_tokens / load.decoding + np.arange(n, dtype=np.float64))
+            for load in dict.fromkeys(loads)
+            if load.decoding
+        ]
+        idle_s = self.local.at(0)
+        times_s: Seconds = rest_s + np.maximum(np.max(own_s, axis=0), idle_s)
+        return times_s
+
+    def _own_s(self, load: RankLoad) -> float:
+        """What a rank does by itself: tokens, attention of decoding requests and of prompts, logits."""
+        own_s = self.local.at(load.decoding + load.prompt_tokens)
+        if load.decoding:
+            own_s += self.decode.at(load.decoding, load.context_tokens / load.decoding)
+        if load.prompt_tokens:
+            own_s += self.prompts.at(load.prompt_tokens, load.attended_pairs / load.prompt_tokens)
+        positions = load.decoding + load.finishing
+        return own_s + (self.head.at(positions) if positions else 0.0)
+
+
+def fill_tables(setting_of: SettingOf, step_of: StepOf, sizes: Sequence[int], host_s: float) -> TablePrices:
+    """Tables of a plan.
+
+    setting_of  the setting of a phase with so many tokens a device, each attending to itself alone.
+    step_of     mean step time of a setting under the plan, host time left out.
+    sizes       tokens of a device, ascending.
+    """
+    phases: tuple[Phase, ...] = ("decode", "prefill")
+    steps, local_s = {}, []
+    for phase in phases:
+        values = []
+        for size in sizes:
+            setting = setting_of(phase, size)
+            values.append(step_of(setting) - _head_of_step_s(setting))
+            if phase == "prefill":
+                local_s.append(_local_s(setting))
+        steps[phase] = Line(list(map(float, sizes)), values)
+    tp = setting.attention_tp
+    ranked = [float(size * tp) for size in sizes]
+    return TablePrices(
+        steps=steps,
+        local=Line(ranked, local_s),
+        head=Line(ranked, head_times_s(setting, np.array(ranked)).tolist()),
+        decode=_attention(setting, ranked, "decode"),
+        prompts=_attention(setting, ranked, "prefill"),
+        attention_tp=tp,
+        host_s=host_s,
+    )
+
+
+def head_times_s(setting: Setting, positions: NDArray[np.float64]) -> Seconds:
+    """Norm and logits of so many positions of a rank."""
+    model, device, tp = setting.model, setting.cluster.device, setting.attention_tp
+    norm = norm_s(positions / tp, model.hidden_size, model.activation_dtype, device)
+    return norm + head_s(positions, model.hidden_size, model.vocab_size, tp, model.activation_dtype, device)
+
+
+def _head_of_step_s(setting: Setting) -> float:
+    return float(layer_prices(setting)["head"][0].mean())  # type: ignore[union-attr]
+
+
+def _local_s(setting: Setting) -> float:
+    """What a device does for its own tokens in all layers, as `M` has it."""
+    model, prices = setting.model, layer_prices(setting)
+
+    def mean(kind: str) -> float:
+        return float(prices[kind][0].mean()) if kind in prices else 0.0  # type: ignore[union-attr]
+
+    n_moe = len(model.moe_layers)
+    total = model.n_layers * mean("attention") + n_moe * (mean("gate") + mean("shared"))
+    return total + (model.n_layers - n_moe) * mean("mlp")
+
+
+def _attention(setting: Setting, sizes: list[float], phase: Phase) -> Surface:
+    """Attention of all layers beyond that of tokens that attend to themselves alone, over (tokens, mean context)."""
+    lines = []
+    for size in sizes:
+        contexts = np.array(CONTEXTS, np.float64)
+        alone_s = attention_times_s(setting, phase, np.array([size]), np.array([size]))[0]
+        times_s = attention_times_s(setting, phase, np.full(len(contexts), size), size * contexts) - alone_s
+        lines.append(Line(list(map(float, CONTEXTS)), times_s.tolist()))
+    return Surface(sizes, lines)
+
+
+def attention_times_s(
+    setting: Setting, phase: Phase, tokens: NDArray[np.float64], attended: NDArray[np.float64]
+) -> Seconds:
+    """Attention kernels of all layers of a rank, float64[...]; attended: contexts summed over the tokens."""
+    model, attention = setting.model, setting.model.attention
+    law = attention_decode_s if phase == "decode" else attention_prefill_s
+    rest = (setting.attention_tp, model.kv_dtype, setting.cluster.device)
+    if not isinstance(attention, GroupedQueryAttention) or attention.window_tokens is None:
+        return model.n_layers * law(tokens, attended, attention, *rest)
+    n_windowed = len(range(0, model.n_layers, attention.windowed_every))
+    clipped = np.minimum(attended, tokens * attention.window_tokens)
+    whole = attention.model_copy(update={"window_tokens": None})
+    full_s = (model.n_layers - n_windowed) * law(tokens, attended, whole, *rest)
+    return full_s + n_windowed * law(tokens, clipped, attention, *rest)

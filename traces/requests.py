@@ -1,0 +1,194 @@
+"""Request traces: when requests arrive and how long they are, read from public formats or made up."""
+
+from __future__ import annotations
+
+import csv
+import gzip
+import json
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from scenarios.errors import TraceError
+from scenarios.serving_specs import RequestsSpec
+
+MAX_REQUESTS = 10_000_000  # a row more is refused rather than held
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RequestTrace:
+    """Requests in order of arrival.
+
+    arrival_s      float64[request], from 0, not decreasing.
+    input_tokens, output_tokens  int64[request], 1 or more.
+
+    Raises TraceError, naming the first request that is wrong.
+    """
+
+    arrival_s: NDArray[np.float64]
+    input_tokens: NDArray[np.int64]
+    output_tokens: NDArray[np.int64]
+    source: str
+
+    def __post_init__(self) -> None:
+        if not len(self.arrival_s) == len(self.input_tokens) == len(self.output_tokens) > 0:
+            raise TraceError(f"{self.source}: there is no request")
+        wrong = ~np.isfinite(self.arrival_s) | (self.arrival_s < 0)
+        wrong[1:] |= np.diff(self.arrival_s) < 0
+        if wrong.any():
+            at = int(np.argmax(wrong))
+            raise TraceError(f"{self.source}: request {at} arrives at {self.arrival_s[at]} s, before the one before it")
+        for name in ("input_tokens", "output_tokens"):
+            lengths = getattr(self, name)
+            if (lengths < 1).any():
+                at = int(np.argmax(lengths < 1))
+                raise TraceError(f"{self.source}: request {at} has {lengths[at]} {name}; drop it, or give 1 or more")
+        for array in (self.arrival_s, self.input_tokens, self.output_tokens):
+            array.setflags(write=False)
+
+    def __len__(self) -> int:
+        return len(self.arrival_s)
+
+
+Row = tuple[float, int, int]
+Reader = Callable[[Mapping[str, str]], Row]
+
+
+def _plain(row: Mapping[str, str]) -> Row:
+    return float(row["arrival_s"]), int(row["input_tokens"]), int(row["output_tokens"])
+
+
+def _llmservingsim(row: Mapping[str, str]) -> Row:
+    return float(row["arrival_s"]), int(row["input_toks"]), int(row["output_toks"])
+
+
+def _azure(row: Mapping[str, str]) -> Row:
+    # Seven digits of a second, of which datetime reads six.
+    text, _, fraction = row["TIMESTAMP"].partition(".")
+    arrival_s = datetime.fromisoformat(text).replace(tzinfo=UTC).timestamp() + float(f"0.{fraction or 0}")
+    return arrival_s, int(row["ContextTokens"]), int(row["GeneratedTokens"])
+
+
+def _mooncake(row: Mapping[str, str]) -> Row:
+    return float(row["timestamp"]) / 1e3, int(row["input_length"]), int(row["output_length"])
+
+
+def _burstgpt(row: Mapping[str, str]) -> Row:
+    return float(row["Timestamp"]), int(row["Request tokens"]), int(row["Response tokens"])
+
+
+FORMATS: dict[str, tuple[tuple[str, ...], Reader]] = {
+    "moesim": (("arrival_s", "input_tokens", "output_tokens"), _plain),
+    "llmservingsim": (("arrival_s", "input_toks", "output_toks"), _llmservingsim),
+    "azure": (("TIMESTAMP", "ContextTokens", "GeneratedTokens"), _azure),
+    "mooncake": (("timestamp", "input_length", "output_length"), _mooncake),
+    "burstgpt": (("Timestamp", "Request tokens", "Response tokens"), _burstgpt),
+}
+"""Formats by name: the columns (or keys of a JSON line) that tell them, and how a row is read."""
+
+
+def read_requests(path: Path) -> RequestTrace:
+    """Requests of a CSV or JSONL file, gzipped or not, of one of `FORMATS`; the first one arrives at 0.
+
+    Requests of no output (BurstGPT's failures) are left out. Raises TraceError with the line of what is wrong.
+    """
+    rows: list[Row] = []
+    try:
+        for number, row in _rows(path):
+            reader = _reader(path, row)
+            try:
+                rows.append(reader(row))
+            except (KeyError, TypeError, ValueError) as error:
+                raise TraceError(f"{path}:{number}: not a request of its format ({error}): {dict(row)}") from None
+            if len(rows) > MAX_REQUESTS:
+                raise TraceError(f"{path}: more than {MAX_REQUESTS:,} requests; split the file")
+    except (OSError, UnicodeDecodeError, EOFError, csv.Error) as error:
+        raise TraceError(f"{path}: cannot be read as CSV or JSON lines ({error})") from None
+    answered = [row for row in rows if row[2] != 0]
+    if not answered:
+        raise TraceError(f"{path}: there is no request")
+    arrival_s, inputs, outputs = (np.array(column) for column in zip(*answered, strict=True))
+    return RequestTrace(
+        arrival_s=arrival_s.astype(np.float64) - arrival_s[0],
+        input_tokens=inputs.astype(np.int64),
+        output_tokens=outputs.astype(np.int64),
+        source=path.name,
+    )
+
+
+def _rows(path: Path) -> Iterator[tuple[int, Mapping[str, str]]]:
+    """(line, row) of a file whose first character tells JSON lines from CSV."""
+    opener = gzip.open if path.suffix == ".gz" else open
+    with opener(path, "rt", encoding="utf-8", newline="") as file:
+        first = file.read(1)
+        file.seek(0)
+        if first != "{":
+            yield from ((number, row) for number, row in enumerate(csv.DictReader(file), start=2))
+            return
+        for number, line in enumerate(file, start=1):
+            if not line.strip():
+                continue
+            try:
+                row = json.loads(line)
+            except (ValueError, RecursionError) as error:
+                raise TraceError(f"{path}:{number}: not a line of JSON ({error})") from None
+            if not isinstance(row, dict):
+                raise TraceError(f"{path}:{number}: a request must be an object, not {type(row).__name__}")
+            yield number, row
+
+
+def _reader(path: Path, row: Mapping[str, str]) -> Reader:
+    for columns, reader in FORMATS.values():
+        if set(columns) <= set(row):
+            return reader
+    known = "; ".join(f"{name}: {', '.join(columns)}" for name, (columns, _) in FORMATS.items())
+    raise TraceError(f"{path}: has {', '.join(map(str, row))}, the columns of no format known ({known})")
+
+
+def made_up(spec: RequestsSpec, rng: np.random.Generator) -> RequestTrace:
+    """Requests at `spec.requests_per_s`: times between them exponential, gamma or equal; lengths log-normal, 1 or more.
+
+    Raises TraceError where the spec names a file.
+    """
+    if spec.requests_per_s is None:
+        raise TraceError("requests of a file are read, not made up")
+    mean_s = 1 / spec.requests_per_s
+    if spec.arrivals == "even":
+        gaps_s = np.full(spec.n, mean_s)
+    elif spec.arrivals == "poisson":
+        gaps_s = rng.exponential(mean_s, spec.n)
+    else:
+        shape = spec.arrival_cv**-2
+        gaps_s = rng.gamma(shape, mean_s / shape, spec.n)
+    arrival_s = np.cumsum(gaps_s)
+    return RequestTrace(
+        arrival_s=arrival_s - arrival_s[0],
+        input_tokens=_lengths(spec.input_tokens, spec.length_cv, spec.n, rng),
+        output_tokens=_lengths(spec.output_tokens, spec.length_cv, spec.n, rng),
+        source=f"{spec.arrivals} at {spec.requests_per_s:g}/s",
+    )
+
+
+def _lengths(mean: int, cv: float, n: int, rng: np.random.Generator) -> NDArray[np.int64]:
+    """Log-normal lengths of this mean and deviation over mean, rounded."""
+    variance = np.log1p(cv**2)
+    lengths = rng.lognormal(np.log(mean) - variance / 2, np.sqrt(variance), n)
+    return np.maximum(np.rint(lengths), 1).astype(np.int64)
+
+
+def requests_of(spec: RequestsSpec, base: Path, seed: int) -> RequestTrace:
+    """The requests of a scenario; a file is relative to `base`."""
+    if spec.file is None:
+        return made_up(spec, np.random.default_rng([seed, 4]))
+    read = read_requests(base / spec.file)
+    last = spec.first or len(read)
+    return RequestTrace(
+        arrival_s=read.arrival_s[:last] / spec.speed,
+        input_tokens=read.input_tokens[:last].copy(),
+        output_tokens=read.output_tokens[:last].copy(),
+        source=read.source,
+    )
