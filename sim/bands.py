@@ -21,7 +21,7 @@ from hwmodels.moe import expert_shape
 from placement.exchange_time import SIDES
 from scenarios.schedule_specs import ScheduleSpec
 from sim.kernel_pricing import exchange_band
-from sim.launches import launched_eagerly
+from sim.launches import launched_eagerly, slowed_by_engine
 from sim.laws import LAWS
 from sim.laws_used import attention_blocks
 from sim.offload.prices import COMPUTED, HOSTED, host_bands
@@ -107,7 +107,8 @@ def _moved_work(setting: Setting, prices: Prices, schedule: ScheduleSpec, family
     moved = device_at_end(device, KERNEL_FAMILIES[family], end)
     changed = replace(setting, cluster=replace(setting.cluster, device=moved))
     own = layer_prices(changed, max(len(parts) for parts in prices.per_layer.values()), schedule.exchange)
-    kept = {kind: own.get(kind, parts) for kind, parts in prices.per_layer.items()}
+    changed_prices = slowed_by_engine(replace(prices, per_layer=own), schedule).per_layer
+    kept = {kind: changed_prices.get(kind, parts) for kind, parts in prices.per_layer.items()}
     return replace(prices, per_layer=kept)
 
 
