@@ -44,8 +44,9 @@ docs: setup    ## check the documents against the code; write the scenario schem
 	@mkdir -p out/docs
 	$(BIN)/moesim schema --out out/docs/scenario.schema.json
 
-images: setup    ## draw docs/images/schedule-*.png anew, from the simulator's own logs
+images: setup    ## draw docs/images/schedule-*.png and the policies of the shipped trace anew
 	$(BIN)/python -m docs.timelines
+	$(BIN)/python -m docs.policies
 
 reproductions: setup    ## reproduce all shipped papers; writes the table and the picture of docs/reproductions.md anew
 	$(BIN)/python -m docs.reproduced

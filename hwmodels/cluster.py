@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     import networkx as nx
 
 NETWORK = "network"
+HOST_NUMBERS = ("host", "host_bandwidth", "host_message", "host_memory_bandwidth")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -193,25 +194,31 @@ def _cluster_name(spec: ClusterSpec, node: NodeCard) -> str:
 def _host_of(spec: ClusterSpec, node: NodeCard, cards: CardSet) -> tuple[HostCard | None, LinkCard | None]:
     """The host and the link to it; both numbers of a scenario's own are those of a copy."""
     if node.host_link is None or (name := spec.host or node.host) is None:
-        stated = [key for key in ("host", "host_bandwidth", "host_message") if getattr(spec, key) is not None]
+        stated = [key for key in HOST_NUMBERS if getattr(spec, key) is not None]
         if stated:
             raise HardwareError(f"{node.name} has no host_link, so {stated[0]} has no meaning; use another node card")
         return None, None
     link = _stated(find_link(node.host_link, cards), spec.host_bandwidth, None)
     if spec.host_message is not None:
-        latency = {"value": spec.host_message, "source": "scenario", "kind": "assumed"}
-        link = link.model_copy(update={"latency_s": link.latency_s.model_copy(update=latency)})
-    return find_host(name, cards), link
+        link = link.model_copy(update={"latency_s": link.latency_s.model_copy(update=_said(spec.host_message))})
+    host = find_host(name, cards)
+    if spec.host_memory_bandwidth is not None:
+        dram = host.dram_bytes_per_s.model_copy(update=_said(spec.host_memory_bandwidth))
+        host = host.model_copy(update={"dram_bytes_per_s": dram})
+    return host, link
+
+
+def _said(value: float) -> dict[str, Any]:
+    return {"value": value, "source": "scenario", "kind": "assumed"}
 
 
 def _stated(link: LinkCard, bytes_per_s: float | None, message_s: float | None) -> LinkCard:
     """The link with another nominal bandwidth, or time of a message, which the scenario states."""
-    origin = {"source": "scenario", "kind": "assumed"}
     changes: dict[str, Any] = {}
     if bytes_per_s is not None:
-        changes["bytes_per_s"] = link.bytes_per_s.model_copy(update={"value": bytes_per_s, **origin})
+        changes["bytes_per_s"] = link.bytes_per_s.model_copy(update=_said(bytes_per_s))
     if message_s is not None:
-        changes["message_s"] = link.latency_s.model_copy(update={"value": message_s, **origin})
+        changes["message_s"] = link.latency_s.model_copy(update=_said(message_s))
     return link.model_copy(update=changes)
 
 

@@ -29,6 +29,7 @@ class ClusterSpec(Spec):
     host: str | None = Field(default=None, description="host card instead of the node's own")
     host_bandwidth: BytesPerS | None = Field(default=None, description="per device and direction, to and from its host")
     host_message: Seconds | None = Field(default=None, description="time of a copy beside its bytes, the same")
+    host_memory_bandwidth: BytesPerS | None = Field(default=None, description="nominal, of a host's DRAM, all sockets")
     sustained_frac: float | None = Field(
         default=None,
         gt=0,

@@ -6,13 +6,14 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
+from scenarios.models import DType
 from scenarios.sources import Spec
 
-EvictionName = Literal["static", "lru", "lfu", "mrs", "sch", "belady"]
+EvictionName = Literal["static", "lru", "lfu", "arc", "mrs", "hobbit", "sch", "belady"]
 MissName = Literal["load", "host", "cheaper", "balanced"]
-GuessName = Literal["oracle", "last", "popular", "learned", "noisy"]
+GuessName = Literal["oracle", "last", "popular", "learned", "activation", "noisy"]
 
-UNGUIDED: frozenset[GuessName] = frozenset({"oracle", "last", "popular"})
+UNGUIDED: frozenset[GuessName] = frozenset({"oracle", "last", "popular", "activation"})
 """Guesses that need nothing of the step before the layer that they are of; others leave the first layers out."""
 
 
@@ -21,8 +22,9 @@ class PrefetchSpec(Spec):
 
     by: GuessName = Field(
         description="oracle: those that the layer will use; last: those of the step before; popular: the most used of "
-        "the fitted part; learned: by what followed the layer's experts in the fitted part; noisy: the right ones with "
-        "chance `recall`, filled up with wrong ones"
+        "the fitted part; learned: by what followed the layer's experts in the fitted part; activation: those of the "
+        "fitted sequence most like the request so far (MoE-Infinity); noisy: the right ones with chance `recall`, "
+        "filled up with wrong ones"
     )
     width: int | None = Field(default=None, gt=0, description="experts that are asked for; oracle, last: all they name")
     recall: float | None = Field(default=None, gt=0, le=1, description="noisy: chance that a used expert is named")
@@ -37,21 +39,46 @@ class PrefetchSpec(Spec):
         return self
 
 
+class GradesSpec(Spec):
+    """What a miss is copied in, by the gate weights of the experts that come before it in a token (HOBBIT)."""
+
+    high: float = Field(default=0.6, ge=0, le=1, description="up to this sum: the model's own precision")
+    low: float = Field(default=0.9, ge=0, le=1, description="up to this sum: `dtype`; beyond it the expert is left out")
+    dtype: DType = "int4"
+    slots: int = Field(
+        default=0, ge=0, description="experts in `dtype` that a device holds of a layer (pool model: all)"
+    )
+
+    @model_validator(mode="after")
+    def _ascending(self) -> GradesSpec:
+        if self.high > self.low:
+            raise ValueError(f"grades: high {self.high} exceeds low {self.low}; both are sums of gate weights")
+        return self
+
+
 class OffloadSpec(Spec):
     """All routed experts live in the host's memory; a device has slots for some of each layer."""
 
-    slots: int | None = Field(default=None, ge=0, description="experts of a layer that a device holds")
+    slots: int | None = Field(default=None, ge=0, description="experts of a layer (pool model: of all) on a device")
     share: float | None = Field(default=None, ge=0, le=1, description="the same as a share of the experts placed on it")
+    pool: Literal["layer", "model"] = Field(
+        default="layer", description="layer: every layer has slots of its own; model: all layers of a device share them"
+    )
     whole_layers: int = Field(default=0, ge=0, description="first MoE layers that keep all of their experts (Fate)")
     evict: EvictionName = Field(
         default="lru",
-        description="who leaves: nobody; the least recently or least frequently used; the lowest mean router score "
-        "(HybriMoE); the fewest uses in the next `window` steps (moe-lrc); the latest next use",
+        description="who leaves: nobody; the least recently or least frequently used; both, by what returns (ARC); "
+        "the lowest mean router score (HybriMoE); the lowest of four weighted terms (HOBBIT); the fewest uses in the "
+        "next `window` steps (moe-lrc); the latest next use",
     )
     start: Literal["popular", "first"] = Field(
         default="popular", description="who is there at first: the most used of the fitted part, or the first ones"
     )
     window: int = Field(default=16, gt=0, description="sch: steps that it looks ahead")
+    terms: tuple[float, float, float, float] = Field(
+        default=(0.25, 0.25, 0.25, 0.25),
+        description="hobbit: weights of last use, uses, uses in high precision, and nearness of its layer",
+    )
     decay: float = Field(default=0.5, gt=0, le=1, description="mrs: weight of the newest scores")
     miss: MissName = Field(
         default="load",
@@ -66,9 +93,14 @@ class OffloadSpec(Spec):
     )
     cores: int | None = Field(default=None, gt=0, description="cores of the host for experts; default: all of a node")
     prefetch: PrefetchSpec | None = None
+    grades: GradesSpec | None = None
 
     @model_validator(mode="after")
     def _options(self) -> OffloadSpec:
+        if self.grades is not None and self.miss != "load":
+            raise ValueError(
+                f"grades say in what precision a miss is copied, and miss {self.miss} computes some: use miss: load"
+            )
         if (self.slots is None) == (self.share is None):
             raise ValueError("give either slots: N or share: 0.25")
         if self.defer and self.miss == "load":
@@ -77,6 +109,8 @@ class OffloadSpec(Spec):
             raise ValueError(
                 f"with miss: host nothing is copied, so that evict {self.evict} never acts; give evict: static"
             )
+        if self.pool == "model" and (self.whole_layers or self.evict == "mrs"):
+            raise ValueError("pool model has no layers that keep all, and mrs ages by a layer's steps; use pool layer")
         if self.prefetch is not None and self.evict == "static":
             raise ValueError("evict: static lets nobody in, so that a prefetch has no place; choose another rule")
         return self

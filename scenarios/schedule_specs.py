@@ -195,6 +195,9 @@ class ScheduleSpec(Spec):
     )
     stage_chunks: int = Field(default=2, ge=2, description="interleaved: parts of the model that a stage holds")
     step_overhead: Seconds = Field(default=0.0, description="host time between steps")
+    layer_overhead: Seconds = Field(
+        default=0.0, description="time of an engine outside kernels in every layer, while the device waits for it"
+    )
     launch: Literal["graph", "eager"] = Field(
         default="graph", description="kernels replayed as a CUDA graph, or launched one by one by the host"
     )

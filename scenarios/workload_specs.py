@@ -22,7 +22,7 @@ class SynthesisSpec(Spec):
     reuse: float = Field(default=0.2, ge=0, lt=1, description="chance that a token keeps an expert of its predecessor")
     affinity: float = Field(default=0.8, ge=0, lt=1, description="chance that a choice follows the token's theme")
     gate_spread: float | None = Field(
-        default=None, gt=0, description="standard deviation of gate logits; gives the choices gate weights"
+        default=None, gt=0, description="deviation of router logits, for gate weights; default: a trace without weights"
     )
     fit: str | None = Field(default=None, description="path of a trace whose statistics set the knobs")
     seed: int = Field(default=0, ge=0)

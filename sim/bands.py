@@ -22,7 +22,7 @@ from placement.exchange_time import SIDES
 from scenarios.schedule_specs import ScheduleSpec
 from sim.durations import Duration
 from sim.kernel_pricing import exchange_band
-from sim.launches import launched_eagerly
+from sim.launches import launched_eagerly, slowed_by_engine
 from sim.laws import LAWS
 from sim.laws_used import attention_blocks
 from sim.log import busy_s
@@ -109,6 +109,7 @@ def _moved_work(setting: Setting, prices: Prices, schedule: ScheduleSpec, family
     moved = device_at_end(device, KERNEL_FAMILIES[family], end)
     changed = replace(setting, cluster=replace(setting.cluster, device=moved))
     own = layer_prices(changed, max(len(parts) for parts in prices.per_layer.values()), schedule.exchange)
+    own = slowed_by_engine(replace(prices, per_layer=own), schedule).per_layer
     kept = {kind: own.get(kind, parts) for kind, parts in prices.per_layer.items()}
     located = {kind: _ratio(own[kind], prices.per_layer[kind]) for kind in own.keys() & prices.per_chunk.keys()}
     return replace(prices.times(located), per_layer=kept)

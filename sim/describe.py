@@ -126,6 +126,7 @@ def memory_name(memory: MemorySpec) -> str:
 def way_name(spec: OffloadSpec) -> str:
     """How misses are served and who keeps a slot, without the number of slots."""
     parts = [spec.evict if spec.miss == "load" else f"{spec.evict}, {spec.miss}"]
+    parts += ["one pool"] if spec.pool == "model" else []
     parts += [f"defer {spec.defer:.0%}"] if spec.defer else []
     if spec.prefetch is not None:
         options = (spec.prefetch.width, spec.prefetch.recall and f"{spec.prefetch.recall:.0%}")

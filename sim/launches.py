@@ -60,6 +60,23 @@ def launched_eagerly(prices: Prices, setting: Setting, schedule: ScheduleSpec, f
     return prices.changed(floored)
 
 
+ENGINE_WAITS = ("attention", "windowed attention", "projections")
+"""Kinds of works that begin a layer, of which a schedule issues one."""
+
+
+def slowed_by_engine(prices: Prices, schedule: ScheduleSpec) -> Prices:
+    """Prices in which every layer begins with `schedule.layer_overhead`, during which copies and exchanges go on."""
+    if not schedule.layer_overhead:
+        return prices
+
+    def later(kind: str, duration: Duration) -> Duration:
+        if isinstance(duration, ExchangeTime) or kind not in ENGINE_WAITS:
+            return duration
+        return np.asarray(duration + schedule.layer_overhead)
+
+    return prices.changed(later)
+
+
 def kernel_counts(model: ModelCard, schedule: ScheduleSpec) -> dict[str, float]:
     """Kernels that one work of each kind launches; tiles of a fused kernel share its launches."""
     grouped = isinstance(model.attention, GroupedQueryAttention)

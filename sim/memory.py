@@ -14,7 +14,7 @@ from scenarios.errors import MemoryInfeasible
 from scenarios.models import BYTES_PER_VALUE, GroupedQueryAttention, ModelCard
 from scenarios.specs import MemorySpec
 from scenarios.workload_specs import tokens_by_phase
-from sim.offload.slots import slots_of
+from sim.offload.slots import low_slots_of, lowered, slots_of
 from sim.pipelines.tasks import Order
 from sim.setting import Setting
 from sim.training_memory import TrainingMemory, divided_weights, in_flight, training_memory
@@ -53,6 +53,11 @@ def device_memory(setting: Setting, placement: Placement, spec: MemorySpec) -> D
     model, layout = setting.model, setting.layout
     slots = _resident_experts(placement, model, spec)
     expert_bytes = np.repeat(slots * (model.expert_bytes / layout.tp), layout.tp)
+    if spec.offload is not None and spec.offload.grades is not None:
+        low_bytes = lowered(model, spec.offload.grades).expert_bytes / layout.tp
+        expert_bytes = (
+            expert_bytes + np.repeat(low_slots_of(placement, spec.offload).sum(axis=0), layout.tp) * low_bytes
+        )
     other_bytes = _other_weight_bytes(setting)
     if setting.trains:
         kept = divided_weights(setting, placement)

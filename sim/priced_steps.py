@@ -11,7 +11,7 @@ from scenarios.schedule_specs import ScheduleSpec
 from scenarios.specs import MemorySpec
 from sim.execution import executed
 from sim.kernel_pricing import machine_of
-from sim.launches import launched_eagerly
+from sim.launches import launched_eagerly, slowed_by_engine
 from sim.metrics import Execution
 from sim.moving import fetch_in, move_prices, moving
 from sim.offload.offloaded import Offloaded, offloaded_of, serving
@@ -100,6 +100,7 @@ def _works(steps: Steps, fetch: Fetch | None) -> tuple[Step, Prices]:
         exchange=schedule.exchange,
     )
     prices = price(setting, placement, reduction, schedule.exchange, microbatched=microbatched)
+    prices = slowed_by_engine(prices, schedule)
     if tiling is not None:
         prices = tile_prices(prices, setting, reduction, schedule, tiling)
     if schedule.payload is not None:

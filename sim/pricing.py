@@ -193,7 +193,7 @@ def _part_prices(setting: Setting, held: Tokens | None = None) -> dict[str, Dura
     prices: dict[str, Duration] = {
         **_attention(setting, None, held),
         "gate": norm + gate_s(tokens, model.hidden_size, model.n_experts, model.top_k, model.router_dtype, device),
-        "head": norm + _head(setting, tokens) if setting.is_last else np.zeros(shape),
+        "head": norm + _head(setting, tokens, held) if setting.is_last else np.zeros(shape),
     }
     if isinstance(model.attention, GroupedQueryAttention) and model.attention.window_tokens is not None:
         windowed = _attention(setting, model.attention.window_tokens, held)
@@ -281,11 +281,13 @@ def attended_tokens(setting: Setting, tokens: slice, window_tokens: int | None) 
     return np.repeat(contexts.reshape(len(contexts), -1, tp).sum(axis=-1), tp, axis=-1)
 
 
-def _head(setting: Setting, tokens: Tokens) -> Seconds:
+def _head(setting: Setting, tokens: Tokens, held: Tokens | None) -> Seconds:
     """Logits of every token in decode and training, and of one position of a device's prompts, as few end in a step."""
     model, tp = setting.model, setting.attention_tp
-    share = logit_positions(setting.workload) / setting.workload.tokens_per_device
-    positions = np.round(tokens * share).astype(np.int64)
+    n_positions = logit_positions(setting.workload)
+    positions = np.full_like(tokens, n_positions)
+    if held is not None:
+        positions = np.round(held * (n_positions / setting.workload.tokens_per_device)).astype(np.int64)
     return head_s(
         positions * tp, model.hidden_size, model.vocab_size, tp, model.activation_dtype, setting.cluster.device
     )

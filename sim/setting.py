@@ -25,7 +25,7 @@ from sim.size import check_workload
 from sim.steps import as_chosen, chosen, dropped, numbered, routed_model, spread_steps, with_room
 from traces.batches import Batches, with_prompts
 from traces.drops import RouteShares, route_shares
-from traces.routes import masked, with_gate_weights
+from traces.routes import masked
 from traces.routing import RoutingTrace
 from traces.split import label_sequences, select_sequences, split_sequences
 from traces.stats import expert_loads
@@ -222,9 +222,7 @@ def open_trace(workload: WorkloadSpec, model: ModelCard, base: Path) -> RoutingT
     if model.experts_by_layer is not None:
         there = [range(count) for count in model.experts_by_layer]
         trace = masked(trace, there, np.random.default_rng([spec.seed, 2]))
-    if spec.gate_spread is None:
-        return trace
-    return with_gate_weights(trace, spec.gate_spread, np.random.default_rng([spec.seed, 1]))
+    return trace
 
 
 def check_trace(trace: RoutingTrace, model: ModelCard) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from scenarios.errors import ScenarioError
+from scenarios.routing_specs import RoutingSpec
 from sim.pool_pricing import check_pools
 from sim.session import Plan
 from sim.setting import Setting
@@ -28,6 +29,18 @@ def check_together(setting: Setting, plan: Plan) -> None:
         "schedule.pim": plan.schedule.pim != "none",
         "serving": plan.serving is not None,
     }
+    _check_guesses(plan, workload.routing)
     for first in (name for name, there in special.items() if there):
         for second in (name for name, there in others.items() if there):
             raise ScenarioError(f"{first} and {second} do not go together yet; leave one of them out")
+
+
+def _check_guesses(plan: Plan, routing: RoutingSpec) -> None:
+    """Steps with a capacity of their own have routes of their own, which do not say what a request did before."""
+    offload = plan.memory.offload
+    own = routing.capacity_factor is not None and routing.group != "sequence"
+    if own and offload is not None and offload.prefetch is not None and offload.prefetch.by == "activation":
+        raise ScenarioError(
+            f"memory.offload.prefetch: activation looks at a request's past, which workload.routing.group "
+            f"{routing.group} does not keep; use group sequence, or another guess"
+        )

@@ -51,6 +51,8 @@ def check_training(schedule: ScheduleSpec, model: ModelCard, *, offloads: bool =
     for name in ("move", "payload"):
         if getattr(schedule, name) is not None:
             raise ScenarioError(f"schedule.{name}: has no backward pass; leave it out with workload.phase train")
+    if schedule.layer_overhead:
+        raise ScenarioError("schedule.layer_overhead: known of forward passes only; use schedule.step_overhead")
     for dtype in (model.weight_dtype, model.expert_dtype):
         if dtype not in (None, *TRAINABLE):
             raise ScenarioError(

@@ -32,6 +32,8 @@ class Knobs:
                     2 k experts in each layer; a token keeps it through all layers, so that choices follow those of the
                     layer before.
     k_shares        share of (token, layer) pairs that use 1, 2, ... top_k experts; empty: all use top_k.
+    gate_spread     deviation of the router's logits, of which gate weights are the softmax over those chosen; None: no
+                    weights.
     log_shape       ascending quantiles, at (i + 1/2) / n, of log popularity in units of `skew`; empty: normal.
     Raises TraceError where a knob is out of range or has the wrong number of layers.
     """
@@ -46,6 +48,7 @@ class Knobs:
     affinity: Knob = 0.3
     k_shares: tuple[float, ...] = ()
     log_shape: tuple[float, ...] = ()
+    gate_spread: float | None = None
     phase: Phase = "decode"
     model: str = "made up"
 
@@ -56,6 +59,8 @@ class Knobs:
             raise TraceError(f"top-{self.top_k} of {self.n_experts} experts is impossible, or above {MOST_EXPERTS}")
         for name in PROFILES:
             _check_profile(name, np.atleast_1d(getattr(self, name)), len(self.moe_layers))
+        if self.k_shares and self.gate_spread is not None:
+            raise TraceError("gate weights are drawn for a fixed k only; leave gate_spread out, or k_shares")
         if self.k_shares and (len(self.k_shares) != self.top_k or min(self.k_shares) < 0):
             raise TraceError(f"k_shares {self.k_shares} must be {self.top_k} shares, none below 0")
         if self.k_shares and abs(sum(self.k_shares) - 1) > 1e-6:
@@ -142,7 +147,8 @@ def knobs_from_spec(spec: SynthesisSpec, model: ModelCard, fitted: Knobs | None)
     lengths = even_lengths(spec.tokens, spec.sequence_tokens)
     if fitted is not None:
         scaled = rescale(fitted, model.n_experts, model.choices, len(model.moe_layers))
-        return replace(scaled, moe_layers=model.moe_layers, sequence_lengths=lengths, model=model.name)
+        scaled = replace(scaled, gate_spread=spec.gate_spread, model=model.name)
+        return replace(scaled, moe_layers=model.moe_layers, sequence_lengths=lengths)
     if spec.fit is not None:
         raise TraceError(f"synthetic trace: fit names {spec.fit}, but no knobs were fitted to it; use fit_knobs first")
     return Knobs(
@@ -154,6 +160,7 @@ def knobs_from_spec(spec: SynthesisSpec, model: ModelCard, fitted: Knobs | None)
         sequence_skew=spec.sequence_skew,
         reuse=spec.reuse,
         affinity=spec.affinity,
+        gate_spread=spec.gate_spread,
         model=model.name,
     )
 

@@ -14,7 +14,6 @@ from traces.routing import Ids, RoutingTrace, id_dtype
 from traces.stats import expert_loads
 
 Kept = NDArray[np.bool_]
-BLOCK_VALUES = 1 << 24  # gate logits that are drawn at once
 
 
 def used_places(trace: RoutingTrace) -> Kept:
@@ -165,23 +164,6 @@ def most_loaded(trace: RoutingTrace, share: float) -> list[list[int]]:
     n_kept = int(np.ceil(share * trace.n_experts - 1e-9))
     order = np.argsort(-expert_loads(trace), axis=1, kind="stable")[:, :n_kept]
     return [sorted(row) for row in order.tolist()]
-
-
-def with_gate_weights(trace: RoutingTrace, spread: float, rng: np.random.Generator) -> RoutingTrace:
-    """A made-up trace with gate weights: the k largest of a softmax over n_experts normal logits of deviation `spread`.
-
-    Drawn for every token and layer by itself; which experts a token takes does not change.
-    """
-    n_layers, k, n_tokens = trace.ids.shape
-    weights = np.empty(trace.ids.shape, np.float16)
-    block = max(1, BLOCK_VALUES // trace.n_experts)
-    for layer in range(n_layers):
-        for first in range(0, n_tokens, block):
-            size = min(block, n_tokens - first)
-            powers = np.exp(spread * rng.standard_normal((trace.n_experts, size), np.float32))
-            best = np.sort(np.partition(powers, -k, axis=0)[-k:], axis=0)[::-1]
-            weights[layer, :, first : first + size] = best / powers.sum(axis=0)
-    return replace(trace, weights=weights, check_ids=False)
 
 
 def _check_mask(trace: RoutingTrace, experts: Sequence[Sequence[int]]) -> None:

@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from scenarios.errors import TraceError
+from traces.gate_weights import drawn_weights
 from traces.knobs import PROFILES, STRONGEST_SKEW, Knobs, even_lengths, knobs_from_spec, rescale, standard_scores
 from traces.routing import Provenance, RoutingTrace, id_dtype
 from traces.stats import PerLayer, adjacent_reuse, affinity_bits, expert_loads, load_cv, load_imbalance, sequence_reuse
@@ -67,7 +68,8 @@ def synthesise(knobs: Knobs, rng: np.random.Generator) -> RoutingTrace:
     and Spirakis 2006, doi:10.1016/j.ipl.2005.11.003).
     Not modelled, so not to be read off a synthetic trace: locality at lags beyond the geometric decay of kept choices
     (SRP and cache hits at long windows), domains, the decay of affinity with distance in depth, how co-activation
-    inside a layer differs from affinity, group-limited routing, gate weights, differences between the k places.
+    inside a layer differs from affinity, group-limited routing, differences between the k places; gate weights, which
+    `gate_spread` adds, know nothing of the experts.
     """
     structure = _draw_structure(knobs, rng)
     lengths = np.array(knobs.sequence_lengths, np.int64)
@@ -80,8 +82,10 @@ def synthesise(knobs: Knobs, rng: np.random.Generator) -> RoutingTrace:
         ids[:, :, tokens] = _choose(knobs, structure, lengths[first:last], rng).transpose(1, 0, 2)
     if knobs.k_shares:
         _pad(ids, knobs.k_shares, rng)
+    spread = knobs.gate_spread
     return RoutingTrace(
         ids=ids,
+        weights=None if spread is None else drawn_weights(ids, knobs.n_experts, spread, rng),
         n_experts=knobs.n_experts,
         offsets=offsets,
         positions=(np.arange(offsets[-1]) - np.repeat(offsets[:-1], lengths)).astype(np.int32),

@@ -42,6 +42,8 @@ def served_of(
 ) -> Served:
     """Uses of the setting's steps, of which Belady's rule misses least. Raises ScenarioError as simulations do."""
     check_offload(setting, placement, schedule, spec)
+    if spec.pool == "model" or spec.grades is not None:
+        raise ScenarioError("memory.offload: no bound is known of slots that all layers share, or of misses in grades")
     wanted = wanted_of(setting, placement, reduction)
     copies = spec.miss != "host" or spec.prefetch is not None
     best = {"evict": "belady" if copies else "static", "prefetch": None}  # without copies slots stay as they are

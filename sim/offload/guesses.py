@@ -46,6 +46,53 @@ def learned(wanted: Wanted, setting: Setting, spec: PrefetchSpec) -> Mask:
     return _widest(scores, _anyone(wanted), spec.width)
 
 
+def activation(wanted: Wanted, setting: Setting, spec: PrefetchSpec) -> Mask:
+    """Those that the fitted sequence most like the request so far uses most (MoE-Infinity, arXiv 2401.14361).
+
+    Matrices of uses by layer and expert are compared by their cosine; where several requests share a step, what each is
+    expected to use is added up. A request without a past is expected to use what all sequences do.
+    """
+    trace, n_steps = setting.trace, setting.batches.n_steps
+    known = _uses_of(trace, _known_sequences(setting))
+    expected = np.empty((n_steps, trace.n_layers, trace.n_experts))
+    sequence = np.searchsorted(trace.offsets, np.arange(trace.n_tokens), side="right") - 1
+    for step, tokens in enumerate(setting.batches.tokens.reshape(n_steps, -1)):
+        past = _uses_of(trace, [np.arange(trace.offsets[sequence[token]], token) for token in tokens.tolist()])
+        likeness = _flat(past) @ _flat(known).T
+        found = np.where(likeness.max(axis=1) > 0, likeness.argmax(axis=1), -1)
+        everyone = known.sum(axis=0, keepdims=True)
+        expected[step] = np.concatenate([known, everyone])[found].sum(axis=0)
+    layer = np.arange(len(wanted.expert))[:, None, None]
+    return _widest(expected[:, layer, np.maximum(wanted.expert, 0)], _anyone(wanted), spec.width)
+
+
+MOST_KNOWN = 120  # matrices that MoE-Infinity keeps
+
+
+def _known_sequences(setting: Setting) -> list[NDArray[np.int64]]:
+    """Tokens of the fitted sequences, of the first `MOST_KNOWN`."""
+    starts = np.flatnonzero(np.isin(setting.fit_tokens, setting.trace.offsets[:-1]))
+    return np.split(setting.fit_tokens, starts[1:])[:MOST_KNOWN]
+
+
+def _uses_of(trace: RoutingTrace, tokens: list[NDArray[np.int64]]) -> Scores:
+    """Uses by layer and expert of each list of tokens, float64[list, layer, expert]."""
+    size = trace.n_experts + 1
+    row = np.arange(trace.n_layers)[:, None, None] * size
+    uses = np.zeros((len(tokens), trace.n_layers, trace.n_experts))
+    for place, own in enumerate(tokens):
+        cells = row + np.minimum(trace.ids[:, :, own].astype(np.int64), trace.n_experts)
+        uses[place] = np.bincount(cells.ravel(), minlength=trace.n_layers * size).reshape(trace.n_layers, size)[:, :-1]
+    return uses
+
+
+def _flat(uses: Scores) -> Scores:
+    """Rows of length 1, or of length 0 where nothing was used."""
+    rows = uses.reshape(len(uses), -1)
+    unit: Scores = rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-12)
+    return unit
+
+
 def noisy(wanted: Wanted, setting: Setting, spec: PrefetchSpec) -> Mask:
     """Every used expert with chance `recall`, and wrong ones by their popularity until there are `width`.
 
@@ -63,6 +110,7 @@ GUESSES: dict[GuessName, Guess] = {
     "last": last,
     "popular": popular,
     "learned": learned,
+    "activation": activation,
     "noisy": noisy,
 }
 

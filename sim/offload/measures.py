@@ -12,15 +12,27 @@ def offload_metrics(offloaded: Offloaded, execution: Execution, free_step_times_
 
     free_step_times_s  float64[step]: the same steps with copies that take no time.
     """
-    served, used = offloaded.served, int(offloaded.wanted.used.sum())
+    served, used, low = offloaded.served, int(offloaded.wanted.used.sum()), offloaded.low
     hits = int((served.resident | served.coming).sum())
     ahead = int(served.fetched_ahead.sum())
     step_s = execution.step_times_s
+    copied = (int(served.loaded.sum()) + ahead) / len(step_s)
+    lower: dict[str, float] = {}
+    low_copied = 0.0
+    if low is not None:
+        hits += int(low.resident.sum())
+        low_copied = int(low.loaded.sum()) / len(step_s)
+        lower = {
+            "low_precision_frac": int((low.resident | low.loaded).sum()) / used,
+            "skipped_frac": int(low.skipped.sum()) / used,
+        }
     metrics = {
         "slots_frac": float(offloaded.slots.sum() / offloaded.wanted.placed.sum()),
         "cache_hit_frac": hits / used,
         "hosted_frac": int(served.hosted.sum()) / used,
-        "experts_copied": (int(served.loaded.sum()) + ahead) / len(step_s),
+        "experts_copied": copied + low_copied,
+        "copied_bytes": copied * offloaded.tiers.expert_bytes + low_copied * offloaded.tiers.low_bytes,
+        **lower,
         "exposed_copy_s": float((step_s - free_step_times_s).mean()),
         "busy_frac.to-device": lane_busy_s(execution, "to-device") / step_s.mean(),
         "busy_frac.host": lane_busy_s(execution, "host") / step_s.mean(),

@@ -18,12 +18,15 @@ from placement.moe_time import expert_times_s
 from placement.plan import Placement
 from placement.reduction import Reduction
 from scenarios.errors import ScenarioError
+from scenarios.models import ModelCard
 from scenarios.offload_specs import OffloadSpec
 from scenarios.schedule_specs import ExchangeSpec
 from sim.durations import Duration, Seconds
 from sim.kernel_pricing import machine_of
+from sim.offload.grades import Low
 from sim.offload.misses import MissCosts
 from sim.offload.replay import Replayed
+from sim.offload.slots import lowered
 from sim.offload.wanted import Mask, Wanted
 from sim.program import Layer, Step, Stored, Work
 from sim.setting import Setting
@@ -42,6 +45,7 @@ PIECES = 8
 class Tiers:
     """What a device's host adds: time of one expert's copy, the host's cores for its experts, and the way there.
 
+    low_copy_s, low_bytes  of an expert in the lower precision of `grades`, 0 without; expert_bytes: of any other.
     dram_bytes_per_s  share of the host's memory bandwidth that each device's experts have, all devices at once.
     """
 
@@ -50,6 +54,9 @@ class Tiers:
     dram_bytes_per_s: float
     link_bytes_per_s: float
     link_latency_s: float
+    expert_bytes: float
+    low_copy_s: float = 0.0
+    low_bytes: float = 0.0
 
 
 def tiers_of(setting: Setting, spec: OffloadSpec) -> Tiers:
@@ -75,20 +82,28 @@ def tiers_of(setting: Setting, spec: OffloadSpec) -> Tiers:
     dram_bytes_per_s = cluster.host.dram_bytes_per_s.value / n_devices
     both = spec.miss in ("cheaper", "balanced") or (spec.miss == "host" and spec.prefetch is not None)
     expert_bytes = setting.model.expert_bytes / setting.layout.tp
-    law = copy_law(link)
-    if law is not None:
-        copy_s = float(block_s(expert_bytes, law, link.bytes_per_s.value))
-    else:
-        copy_s = link.latency_s.value + expert_bytes / link.effective_bytes_per_s
+    low_bytes = 0.0 if spec.grades is None else lowered(setting.model, spec.grades).expert_bytes / setting.layout.tp
+    copy_s, low_copy_s = _copy_s(expert_bytes, link), _copy_s(low_bytes, link) if low_bytes else 0.0
     users = (expert_bytes / copy_s, host.dram_bytes_per_s)
     copies, experts = fair_shares(users, dram_bytes_per_s) if both else np.minimum(users, dram_bytes_per_s)
     return Tiers(
         copy_s=max(copy_s, expert_bytes / float(copies)),
+        low_copy_s=max(low_copy_s, low_bytes / float(copies)),
+        expert_bytes=expert_bytes,
+        low_bytes=low_bytes,
         cores=host,
         dram_bytes_per_s=float(experts),
         link_bytes_per_s=link.effective_bytes_per_s,
         link_latency_s=link.latency_s.value,
     )
+
+
+def _copy_s(expert_bytes: float, link: LinkCard) -> float:
+    """Time of one expert's copy over the link, as fast as the host's memory may be."""
+    law = copy_law(link)
+    if law is not None:
+        return float(block_s(expert_bytes, law, link.bytes_per_s.value))
+    return link.latency_s.value + expert_bytes / link.effective_bytes_per_s
 
 
 def copy_law(link: LinkCard) -> CopyLaw | None:
@@ -123,36 +138,31 @@ def miss_costs(setting: Setting, wanted: Wanted, tiers: Tiers) -> MissCosts:
     )
 
 
-def caching(step: Step, served: Replayed, spec: OffloadSpec) -> Step:
-    """The step with the works that serve its experts; `served` masks are bool[step, layer, rank, place]."""
+def caching(step: Step, pricing: OffloadPricing) -> Step:
+    """The step with the works that serve its experts."""
     row = 0
     layers = []
     for layer in step.layers:
         if layer.gate is not None:
-            layer = replace(layer, stored=_stored(layer, served, row, spec))
+            layer = replace(layer, stored=_stored(layer, pricing, row))
             row += 1
         layers.append(layer)
     return replace(step, layers=tuple(layers))
 
 
-def _stored(layer: Layer, served: Replayed, row: int, spec: OffloadSpec) -> Stored:
-    number = layer.number
-    prefetched, hosted = spec.prefetch is not None, served.hosted[:, row].any()
+def _stored(layer: Layer, pricing: OffloadPricing, row: int) -> Stored:
+    number, spec = layer.number, pricing.spec
+    prefetched, hosted = spec.prefetch is not None, pricing.served.hosted[:, row].any()
+    pieces = range(pricing.n_pieces(row))
     return Stored(
         resident=Work("resident", number),
         ahead=Work("ahead", number) if prefetched else None,
         coming=Work("coming", number) if prefetched else None,
-        loads=tuple(
-            (Work("load", number, piece), Work("loaded", number, piece)) for piece in range(_n_pieces(served, row))
-        ),
+        loads=tuple((Work("load", number, piece), Work("loaded", number, piece)) for piece in pieces),
         hosted=Work("hosted", number) if hosted and spec.defer < 1 else None,
         deferred=Work("deferred", number) if hosted and spec.defer > 0 else None,
         lead=spec.prefetch.lead if spec.prefetch is not None else 1,
     )
-
-
-def _n_pieces(served: Replayed, row: int) -> int:
-    return min(PIECES, int(served.loaded[:, row].sum(axis=-1).max()))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -167,13 +177,18 @@ class OffloadPricing:
     served: Replayed
     tiers: Tiers
     spec: OffloadSpec
+    low: Low | None = None
+
+    def n_pieces(self, row: int) -> int:
+        """Pieces that the copies of missed experts of a layer come in."""
+        return min(PIECES, int(self._copied(row).max()))
 
     def prices(self) -> dict[str, list[list[Duration]]]:
         """Times of all works: kind -> [MoE layer][piece] -> float64[step, device]."""
         served, copy_s = self.served, self.tiers.copy_s
         hosted_s = self._on_host()
         parts_s = {
-            "resident": self._on_device(served.resident),
+            "resident": self._on_device(served.resident) + self._low_on_device("resident"),
             "coming": self._on_device(served.coming),
             "ahead": served.fetched_ahead.sum(axis=-1) * copy_s,
             "hosted": hosted_s * (1 - self.spec.defer),
@@ -183,25 +198,45 @@ class OffloadPricing:
         return found | self._loads()
 
     def _loads(self) -> dict[str, list[list[Duration]]]:
-        """Copies of missed experts and their work, piece by piece: pieces differ by one expert at most."""
-        counts = self.served.loaded.sum(axis=-1)
-        worked_s = self._on_device(self.served.loaded)
+        """Copies of missed experts and their work, piece by piece: pieces differ by one expert at most.
+
+        In two precisions every piece is the same mixture of both.
+        """
+        counts, worked_s = (
+            self._copied(slice(None)),
+            self._on_device(self.served.loaded) + self._low_on_device("loaded"),
+        )
+        copies_s = self.served.loaded.sum(axis=-1) * self.tiers.copy_s
+        if self.low is not None:
+            copies_s = copies_s + self.low.loaded.sum(axis=-1) * self.tiers.low_copy_s
         loads: list[list[Duration]] = []
         loaded: list[list[Duration]] = []
         for row in range(counts.shape[1]):
-            n_pieces = _n_pieces(self.served, row)
+            n_pieces = self.n_pieces(row)
             parts = [(counts[:, row] + n_pieces - 1 - piece) // n_pieces for piece in range(n_pieces)]
             shares = [part / np.maximum(counts[:, row], 1) for part in parts]
-            loads.append([self._by_device(part * self.tiers.copy_s) for part in parts])
+            loads.append([self._by_device(share * copies_s[:, row]) for share in shares])
             loaded.append([self._by_device(share * worked_s[:, row]) for share in shares])
         return {"load": loads, "loaded": loaded}
 
-    def _on_device(self, mask: Mask) -> Seconds:
+    def _copied(self, row: int | slice) -> NDArray[np.int64]:
+        """Missed experts of a layer, or all, that are copied, in whatever precision: int64[step, ..., rank]."""
+        loaded: NDArray[np.int64] = self.served.loaded[:, row].sum(axis=-1)
+        return loaded if self.low is None else loaded + self.low.loaded[:, row].sum(axis=-1)
+
+    def _low_on_device(self, name: str) -> Seconds:
+        if self.low is None or self.spec.grades is None:
+            return np.zeros(self.wanted.tokens.shape[:-1])
+        return self._on_device(getattr(self.low, name), lowered(self.setting.model, self.spec.grades))
+
+    def _on_device(self, mask: Mask, model: ModelCard | None = None) -> Seconds:
         """Time of some of the experts on the device, float64[step, layer, rank]: a call of its own where any is."""
         if not mask.any():
             return np.zeros(mask.shape[:-1])
         machine = machine_of(self.setting, self.exchange)
-        return np.moveaxis(expert_times_s(machine, self.placement, self.reduction, only=np.moveaxis(mask, 1, 0)), 1, 0)
+        shape = expert_shape(model or self.setting.model, self.setting.layout.tp)
+        only = np.moveaxis(mask, 1, 0)
+        return np.moveaxis(expert_times_s(machine, self.placement, self.reduction, shape, only=only), 1, 0)
 
     def _on_host(self) -> Seconds:
         """Time of the experts left to the host, with the way of their tokens there and back: [step, layer, rank]."""

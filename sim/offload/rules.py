@@ -1,6 +1,7 @@
 """Who keeps a slot: every rule is an array of priorities, in which the highest stay.
 
-A priority after a step depends on what was asked for, not on what the slots hold, so that it is an array over steps.
+Of most rules a priority after a step depends on what was asked for, not on what the slots hold, so that it is an array
+over steps; `arc` keeps account of the slots.
 """
 
 from __future__ import annotations
@@ -9,10 +10,13 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 
 from scenarios.errors import ScenarioError
 from scenarios.offload_specs import EvictionName, OffloadSpec
-from sim.offload.wanted import Mask, Scores, Wanted
+from sim.offload.arc import Arc
+from sim.offload.replay import Keeper, Listed
+from sim.offload.wanted import Scores, Wanted
 
 
 def static(wanted: Wanted, _spec: OffloadSpec) -> Scores:
@@ -50,7 +54,7 @@ def least_scored(wanted: Wanted, spec: OffloadSpec) -> Scores:
 def fewest_ahead(wanted: Wanted, spec: OffloadSpec) -> Scores:
     """Uses in the next `window` steps: SCH of "Not all models suit expert offloading" (arXiv 2505.16056)."""
     so_far = np.cumsum(wanted.used, axis=0, dtype=np.float64)
-    end = np.minimum(np.arange(len(so_far)) + spec.window, len(so_far) - 1)
+    end = np.minimum(np.arange(len(so_far)) + spec.window * wanted.n_pooled, len(so_far) - 1)
     return so_far[end] - so_far
 
 
@@ -64,11 +68,32 @@ def belady(wanted: Wanted, _spec: OffloadSpec) -> Scores:
     return -following.astype(np.float64)
 
 
+def four_terms(wanted: Wanted, spec: OffloadSpec) -> Scores:
+    """HOBBIT's priority (arXiv 2411.01433): w1 R/T + w2 F/T + w3 H/T + w4 (1 - (layers until its own)/(layers)).
+
+    Of T steps so far, R is that of the last use, F counts uses and H those that had to be in high precision. The last
+    term keeps experts of layers that are next: it tells experts apart where all layers share their slots, and there a
+    step is a layer of one. Formulas read of the paper name the layers of that term the other way round.
+    """
+    n_steps, n_layers = len(wanted.tokens), wanted.n_pooled
+    so_far = np.arange(1, n_steps + 1)[:, None, None, None]
+    recent, frequent, exact, near = spec.terms
+    dear = wanted.used if wanted.dear is None else wanted.dear
+    counts = frequent * np.cumsum(wanted.used, axis=0) + exact * np.cumsum(dear, axis=0)
+    until = (np.arange(n_layers)[None] - np.arange(n_steps)[:, None] % n_layers) % n_layers
+    later = np.repeat(until / n_layers, wanted.tokens.shape[-1] // n_layers, axis=-1)[:, None, None]
+    scores: Scores = (recent * (least_recent(wanted, spec) + 1) + counts) / so_far + near * (1 - later)
+    return scores
+
+
 @dataclass(frozen=True, slots=True)
 class Rule:
-    """A rule of eviction. `admits`: what was copied for a step gets a slot whatever its priority, as engines do."""
+    """A rule of eviction. `admits`: what was copied for a step gets a slot whatever its priority, as engines do.
 
-    priorities: Callable[[Wanted, OffloadSpec], Scores]
+    priorities  of all steps at once; None where they depend on what the slots hold (`arc`).
+    """
+
+    priorities: Callable[[Wanted, OffloadSpec], Scores] | None
     admits: bool = True
     needs_scores: bool = False
 
@@ -77,10 +102,20 @@ RULES: dict[EvictionName, Rule] = {
     "static": Rule(static, admits=False),
     "lru": Rule(least_recent),
     "lfu": Rule(least_frequent),
+    "arc": Rule(None),
     "mrs": Rule(least_scored, needs_scores=True),
+    "hobbit": Rule(four_terms),
     "sch": Rule(fewest_ahead, admits=False),
     "belady": Rule(belady, admits=False),
 }
+
+
+def keeper_of(wanted: Wanted, spec: OffloadSpec, slots: NDArray[np.int64], ties: Scores) -> Keeper:
+    """Who keeps the `slots` int64[row] by the rule of the scenario; rows are the layers and ranks of `wanted`."""
+    rule, n_places = RULES[spec.evict], wanted.tokens.shape[-1]
+    if rule.priorities is None:
+        return Arc(slots, ties)
+    return Listed(rule.priorities(wanted, spec).reshape(len(wanted.tokens), -1, n_places))
 
 
 def tie_break(wanted: Wanted, spec: OffloadSpec) -> Scores:
@@ -90,15 +125,3 @@ def tie_break(wanted: Wanted, spec: OffloadSpec) -> Scores:
     ranks = np.argsort(np.argsort(-np.where(wanted.placed, order, -1.0), axis=-1, kind="stable"), axis=-1)
     ties: Scores = 1 - (ranks + 1) / n_places
     return ties
-
-
-def highest(candidates: Mask, scores: Scores, slots: np.ndarray) -> Mask:
-    """The `slots` int64[row] candidates of highest score of every row, bool[row, place]; scores of a row all differ."""
-    n_places = scores.shape[-1]
-    ranked = np.where(candidates, scores, -np.inf)
-    last = n_places - np.minimum(slots, n_places)
-    within = np.minimum(last, n_places - 1)
-    ranked_at = np.partition(ranked, np.unique(within), axis=-1)
-    threshold = np.where(last < n_places, np.take_along_axis(ranked_at, within[:, None], axis=-1)[:, 0], np.inf)
-    kept: Mask = candidates & (scores >= threshold[:, None])
-    return kept

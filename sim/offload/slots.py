@@ -7,18 +7,32 @@ from numpy.typing import NDArray
 
 from placement.plan import Placement
 from scenarios.errors import ScenarioError
-from scenarios.offload_specs import OffloadSpec
+from scenarios.models import ModelCard
+from scenarios.offload_specs import GradesSpec, OffloadSpec
 from scenarios.schedule_specs import ScheduleSpec
 from sim.setting import Setting
 
 
 def slots_of(placement: Placement, spec: OffloadSpec) -> NDArray[np.int64]:
-    """Slots of every rank, int64[layer, rank]: never more than the experts placed on it."""
+    """Slots of every rank, int64[layer, rank], of one pool int64[1, rank]: never more than the experts placed on it."""
     placed = placement.slots_per_rank().astype(np.int64)
+    if spec.pool == "model":
+        placed = placed.sum(axis=0, keepdims=True)
     shared = np.rint(placed * (spec.share or 0.0)).astype(np.int64)
     slots = np.minimum(shared if spec.slots is None else spec.slots, placed)
     slots[: spec.whole_layers] = placed[: spec.whole_layers]
     return slots
+
+
+def low_slots_of(placement: Placement, spec: OffloadSpec) -> NDArray[np.int64]:
+    """Slots for experts in low precision of every rank, int64[layer, rank], of one pool int64[1, rank]."""
+    n_slots = 0 if spec.grades is None else spec.grades.slots
+    return np.minimum(n_slots, slots_of(placement, spec.model_copy(update={"slots": None, "share": 1.0})))
+
+
+def lowered(model: ModelCard, grades: GradesSpec) -> ModelCard:
+    """The model with its experts in the lower precision."""
+    return model.model_copy(update={"expert_dtype": grades.dtype})
 
 
 def check_offload(setting: Setting, placement: Placement, schedule: ScheduleSpec, spec: OffloadSpec) -> None:

@@ -7,10 +7,12 @@ from dataclasses import dataclass
 from itertools import pairwise
 
 import numpy as np
+from numpy.typing import NDArray
 
 from hwmodels.cluster import build_cluster
 from scenarios.errors import MemoryInfeasible
 from scenarios.serving_specs import ServingSpec
+from scenarios.workload_specs import tokens_by_phase
 from sim.memory import GIB, DeviceMemory, device_memory, kv_bytes_per_request
 from sim.serving.loop import Served, serve
 from sim.serving.measures import serving_metrics
@@ -23,7 +25,7 @@ from traces.requests import requests_of
 StepOf = Callable[[Setting], float]
 TABLE_STEPS = 4  # steps of the trace that an entry of a table is the mean of; fewer, down to 1, where they are large:
 TABLE_TOKENS = 1 << 14  # tokens of all these steps
-CHECKS = 3  # sizes of each phase between entries at which the tables are checked
+CHECKS = 3  # sizes between entries at which the tables are checked, of either phase and of both at once
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,11 +46,12 @@ def serve_plan(session: Session, plan: Plan, spec: ServingSpec, step_of: StepOf)
 
     n_devices = build_cluster(plan.cluster, session.base).n_devices
 
-    def setting_of(phase: Phase, tokens: int, context_tokens: int | None = 1) -> Setting:
+    def setting_of(phase: Phase, tokens: int, context_tokens: int | None = 1, prompt_tokens: int = 0) -> Setting:
         workload = session.spec.workload.model_copy(
             update={
                 "phase": phase,
                 "tokens_per_device": tokens,
+                "prompt_tokens": prompt_tokens,
                 "context_tokens": context_tokens,
                 "steps": max(1, min(TABLE_STEPS, TABLE_TOKENS // (tokens * n_devices))),
             }
@@ -59,11 +62,9 @@ def serve_plan(session: Session, plan: Plan, spec: ServingSpec, step_of: StepOf)
     tp, n_ranks = first.attention_tp, first.cluster.n_devices // first.attention_tp
     sizes = _sizes(plan.schedule.n_parts, -(-spec.token_budget // tp))
     prices = fill_tables(setting_of, step_of, sizes, plan.schedule.step_overhead)
-    errors = [
-        _error(prices, setting_of(phase, tokens, None), phase, step_of)
-        for phase in ("decode", "prefill")
-        for tokens in _between(sizes)
-    ]
+    checked = [setting_of(phase, tokens, None) for phase in ("decode", "prefill") for tokens in _between(sizes)]
+    checked += [setting_of("decode", tokens, None, tokens // 2) for tokens in _between(sizes) if tokens > 1]
+    errors = [_error(prices, setting, step_of) for setting in checked]
     n_blocks = _kv_tokens(session, plan, first, spec) // spec.block_tokens
     requests = requests_of(spec.requests, session.base, session.spec.seed)
     served = serve(requests, spec, n_ranks, n_blocks, prices)
@@ -95,19 +96,25 @@ def _between(sizes: list[int]) -> list[int]:
     return [middle[i] for i in np.linspace(0, len(middle) - 1, min(CHECKS, len(middle))).astype(int)]
 
 
-def _error(prices: TablePrices, setting: Setting, phase: Phase, step_of: StepOf) -> float:
+def _error(prices: TablePrices, setting: Setting, step_of: StepOf) -> float:
     """By how much the tables miss the simulated steps of a setting with the trace's own contexts."""
     contexts, tp = setting.batches.contexts, setting.attention_tp
-    ranks = contexts.reshape(len(contexts), -1, contexts.shape[-1] * tp)
-    told = np.mean([prices.iteration_s([_load(rank, phase, tp) for rank in step]) for step in ranks])
-    return float(told / (step_of(setting) + prices.host_s) - 1)
+    n_decode, _ = tokens_by_phase(setting.workload)
+    ranks = contexts.reshape(len(contexts), -1, tp, contexts.shape[-1])
+    told = [prices.iteration_s([_load(rank, n_decode) for rank in step]) for step in ranks]
+    return float(np.mean(told) / (step_of(setting) + prices.host_s) - 1)
 
 
-def _load(contexts: np.ndarray, phase: Phase, tp: int) -> RankLoad:
-    tokens, attended = len(contexts), int(contexts.sum())
-    if phase == "decode":
-        return RankLoad(decoding=tokens, context_tokens=attended)
-    return RankLoad(prompt_tokens=tokens, attended_pairs=attended, finishing=tp)
+def _load(contexts: NDArray[np.int64], n_decode: int) -> RankLoad:
+    """What a rank does whose devices have these contexts, int64[device, token], `n_decode` of requests each."""
+    asked, prompts = contexts[:, :n_decode], contexts[:, n_decode:]
+    return RankLoad(
+        decoding=asked.size,
+        context_tokens=int(asked.sum()),
+        prompt_tokens=prompts.size,
+        attended_pairs=int(prompts.sum()),
+        finishing=len(contexts) if prompts.size else 0,
+    )
 
 
 def _kv_tokens(session: Session, plan: Plan, setting: Setting, spec: ServingSpec) -> int:

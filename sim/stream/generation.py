@@ -118,6 +118,8 @@ def check_streams(setting: Setting, plan: Plan) -> None:
         raise ScenarioError("memory.stream: weights of a training step do not stream; leave it out")
     if plan.schedule.launch != "graph":
         raise ScenarioError(f"schedule.launch {plan.schedule.launch}: launches are not counted where weights stream")
+    if generate is not None and plan.schedule.layer_overhead:
+        raise ScenarioError(f"schedule.layer_overhead: not known to {overlap}; use schedule.step_overhead")
     if generate is not None and setting.cluster.n_devices > 1:
         raise ScenarioError(
             f"workload.generate: {setting.cluster.n_devices} devices, and streamed generation is of one; set "

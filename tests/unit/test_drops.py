@@ -1,5 +1,6 @@
 """Drops at full experts: token by token against a queue written out, and where drops fall in a request."""
 
+from dataclasses import replace
 from typing import get_args
 
 import numpy as np
@@ -9,7 +10,7 @@ from scenarios.routing_specs import DropOrder
 from tests.small import random_ids, trace_of
 from traces.batches import Batches
 from traces.drops import Capacity, capped_sequences, capped_steps, kept_choices, route_shares
-from traces.routes import with_gate_weights
+from traces.gate_weights import drawn_weights
 from traces.routing import RoutingTrace
 
 E, K = 6, 2
@@ -24,7 +25,7 @@ def batches_of(trace: RoutingTrace, steps: int = 2, devices: int = 3, tokens: in
 
 def weighted_trace(unused_frac: float = 0.0) -> RoutingTrace:
     trace = trace_of(random_ids((2, K, 96), E, 2, unused_frac), E, [16] * 6, weight_ordered=True)
-    return with_gate_weights(trace, 1.0, np.random.default_rng(0))
+    return replace(trace, weights=drawn_weights(trace.ids, E, 1.0, np.random.default_rng(0)))
 
 
 @pytest.mark.parametrize("seed", range(5))

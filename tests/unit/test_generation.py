@@ -234,6 +234,7 @@ class TestMemory:
         ({"cluster": {"node": "t4-4"}}, "4 devices, and streamed generation is of one"),
         ({"memory": {"stream": {"slots": 3}}}, "leave slots out"),
         ({"schedule": {"overlap": "cgopipe", "launch": "eager"}}, "launches are not counted"),
+        ({"schedule": {"overlap": "cgopipe", "layer_overhead": "1 ms"}}, "not known to cgopipe"),
         ({"cluster": {"node": "h800-8", "devices_per_node": 1}}, "no host whose memory"),
         (
             {"schedule": {"overlap": "ring"}, "workload": {"generate": None}, "memory": {"stream": {"slots": 4}}},

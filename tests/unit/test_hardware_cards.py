@@ -25,7 +25,8 @@ CARDS = list_cards()
 
 # fmt: off
 DEVICES = [
-    "v100-pcie", "t4", "rtx-2080-ti", "l4", "l20", "l40s", "a40", "a6000", "rtx-3090", "rtx-4090", "rtx-pro-6000",
+    "v100-pcie", "t4", "rtx-2080-ti", "l4", "l20", "l40s", "a40", "a5000", "a6000", "rtx-3090", "rtx-4090",
+    "rtx-pro-6000", "rtx-6000-turing", "rtx-6000-ada",
     "a100-40", "a100-80", "a800", "h20", "h100-sxm", "h100-pcie", "h800", "h200-sxm", "b200",
     "gb200", "ascend-910c", "logic-pim", "bank-pim", "bankgroup-pim", "zen4-core",
 ]
@@ -40,6 +41,9 @@ DATASHEET = [
     ("l40s", 48, 864, "bf16", 362.05, 142),  # L40S datasheet
     ("a40", 48, 696, "bf16", 149.7, 84),  # A40 datasheet
     ("a6000", 48, 768, "bf16", 309.7 / 2, 84),  # RTX A6000 datasheet, 309.7 with sparsity
+    ("a5000", 24, 768, "bf16", 222.2 / 2, 64),  # RTX A5000 datasheet, 222.2 with sparsity
+    ("rtx-6000-turing", 24, 672, "fp16", 130.5, 72),  # Turing whitepaper, Quadro RTX 6000
+    ("rtx-6000-ada", 48, 960, "bf16", 1457 / 4, 142),  # RTX 6000 Ada datasheet, 1,457 in fp8 with sparsity
     ("rtx-3090", 24, 936, "bf16", 71, 82),  # GA102 whitepaper, fp32 accumulation
     ("rtx-4090", 24, 1008, "bf16", 165.2, 128),  # Ada whitepaper, fp32 accumulation
     ("a100-40", 40, 1555, "bf16", 312, 108),  # A100 datasheet
@@ -186,7 +190,7 @@ def test_every_link_and_host_is_used_or_stands_for_itself() -> None:
     spare_kernels = {card.name for card in CARDS.cpu_kernels} - {card.kernels for card in CARDS.hosts}
     assert spare_kernels == {"epyc-9r14-ggml"}  # the other engine of that host
     spare_hosts = {card.name for card in CARDS.hosts} - hosts
-    assert spare_hosts == {"xeon-e5-2650v4", "xeon-6126-2s", "xeon-8480plus-2s", "epyc-9r14-1s"}
+    assert spare_hosts == {"xeon-e5-2650v4", "epyc-9r14-1s"}
 
 
 @pytest.mark.parametrize("card", CARDS.links, ids=lambda card: card.name)

@@ -91,7 +91,7 @@ def test_later_stages_report_at_a_line(file: Path) -> None:
             "zzz: 2",
             "a.yaml:3 cluster.zzz: unknown key (known: node, nodes, device, devices_per_node, cards, kernels, "
             "experts_slowdown, intra_bandwidth, inter_bandwidth, intra_message, inter_message, host, host_bandwidth, "
-            "host_message, sustained_frac, experts)",
+            "host_message, host_memory_bandwidth, sustained_frac, experts)",
         ),
         (
             "    - {solver: eplb, redundant",
@@ -198,7 +198,7 @@ def test_an_error_of_a_section_is_not_repeated_for_the_entries_that_it_completes
         "a.yaml:3 cluster.nodes: must be greater than 0, got 0",
         "a.yaml:3 cluster.size: unknown key (known: node, nodes, device, devices_per_node, cards, kernels, "
         "experts_slowdown, intra_bandwidth, inter_bandwidth, intra_message, inter_message, host, host_bandwidth, "
-        "host_message, sustained_frac, experts)",
+        "host_message, host_memory_bandwidth, sustained_frac, experts)",
     ]
 
 

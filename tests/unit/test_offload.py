@@ -11,13 +11,13 @@ from numpy.typing import NDArray
 from pydantic import ValidationError
 
 from scenarios.errors import MemoryInfeasible, ScenarioError
-from scenarios.offload_specs import OffloadSpec, PrefetchSpec
+from scenarios.offload_specs import EvictionName, OffloadSpec, PrefetchSpec
 from scenarios.specs import ScenarioSpec
 from sim.offload.guesses import follow_chances, guessed
 from sim.offload.misses import MissCosts, balanced, split_of
 from sim.offload.prices import PIECES
 from sim.offload.replay import Requests, replay
-from sim.offload.rules import RULES, tie_break
+from sim.offload.rules import RULES, keeper_of, tie_break
 from sim.offload.wanted import Wanted
 from sim.result import RunResult
 from sim.run import run
@@ -49,12 +49,13 @@ def requests_of(wanted: Wanted, spec: OffloadSpec, ahead: NDArray[np.bool_] | No
     rule = RULES[spec.evict]
     rows = (N_STEPS, -1, N_EXPERTS)
     placed = wanted.placed.reshape(rows[1:])
+    slots, ties = np.full(len(placed), spec.slots), tie_break(wanted, spec).reshape(rows[1:])
     return Requests(
         used=wanted.used.reshape(rows),
         ahead=None if ahead is None else ahead.reshape(rows),
-        priorities=rule.priorities(wanted, spec).reshape(rows),
-        ties=tie_break(wanted, spec).reshape(rows[1:]),
-        slots=np.full(len(placed), spec.slots),
+        keeper=keeper_of(wanted, spec, slots, ties),
+        ties=ties,
+        slots=slots,
         placed=placed,
         admits=rule.admits,
     )
@@ -74,15 +75,17 @@ def test_slots_do_what_the_cache_replay_of_traces_does(evict: str, admission: st
     np.testing.assert_array_equal(got.loaded.sum(axis=-1), want.event_misses)
 
 
-@pytest.mark.parametrize("evict", ["lru", "mrs", "sch", "static"])
-def test_a_loop_over_sets_agrees(evict: str) -> None:
+@pytest.mark.parametrize("evict", [name for name, rule in RULES.items() if rule.priorities is not None])
+def test_a_loop_over_sets_agrees(evict: EvictionName) -> None:
     """The words of the rule, one expert after another, from warm slots on and with copies ahead."""
     wanted = wanted_with(1, n_rows=1)
     spec = OffloadSpec.model_validate({"slots": 5, "evict": evict})
     rng = np.random.default_rng(2)
     ahead = (rng.random(wanted.tokens.shape) < 0.15) if evict != "static" else np.zeros(wanted.tokens.shape, bool)
     got = replay(requests_of(wanted, spec, ahead))
-    priority = RULES[evict].priorities(wanted, spec)[:, 0, 0]  # type: ignore[index]
+    listed = RULES[evict].priorities
+    assert listed is not None
+    priority = listed(wanted, spec)[:, 0, 0]
     tie = tie_break(wanted, spec)[0, 0]
     held = set(np.argsort(-tie)[:5].tolist())
     for step in range(N_STEPS):
@@ -97,7 +100,7 @@ def test_a_loop_over_sets_agrees(evict: str) -> None:
         assert set(np.flatnonzero(got.resident[step, 0])) == used & held - came
         missed = used - held
         assert set(np.flatnonzero(got.loaded[step, 0])) == missed
-        forced = missed if RULES[evict].admits else set()  # type: ignore[index]
+        forced = missed if RULES[evict].admits else set()
         now = priority[step]
         order = sorted(held | missed, key=lambda e: (e in forced, now[e], tie[e]), reverse=True)
         held = set(order[:5])

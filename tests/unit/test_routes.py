@@ -8,17 +8,20 @@ import pytest
 from numpy.typing import NDArray
 
 from scenarios.cluster_specs import ClusterSpec, ParallelSpec
-from scenarios.errors import PlacementError, TraceError
+from scenarios.errors import PlacementError, ScenarioError, TraceError
 from scenarios.routing_specs import RoutingSpec
 from scenarios.schedule_specs import ScheduleSpec
+from scenarios.specs import ScenarioSpec
 from scenarios.workload_specs import SynthesisSpec, WorkloadSpec
 from sim.bound.resources import resources
 from sim.priced_steps import execute_schedule
+from sim.run import run
 from sim.session import placement_problem, reduced
 from sim.setting import Setting, make_setting, open_trace
 from sim.steps import chosen
 from tests.small import even_placement, random_ids, tiny_model, trace_of
-from traces.routes import best_choices, masked, most_loaded, nucleus, with_gate_weights, without_null
+from traces.gate_weights import drawn_weights
+from traces.routes import best_choices, masked, most_loaded, nucleus, without_null
 from traces.routing import RoutingTrace
 from traces.stats import expert_loads
 
@@ -28,7 +31,7 @@ E, K, TOKENS = 16, 4, 60
 def weighted(*, ordered: bool = False, unused_frac: float = 0.0, spread: float = 1.0) -> RoutingTrace:
     """Two layers with gate weights, in descending order or shuffled."""
     trace = trace_of(random_ids((2, K, TOKENS), E, 1, unused_frac), E, [20] * 3, weight_ordered=True)
-    trace = with_gate_weights(trace, spread, np.random.default_rng(0))
+    trace = replaced(trace, weights=drawn_weights(trace.ids, E, spread, np.random.default_rng(0)), weight_ordered=True)
     if ordered:
         return trace
     order = np.random.default_rng(1).permuted(np.broadcast_to(np.arange(K)[None, :, None], trace.ids.shape), axis=1)
@@ -112,15 +115,6 @@ def test_a_mask_works_with_all_256_ids_of_a_byte() -> None:
     got = masked(trace, [list(range(240, 256))], np.random.default_rng(0))
     assert got.ids.min() >= 240
     assert all(len(set(token)) == 8 for token in got.ids[0].T)
-
-
-def test_made_up_gate_weights_are_the_largest_of_a_softmax() -> None:
-    weights = weighted(ordered=True).weights
-    assert weights is not None
-    assert (np.diff(weights.astype(float), axis=1) <= 0).all()
-    assert ((weights.sum(axis=1) > K / E) & (weights.sum(axis=1) <= 1)).all()
-    flat = weighted(ordered=True, spread=1e-3).weights
-    assert np.allclose(np.asarray(flat, float), 1 / E, rtol=0.02)
 
 
 PLAIN_TRACE = trace_of(random_ids((2, 2, 64), 8), 8)
@@ -262,3 +256,24 @@ def test_changed_routes_under_schedules_stay_below_their_bound(
     assert times[0] == pytest.approx(times[1], rel=1e-9)
     rows = resources(setting, placement, reduction, spec.exchange)
     assert 16 * 8 / times[0].mean() <= min(row.tokens_per_s for row in rows) * (1 + 1e-9)
+
+
+@pytest.mark.parametrize(
+    ("changes", "text"),
+    [
+        ({"model": {"card": "olmoe-1b-7b", "iterations": 2, "top_k": 4}}, "several runs of a layer .* memory.offload"),
+        ({"workload": {"routing": {"capacity_factor": 1.0}}}, "activation looks at a request's past"),
+    ],
+)
+def test_parts_that_do_not_go_together_are_named(changes: dict[str, Any], text: str) -> None:
+    scenario: dict[str, Any] = {
+        "name": "both",
+        "model": "olmoe-1b-7b",
+        "cluster": {"node": "h200-sxm-8"},
+        "workload": {"synthetic": {"tokens": 512, "sequence_tokens": 32}, "tokens_per_device": 4, "steps": 2},
+        "memory": {"offload": {"slots": 32, "prefetch": {"by": "activation", "width": 4}}},
+    }
+    scenario["workload"] |= changes.get("workload", {})
+    spec = ScenarioSpec.model_validate(scenario | {name: c for name, c in changes.items() if name != "workload"})
+    with pytest.raises(ScenarioError, match=text):
+        run(spec, Path(), "0")
