@@ -287,7 +287,7 @@ def _head(setting: Setting, tokens: Tokens, held: Tokens | None) -> Seconds:
     n_positions = logit_positions(setting.workload)
     positions = np.full_like(tokens, n_positions)
     if held is not None:
-        positions = np.round(held * (n_positions / setting.workload.tokens_per_device)).astype(np.int64)
+        positions = np.round(held * (n_positions / max(setting.workload.tokens_per_device, 1))).astype(np.int64)
     return head_s(
         positions * tp, model.hidden_size, model.vocab_size, tp, model.activation_dtype, setting.cluster.device
     )
