@@ -15,7 +15,7 @@ from scenarios.serving_specs import ServingSpec
 from scenarios.specs import CompareSpec, ScenarioSpec
 from scenarios.stream_specs import GENERATING
 from sim import metrics as measure
-from sim.bands import step_band
+from sim.bands import UNREAD, step_band
 from sim.coherent import context_bytes
 from sim.constants import constants_of
 from sim.describe import described, notes, plan_name, provenance, table_title
@@ -217,7 +217,7 @@ def _measured(session: Session, plan: Plan, ran: _Ran) -> RunResult:
     steps = ran.priced.steps
     setting, placement, reduction, schedule = steps.setting, steps.placement, steps.reduction, steps.schedule
     execution = on_devices(ran.execution, setting)
-    band = step_band(setting, ran.priced.prices, ran.priced.op_list, schedule)
+    band = step_band(setting, ran.priced.prices, ran.priced.op_list, schedule) if session.banded else UNREAD
     begins_s = replay(execution.step_times_s, schedule.step_overhead)
     times = measure.time_metrics(execution, begins_s, setting, schedule.step_overhead)
     energy = energy_metrics(setting, placement, reduction, schedule, times["tokens_per_s"])

@@ -80,11 +80,13 @@ class Session:
     """Caches by content; `base` is the folder that paths of the scenario are relative to.
 
     spills  experts may exceed device memory: the rest waits in the host's, and is simulated as if it did not.
+    banded  results carry error bands; without, their ends are the prediction itself.
     """
 
     spec: ScenarioSpec
     base: Path
     spills: bool = False
+    banded: bool = True
     model: ModelCard = field(init=False)
     shared: Shared = field(default_factory=Shared)
     settings: dict[str, Setting] = field(default_factory=dict)

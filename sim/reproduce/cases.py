@@ -142,7 +142,7 @@ class Cases:
     def _simulated(self, case: str, more: dict[str, Any]) -> Simulated:
         spec = self._scenario(case, more)
         try:
-            session = Session(spec, self.base, shared=self.shared)
+            session = Session(spec, self.base, banded=False, shared=self.shared)
             comparison = compare_in(session, CompareSpec(), self.version)
         except MemoryInfeasible:
             return Simulated(metrics={FEASIBLE: 0.0})

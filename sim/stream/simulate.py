@@ -9,7 +9,7 @@ import numpy as np
 from placement.plan import Placement
 from placement.reduction import Reduction
 from sim import metrics as measure
-from sim.bands import StepBand
+from sim.bands import UNREAD, StepBand
 from sim.describe import described, plan_name
 from sim.outcome import Outcome, result_of
 from sim.result import RunResult
@@ -36,7 +36,7 @@ def simulate_generation(session: Session, setting: Setting, plan: Plan) -> RunRe
     made = _made(session, setting, plan)
     memory = checked_memory(made.setting, made.placement, plan)
     times, execution = _times(made), made.generation.steps.executed()
-    band = generation_band(made.generation, made.setting, plan)
+    band = generation_band(made.generation, made.setting, plan) if session.banded else UNREAD
     outcome = Outcome(
         setting=made.generation.steps.setting,
         placement=made.placement,
