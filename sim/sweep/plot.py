@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import matplotlib as mpl
 import numpy as np
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, NullFormatter
 
 from sim.plots import LINE_COLORS, STYLE, WIDTH_IN
 from sim.sweep.findings import Effect, done, effects, front, throughput, tokens_per_s_per_user
@@ -46,8 +47,8 @@ def map_figure(results: Sequence[Result], metric: str) -> Figure | None:
             for (row, column), value in np.ndenumerate(cells):
                 if np.isfinite(value):
                     color = "white" if value < middle else "#222222"
-                    axes.text(column, row, f"{value:.4g}", ha="center", va="center", fontsize=6.5, color=color)
-        figure.colorbar(image, ax=axes, label=f"{metric}, mean over the other axes")
+                    axes.text(column, row, _shown(value), ha="center", va="center", fontsize=6.5, color=color)
+        figure.colorbar(image, ax=axes, label=metric)
     return figure
 
 
@@ -69,7 +70,8 @@ def _draw_effect(axes: mpl.axes.Axes, effect: Effect) -> None:
     axes.plot(range(len(effect.means)), list(effect.means.values()), "o-", ms=3.5, lw=1.3, color=LINE_COLORS[1])
     axes.set_xticks(range(len(effect.means)), [name if len(name) < 18 else f"{name[:16]}…" for name in effect.means])
     if sum(map(len, effect.means)) > 26:
-        axes.tick_params(axis="x", rotation=45)
+        axes.tick_params(axis="x", rotation=20)
+    axes.yaxis.set_major_formatter(lambda value, _place: _shown(value))
     axes.set_title(f"{effect.path}: {effect.span:.0%}" if np.isfinite(effect.span) else effect.path)
     axes.grid(axis="y")
 
@@ -91,8 +93,16 @@ def front_figure(results: Sequence[Result]) -> Figure | None:
         )
         axes.set(xlabel="tokens/s of a user", ylabel="tokens/s of a device")
         axes.set(xscale="log", yscale="log")
+        for axis in (axes.xaxis, axes.yaxis):
+            axis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+            axis.set_major_formatter(lambda value, _place: _shown(value))
+            axis.set_minor_formatter(NullFormatter())
         axes.grid(True)
     return figure
+
+
+def _shown(value: float) -> str:
+    return f"{value:,.0f}" if value >= 1000 else f"{value:.4g}"
 
 
 def _speeds(result: Result) -> tuple[float, float]:
