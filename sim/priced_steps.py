@@ -10,11 +10,12 @@ from placement.reduction import Reduction
 from scenarios.schedule_specs import ScheduleSpec
 from scenarios.specs import MemorySpec
 from sim.execution import executed
+from sim.forward import build_step
 from sim.kernel_pricing import machine_of
 from sim.launches import launched_eagerly, slowed_by_engine
 from sim.metrics import Execution
 from sim.moving import fetch_in, move_prices, moving
-from sim.offload.offloaded import Offloaded, offloaded_of, serving
+from sim.offload.offloaded import Offloaded, from_host, offloaded_of
 from sim.payload import encode_prices, payload_prices, wrapped
 from sim.pim_pricing import near, with_units
 from sim.policies import MICROBATCHED, POLICIES, SPLIT_ATTENTION, STREAMS, TILED
@@ -22,7 +23,7 @@ from sim.policies.cached import cached
 from sim.policies.near_memory import near_memory
 from sim.pricing import Prices, price
 from sim.program import OpList, Step, compile_program
-from sim.setting import Setting, build_step
+from sim.setting import Setting
 from sim.stream.prices import ring_prices
 from sim.stream.works import ringed
 from sim.tile_pricing import tile_prices
@@ -73,7 +74,7 @@ def priced(steps: Steps) -> PricedSteps:
     if setting.trains:
         op_list, prices = train_program(setting, placement, schedule, step, prices)
     elif offloaded is not None:
-        step, prices = serving(step, prices, offloaded, (setting, placement, reduction, schedule))
+        step, prices = from_host(step, prices, offloaded, (setting, placement, reduction, schedule))
         op_list = compile_program(cached, step)
     elif schedule.pim != "none":
         step = near(step, setting, schedule)

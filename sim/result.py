@@ -68,8 +68,29 @@ class RunResult:
         return {"name": self.name, "plan": self.plan, "metrics": self.metrics, "breakdown_s": self.breakdown_s}
 
 
-LATENCIES = frozenset({"e2e_s.mean"})
-"""Metrics that rank plans the other way round."""
+COSTS = frozenset(
+    {
+        "memory_bytes",
+        "bytes",
+        "load_imbalance",
+        "model_error",
+        "table_error",
+        "cross_device_frac",
+        "cross_node_frac",
+        "dropped_frac",
+        "bubble_frac",
+        "n_preempted",
+        "energy_j_per_token",
+        "cost_usd_per_mtok",
+    }
+)
+"""Metrics that are better low, beside times."""
+
+
+def is_cost(metric: str) -> bool:
+    """Whether less of a metric is better."""
+    name = metric.split(".")[0]
+    return (name.endswith("_s") and "_per_s" not in name) or name in COSTS
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -99,7 +120,7 @@ class Table:
     def lead(self, result: RunResult, other: RunResult) -> float:
         """How many times better one plan is than another, minus one; of latencies the shorter one is."""
         mine, theirs = result.metrics[self.ranked_by], other.metrics[self.ranked_by]
-        better, worse = (theirs, mine) if self.ranked_by in LATENCIES else (mine, theirs)
+        better, worse = (theirs, mine) if is_cost(self.ranked_by) else (mine, theirs)
         return better / worse - 1 if worse else 0.0 if better == worse else math.inf
 
 

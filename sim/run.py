@@ -31,14 +31,14 @@ from sim.outcome import Outcome, result_of
 from sim.pipelines.piped import piped
 from sim.pools import on_devices
 from sim.priced_steps import PricedSteps, Steps, priced
-from sim.result import LATENCIES, Comparison, RunResult, Table
+from sim.result import Comparison, RunResult, Table, is_cost
 from sim.schedule_search import Speed, search
 from sim.serving.simulate import serve_plan
 from sim.session import Plan, Session
 from sim.setting import Setting, sides_of
 from sim.stream.measures import stream_metrics
 from sim.stream.memory import checked_memory
-from sim.stream.simulate import generation_speed, simulate_generation
+from sim.stream.simulate import generated, generation_result
 from sim.together import check_together
 
 RANKED_BY = ("goodput_tokens_per_s", "e2e_s.mean", "tokens_per_s")
@@ -127,9 +127,9 @@ def simulate(session: Session, setting: Setting, plan: Plan) -> RunResult:
 def _timed(session: Session, setting: Setting, plan: Plan) -> tuple[Speed, Callable[[], RunResult]]:
     """The speed of a plan, host time included, and what measures all else of it."""
     if plan.schedule.overlap in GENERATING:
-        step_s, tokens_per_s = generation_speed(session, setting, plan)
-        speed = Speed(step_time_s=step_s, tokens_per_s=tokens_per_s)
-        return speed, lambda: simulate_generation(session, setting, plan)
+        made = generated(session, setting, plan)
+        speed = Speed(step_time_s=made.times["step_time_s"], tokens_per_s=made.times["tokens_per_s"])
+        return speed, lambda: generation_result(session, plan, made)
     placement = session.plan_of(setting, plan).placement
     if setting.n_stages > 1 or setting.workload.microbatches is not None:
         result = piped(session, setting, plan, placement, partial(_simulated, session))
@@ -257,7 +257,7 @@ def _table(spec: ScenarioSpec, setting: Setting, results: list[RunResult]) -> Ta
     if twice:
         raise ScenarioError(f"compare: several plans are called {', '.join(twice)}; give them a `name:`")
     ranked_by = next(name for name in RANKED_BY if all(name in result.metrics for result in results))
-    sign = 1 if ranked_by in LATENCIES else -1
+    sign = 1 if is_cost(ranked_by) else -1
     return Table(
         title=table_title(setting.workload, spec),
         workload=setting.workload.model_dump(exclude_none=True),

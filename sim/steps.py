@@ -11,7 +11,7 @@ from scenarios.errors import ScenarioError
 from scenarios.models import ModelCard
 from scenarios.routing_specs import MaskSpec, RoutingSpec
 from scenarios.workload_specs import WorkloadSpec
-from traces.batches import Batches, compose_batches
+from traces.batches import Batches, compose_batches, with_prompts
 from traces.drops import Capacity, capped_sequences, capped_steps
 from traces.routes import best_choices, iterated, joined, masked, most_loaded, nucleus, spaced, without_null
 from traces.routing import RoutingTrace
@@ -76,6 +76,26 @@ def composed(
 ) -> Batches:
     """`shape` (steps, devices) steps of the sequences, with the choices that find room on a device or in a step."""
     return dropped(as_chosen(trace, sequences, workload, shape, rng), workload.routing)
+
+
+def judged_steps(
+    trace: RoutingTrace,
+    sequences: NDArray[np.int64],
+    workload: WorkloadSpec,
+    n_devices: int,
+    n_sharing: int,
+    seed: int,
+) -> Batches:
+    """The steps of the workload with the choices of the trace, and their prompts, each on `n_sharing` devices."""
+    shape = workload.steps, n_devices
+    return with_prompts(
+        as_chosen(trace, sequences, workload, shape, np.random.default_rng([seed, 1])),
+        trace,
+        sequences,
+        n_tokens=workload.prompt_tokens,
+        n_sharing=n_sharing,
+        rng=np.random.default_rng([seed, 3]),
+    )
 
 
 def spread_steps(

@@ -28,13 +28,14 @@ from scenarios.placement_specs import PlacementSpec
 from scenarios.schedule_specs import ScheduleSpec
 from scenarios.workload_specs import SynthesisSpec, WorkloadSpec
 from sim.durations import Duration, ExchangeTime
+from sim.forward import build_step
 from sim.kernel_pricing import token_bytes
 from sim.laws import LAWS
 from sim.policies import POLICIES
 from sim.pricing import price
 from sim.program import compile_program
 from sim.session import solve_placement
-from sim.setting import Setting, build_step, make_setting, open_trace
+from sim.setting import Setting, make_setting, open_trace
 from sim.vector import execute
 from traces.routing import RoutingTrace
 

@@ -93,7 +93,7 @@ def _changed(masks: Masks, change: Callable[[Mask], Mask]) -> Masks:
     return replace(masks, **{one.name: change(getattr(masks, one.name)) for one in fields(masks)})
 
 
-def serving(
+def from_host(
     step: Step, prices: Prices, offloaded: Offloaded, priced: tuple[Setting, Placement, Reduction, ScheduleSpec]
 ) -> tuple[Step, Prices]:
     """The step and its prices with the works that serve experts from the host's memory."""

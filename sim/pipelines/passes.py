@@ -12,6 +12,7 @@ from scenarios.errors import ScenarioError
 from scenarios.schedule_specs import ScheduleSpec
 from sim.durations import ExchangeTime, Seconds
 from sim.execution import executed
+from sim.forward import build_step
 from sim.kernel_pricing import slowdown_beside_exchange
 from sim.metrics import ends_of_parts
 from sim.pipelines.parts import Part
@@ -20,7 +21,7 @@ from sim.policies.paired import paired
 from sim.priced_steps import Steps, execute_schedule, priced
 from sim.pricing import Prices
 from sim.program import Step, compile_program
-from sim.setting import Setting, build_step
+from sim.setting import Setting
 from sim.training import part_of_step, training_step
 from sim.weight_gradients import weights_s
 

@@ -22,7 +22,7 @@ from hwmodels.attention import attention_decode_s, attention_prefill_s
 from hwmodels.gemm import head_s, norm_s
 from scenarios.models import GroupedQueryAttention
 from sim.durations import Seconds
-from sim.pricing import layer_prices
+from sim.pricing import layer_prices, layer_windows
 from sim.serving.ranks import RankLoad
 from sim.setting import Setting
 
@@ -199,11 +199,11 @@ def attention_times_s(
     """Attention kernels of all layers of a rank, float64[...]; attended: contexts summed over the tokens."""
     model, attention = setting.model, setting.model.attention
     law = attention_decode_s if phase == "decode" else attention_prefill_s
-    rest = (setting.attention_tp, model.kv_dtype, setting.cluster.device)
-    if not isinstance(attention, GroupedQueryAttention) or attention.window_tokens is None:
-        return model.n_layers * law(tokens, attended, attention, *rest)
-    n_windowed = len(range(0, model.n_layers, attention.windowed_every))
-    clipped = np.minimum(attended, tokens * attention.window_tokens)
-    whole = attention.model_copy(update={"window_tokens": None})
-    full_s = (model.n_layers - n_windowed) * law(tokens, attended, whole, *rest)
-    return full_s + n_windowed * law(tokens, clipped, attention, *rest)
+    total_s = np.zeros(np.shape(tokens))
+    for window, n_layers in layer_windows(model):
+        if isinstance(attention, GroupedQueryAttention):
+            attention = attention.model_copy(update={"window_tokens": window})
+        clipped = attended if window is None else np.minimum(attended, tokens * window)
+        one_s = law(tokens, clipped, attention, setting.attention_tp, model.kv_dtype, setting.cluster.device)
+        total_s = total_s + n_layers * one_s
+    return total_s

@@ -11,6 +11,7 @@ from placement.reduction import Reduction
 from sim import metrics as measure
 from sim.bands import UNREAD, StepBand
 from sim.describe import described, plan_name
+from sim.memory import DeviceMemory
 from sim.outcome import Outcome, result_of
 from sim.result import RunResult
 from sim.session import Plan, Session
@@ -23,19 +24,41 @@ from sim.stream.memory import checked_memory
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Generated:
-    """A plan's setting, with as many requests as its schedule says, and its passes."""
+    """A plan's setting, with as many requests as its schedule says, its memory, its passes, and their times."""
 
     setting: Setting
     placement: Placement
+    memory: DeviceMemory
     reduction: Reduction
     generation: Generation
+    times: dict[str, float]
 
 
-def simulate_generation(session: Session, setting: Setting, plan: Plan) -> RunResult:
+def generated(session: Session, setting: Setting, plan: Plan) -> Generated:
+    """The passes of a plan that generates. Raises MemoryInfeasible where it does not fit."""
+    schedule, workload = plan.schedule, setting.workload
+    if schedule.microbatch is not None:
+        sized = workload.model_copy(update={"tokens_per_device": schedule.microbatch * schedule.chunks})
+        setting = session.setting(plan.cluster, plan.parallel, sized)
+    placement = session.plan_of(setting, plan).placement
+    memory = checked_memory(setting, placement, plan)
+    reduction = session.reduction(setting, placement, schedule)
+    generation = generation_of(setting, placement, reduction, plan)
+    prefill_s, passes_s = generation.times_s()
+    requests = setting.workload.tokens_per_device
+    return Generated(
+        setting=setting,
+        placement=placement,
+        memory=memory,
+        reduction=reduction,
+        generation=generation,
+        times=generation_metrics(requests, generation.generate, float(prefill_s[0]), passes_s[0]),
+    )
+
+
+def generation_result(session: Session, plan: Plan, made: Generated) -> RunResult:
     """The result of a plan that generates."""
-    made = _made(session, setting, plan)
-    memory = checked_memory(made.setting, made.placement, plan)
-    times, execution = _times(made), made.generation.steps.executed()
+    execution = made.generation.steps.executed()
     band = generation_band(made.generation, made.setting, plan) if session.banded else UNREAD
     outcome = Outcome(
         setting=made.generation.steps.setting,
@@ -45,38 +68,13 @@ def simulate_generation(session: Session, setting: Setting, plan: Plan) -> RunRe
         execution=execution,
     )
     metrics = {
-        **times,
-        **_error_metrics(times, band),
+        **made.times,
+        **_error_metrics(made.times, band),
         **stream_metrics(execution),
         **measure.load_metrics(made.setting, made.placement, made.reduction),
-        **measure.memory_metrics(memory),
+        **measure.memory_metrics(made.memory),
     }
     return result_of(outcome, plan_name(session.spec, plan, made.placement), described(plan, made.placement), metrics)
-
-
-def generation_speed(session: Session, setting: Setting, plan: Plan) -> tuple[float, float]:
-    """Mean time of a pass [s] and generated tokens/s of a plan. Raises MemoryInfeasible where it does not fit."""
-    made = _made(session, setting, plan)
-    metrics = _times(made)
-    return metrics["step_time_s"], metrics["tokens_per_s"]
-
-
-def _made(session: Session, setting: Setting, plan: Plan) -> Generated:
-    schedule, workload = plan.schedule, setting.workload
-    if schedule.microbatch is not None:
-        sized = workload.model_copy(update={"tokens_per_device": schedule.microbatch * schedule.chunks})
-        setting = session.setting(plan.cluster, plan.parallel, sized)
-    placement = session.plan_of(setting, plan).placement
-    checked_memory(setting, placement, plan)
-    reduction = session.reduction(setting, placement, schedule)
-    generation = generation_of(setting, placement, reduction, plan)
-    return Generated(setting=setting, placement=placement, reduction=reduction, generation=generation)
-
-
-def _times(made: Generated) -> dict[str, float]:
-    prefill_s, passes_s = made.generation.times_s()
-    requests = made.setting.workload.tokens_per_device
-    return generation_metrics(requests, made.generation.generate, float(prefill_s[0]), passes_s[0])
 
 
 def _error_metrics(times: dict[str, float], band: StepBand) -> dict[str, float]:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from sim.result import is_cost
 from sim.sweep.store import Result
 
 THROUGHPUT = "tokens_per_s_per_device"
@@ -37,18 +38,6 @@ def ranked(results: Sequence[Result], metric: str) -> list[Result]:
     having = [result for result in done(results) if metric in result["metrics"]]
     sign = 1 if is_cost(metric) else -1
     return sorted(having, key=lambda result: sign * result["metrics"][metric])
-
-
-def is_cost(metric: str) -> bool:
-    """Whether less is better."""
-    name = metric.split(".")[0]
-    return (name.endswith("_s") and "_per_s" not in name) or name in COSTS
-
-
-COSTS = frozenset(
-    {"memory_bytes", "bytes", "load_imbalance", "model_error", "cross_device_frac", "cross_node_frac", "n_preempted"}
-)
-"""Metrics that are better low, beside times."""
 
 
 def effects(results: Sequence[Result], metric: str) -> list[Effect]:

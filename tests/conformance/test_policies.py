@@ -13,11 +13,11 @@ import pytest
 from scenarios.catalog import find_model
 from scenarios.schedule_specs import MOVING, ResidentName
 from sim.events import execute_events
+from sim.forward import build_step
 from sim.laws import LAWS
 from sim.log import begins_s
 from sim.policies import APART, MICROBATCHED, POLICIES, SPLIT_ATTENTION, TILED
 from sim.program import Layer, OpList, Step, Work, compile_program
-from sim.setting import build_step
 from tests.oracles.random_steps import CHUNKS, make_step, price_case
 
 EXCHANGES = {"fetch", "dispatch", "combine", "gather", "scatter"}

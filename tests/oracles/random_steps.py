@@ -8,10 +8,10 @@ import numpy as np
 from scenarios.schedule_specs import MOVING
 from sim.durations import Duration, ExchangeTime, Seconds
 from sim.events import execute_events
+from sim.forward import tiled
 from sim.laws import LAWS
 from sim.policies import MICROBATCHED, POLICIES, SPLIT_ATTENTION, TILED
 from sim.program import Chunk, Layer, OpList, Program, Step, Work, compile_ops, compile_program
-from sim.setting import tiled
 from sim.vector import Finished, execute
 
 ZERO_FRAC = 0.3

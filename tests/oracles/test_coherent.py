@@ -14,6 +14,7 @@ from scenarios.schedule_specs import ScheduleSpec
 from scenarios.specs import MemorySpec
 from sim.coherent import check_coherent, context_bytes, context_tokens
 from sim.durations import ExchangeTime
+from sim.forward import build_step
 from sim.memory import check_memory, device_memory, with_all_contexts
 from sim.metrics import traffic_metrics
 from sim.policies import POLICIES
@@ -21,7 +22,7 @@ from sim.priced_steps import execute_schedule
 from sim.pricing import price
 from sim.program import compile_program
 from sim.session import reduced
-from sim.setting import Setting, build_step
+from sim.setting import Setting
 from tests.small import even_placement, random_placement, random_trace, tiny_cluster, tiny_model, tiny_setting
 
 COHERENT = {"exchange": {"algorithm": "coherent"}}

@@ -7,11 +7,11 @@ from scenarios.schedule_specs import ExchangeSpec
 from scenarios.training_specs import TrainingSpec
 from sim.durations import Duration, ExchangeTime
 from sim.filling import idle_windows_s
+from sim.forward import build_step
 from sim.laws import port
 from sim.policies import TRAINING
 from sim.policies.gradients import FILL
 from sim.program import OpList, compile_program
-from sim.setting import build_step
 from sim.training import training_step
 from sim.vector import execute
 from tests.small import tiny_model

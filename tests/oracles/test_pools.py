@@ -14,6 +14,7 @@ from scenarios.placement_specs import PlacementSpec
 from scenarios.schedule_specs import ExchangeSpec, ScheduleSpec
 from scenarios.specs import MemorySpec
 from sim.durations import Duration, ExchangeTime
+from sim.forward import build_step
 from sim.memory import check_memory, device_memory, fullest, pool_memories
 from sim.metrics import breakdown_s, load_metrics, time_metrics, traffic_metrics
 from sim.policies import POLICIES
@@ -22,7 +23,7 @@ from sim.pools import where_it_ran
 from sim.priced_steps import execute_schedule
 from sim.program import OpList, compile_program
 from sim.session import placement_problem, reduced
-from sim.setting import Setting, build_step
+from sim.setting import Setting
 from sim.vector import execute
 from tests.small import even_placement, gqa, random_trace, tiny_cluster, tiny_model, tiny_setting
 

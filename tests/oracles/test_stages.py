@@ -8,13 +8,13 @@ from placement.traffic import regrouped_ports, to_one_of_group
 from scenarios.errors import ScenarioError
 from scenarios.schedule_specs import ExchangeSpec, ScheduleSpec
 from sim.durations import Duration, ExchangeTime
+from sim.forward import STAGES, build_step
 from sim.laws import LAWS
 from sim.metrics import time_metrics
 from sim.policies import POLICIES
 from sim.policies.travel import arrive, come_back
 from sim.priced_steps import execute_schedule
 from sim.program import EXCHANGE_LANES, INSIDE_LANES, Program, Step, Work, compile_program
-from sim.setting import STAGES, build_step
 from sim.vector import execute
 from tests.oracles.random_steps import price_case
 from tests.oracles.textbook import simulate

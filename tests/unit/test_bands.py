@@ -10,13 +10,14 @@ from hwmodels.kernels import BLOCKS
 from placement.plan import Placement
 from scenarios.schedule_specs import ScheduleSpec
 from sim.bands import StepBand, step_band
+from sim.forward import build_step
 from sim.launches import kernel_counts, launched_eagerly
 from sim.laws import LAWS
 from sim.metrics import error_metrics
 from sim.policies import POLICIES
 from sim.pricing import Prices, price
 from sim.program import OpList, Work, compile_program
-from sim.setting import Setting, build_step
+from sim.setting import Setting
 from sim.vector import execute
 from tests.devices import round_gpu
 from tests.small import even_placement, random_trace, reduced, tiny_cluster, tiny_model, tiny_setting

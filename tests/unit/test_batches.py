@@ -6,8 +6,9 @@ import pytest
 from scenarios.cluster_specs import ClusterSpec, ParallelSpec
 from scenarios.errors import ScenarioError, TraceError
 from scenarios.workload_specs import WorkloadSpec
+from sim.forward import build_step
 from sim.program import Work
-from sim.setting import Setting, build_step, check_trace, make_setting
+from sim.setting import Setting, check_trace, make_setting
 from tests.small import random_ids, random_trace, tiny_model, trace_of
 from traces.batches import Batches, compose_batches
 from traces.routing import RoutingTrace

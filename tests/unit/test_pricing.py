@@ -16,11 +16,12 @@ from scenarios.errors import ScenarioError
 from scenarios.models import ModelCard
 from scenarios.schedule_specs import DedupName, ExchangeSpec, ScheduleSpec
 from sim.durations import Duration, ExchangeTime
+from sim.forward import build_step
 from sim.kernel_pricing import token_bytes
 from sim.policies import MICROBATCHED, POLICIES, SPLIT_ATTENTION, TILED
 from sim.pricing import Prices, price
 from sim.program import Work, compile_program
-from sim.setting import Setting, build_step
+from sim.setting import Setting
 from sim.tile_pricing import tile_prices
 from tests.devices import ideal_gpu, roofline, round_gpu
 from tests.small import (

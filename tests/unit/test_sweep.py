@@ -10,6 +10,7 @@ import pytest
 
 from scenarios.errors import ScenarioError
 from scenarios.loader import changed, load_scenario
+from sim.result import is_cost
 from sim.run import run
 from sim.sweep import findings, store
 from sim.sweep.points import parse_axis, points_of
@@ -139,7 +140,8 @@ def test_effects_and_ranking_by_hand() -> None:
     assert smallest.means == pytest.approx({"x": 3.0, "y": 4.0})
     assert [r["key"] for r in findings.ranked(results, "tokens_per_s")] == ["2x", "1y", "2y", "1x"]
     assert [r["key"] for r in findings.ranked(results, "step_time_s")] == ["2x", "1y", "2y", "1x"]
-    assert findings.is_cost("ttft_s.p99") and not findings.is_cost("tokens_per_s_per_device")
+    assert is_cost("ttft_s.p99") and not is_cost("tokens_per_s_per_device")
+    assert is_cost("energy_j_per_token") and is_cost("cost_usd_per_mtok") and not is_cost("cache_hit_frac")
     text = findings.csv_text(results).splitlines()
     assert text[0] == "a,b,tokens_per_s,step_time_s,error"
     assert text[-1] == "3,x,,,does not fit"
