@@ -154,10 +154,9 @@ def _served(session: Session, plan: Plan, spec: ServingSpec) -> RunResult:
         )
     if plan.schedule.overlap in GENERATING:
         raise ScenarioError(f"serving: {plan.schedule.overlap} generates for all requests at once; leave serving out")
-    alone = replace(plan, serving=None)
 
-    def step_s(setting: Setting) -> float:
-        steps = _steps(session, setting, alone, session.plan_of(setting, alone).placement)
+    def step_s(plan: Plan, setting: Setting) -> float:
+        steps = _steps(session, setting, plan, session.plan_of(setting, plan).placement)
         return float(priced(steps).executed().step_times_s.mean())
 
     load = serve_plan(session, plan, spec, step_s)
