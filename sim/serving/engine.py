@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+from array import array
 from collections import deque
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 import simpy
 from numpy.typing import NDArray
 
 from scenarios.serving_specs import ServingSpec
+from sim.serving.log import Log
 from sim.serving.ranks import Rank, RankLoad
 
-LEAST_STRETCH, MOST = 12, 4096
+LEAST_STRETCH, MOST = 8, 4096
 """Quiet iterations that are worth a vector, and the most that are priced at once."""
 
 
@@ -38,15 +40,15 @@ class Progress:
     all_done  happens with the last token of the last request.
     """
 
-    first_token_s: list[float]
-    done_s: list[float]
+    first_token_s: array[float]
+    done_s: array[float]
     left: int
     all_done: simpy.Event
 
     @classmethod
     def of(cls, n_requests: int, env: simpy.Environment) -> Progress:
         """Of requests that have not begun."""
-        return cls([np.nan] * n_requests, [np.nan] * n_requests, n_requests, env.event())
+        return cls(array("d", [np.nan]) * n_requests, array("d", [np.nan]) * n_requests, n_requests, env.event())
 
     def first(self, request: int, now: float) -> None:
         """A first token; that of a pre-empted request which came back is none."""
@@ -65,8 +67,7 @@ class Progress:
 class Engine:
     """Ranks that step together; processes of the environment act on it through `submit` and `between`.
 
-    log    a row an iteration, or arrays of a stretch of them: end, time, requests decoding, prompt tokens, requests
-           waiting, blocks in use, tokens of the fullest rank.
+    log    what it did so far.
     open   whether requests are taken from `inbox`; they wait there otherwise.
     halted whether iterations may begin.
     """
@@ -77,7 +78,7 @@ class Engine:
     prices: IterationPrices
     progress: Progress
     inbox: deque[int] = field(default_factory=deque)
-    log: list[tuple[float | NDArray[Any], ...]] = field(default_factory=list)
+    log: Log = field(default_factory=Log)
     n_iterations: int = 0
     n_routed: int = 0
     open: bool = True
@@ -149,8 +150,8 @@ class Engine:
         n = len(times_s)
         decoding = [rank.n_decoding for rank in self.ranks]
         blocks = sum(rank.pass_by(self.n_iterations, n) for rank in self.ranks)
-        same = (np.full(n, number) for number in (sum(decoding), 0, 0))
-        self.log.append((begin_s + np.cumsum(times_s), times_s, *same, blocks, np.full(n, max(decoding))))
+        waiting = sum(len(rank.waiting) for rank in self.ranks)
+        self.log.stretch(begin_s, times_s, np.asarray(blocks), (sum(decoding), waiting, max(decoding)))
         self.n_iterations += n
 
     def _take_in(self) -> None:
@@ -179,4 +180,4 @@ class Engine:
             waiting += len(rank.waiting)
             blocks += rank.n_blocks - rank.free_blocks
             most = max(most, load.decoding + load.prompt_tokens)
-        self.log.append((self.env.now, time_s, decoding, prompts, waiting, blocks, most))
+        self.log.append((self.env.now, time_s, blocks, 1, decoding, prompts, waiting, blocks, most))

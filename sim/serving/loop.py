@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Generator
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import simpy
@@ -21,21 +22,13 @@ class Served:
     """What happened to every request and in every iteration.
 
     first_token_s, done_s  float64[request]: end of the iteration that wrote the first (last) token.
-    end_s                  float64[iteration]; busy_s: how long each took.
-    decoding, prompt_tokens, waiting, used_blocks  int64[iteration], sums over ranks; waiting: requests in queues.
-    most_tokens            int64[iteration]: tokens of the fullest rank.
+    log                    what the engine did, `sim.serving.log.ROW`[row].
     """
 
     requests: RequestTrace
     first_token_s: NDArray[np.float64]
     done_s: NDArray[np.float64]
-    end_s: NDArray[np.float64]
-    busy_s: NDArray[np.float64]
-    decoding: NDArray[np.int64]
-    prompt_tokens: NDArray[np.int64]
-    waiting: NDArray[np.int64]
-    used_blocks: NDArray[np.int64]
-    most_tokens: NDArray[np.int64]
+    log: NDArray[Any]
     n_ranks: int
     n_blocks: int
     n_preempted: int
@@ -84,20 +77,12 @@ def delay_until(time_s: float, now: float) -> float:
 
 
 def served(requests: RequestTrace, engine: Engine, progress: Progress) -> Served:
-    """The log as arrays."""
-    end_s, busy_s, *counts = (np.hstack(column) for column in zip(*engine.log, strict=True))
-    decoding, prompts, waiting, blocks, most = (column.astype(np.int64) for column in counts)
+    """What happened, as arrays."""
     return Served(
         requests=requests,
         first_token_s=np.array(progress.first_token_s),
         done_s=np.array(progress.done_s),
-        end_s=end_s,
-        busy_s=busy_s,
-        decoding=decoding,
-        prompt_tokens=prompts,
-        waiting=waiting,
-        used_blocks=blocks,
-        most_tokens=most,
+        log=engine.log.array(),
         n_ranks=len(engine.ranks),
         n_blocks=engine.ranks[0].n_blocks,
         n_preempted=sum(rank.n_preempted for rank in engine.ranks),

@@ -45,17 +45,18 @@ def serving_metrics(served: Served, slo: SloSpec | None, table_error: float) -> 
     """Latencies, rates, and what the engine did, from the first arrival to the last token."""
     total_s = float(served.done_s.max())
     outputs = served.requests.output_tokens
-    busy_s = served.busy_s
+    log = served.log
+    busy_s, n_iterations, blocks = log["busy_s"], log["n"].sum(), served.n_ranks * served.n_blocks
     metrics = {
         "tokens_per_s": float(outputs.sum() / total_s),
         "requests_per_s": len(outputs) / total_s,
-        "step_time_s": float(busy_s.mean()),
-        "n_iterations": float(len(busy_s)),
+        "step_time_s": float(busy_s.sum() / n_iterations),
+        "n_iterations": float(n_iterations),
         "busy_frac.engine": float(busy_s.sum() / total_s),
-        "requests_decoding": float(np.average(served.decoding, weights=busy_s)),
-        "requests_waiting": float(np.average(served.waiting, weights=busy_s)),
-        "kv_frac": float(np.average(served.used_blocks, weights=busy_s) / (served.n_ranks * served.n_blocks)),
-        "kv_frac.peak": float(served.used_blocks.max() / (served.n_ranks * served.n_blocks)),
+        "requests_decoding": float(np.average(log["decoding"], weights=busy_s)),
+        "requests_waiting": float(np.average(log["waiting"], weights=busy_s)),
+        "kv_frac": float(np.average(log["used_blocks"], weights=busy_s) / blocks),
+        "kv_frac.peak": float(log["peak_blocks"].max() / blocks),
         "n_preempted": float(served.n_preempted),
         "table_error": table_error,
     }

@@ -46,9 +46,9 @@ LATENCIES: dict[str, Callable[[Served], Array]] = {
     "arrival to last token": e2e_s,
 }
 STATES: dict[str, Callable[[Served], Array]] = {
-    "requests decoding": lambda served: served.decoding.astype(np.float64),
-    "requests waiting": lambda served: served.waiting.astype(np.float64),
-    "KV cache in use (%)": lambda served: 100 * served.used_blocks / (served.n_ranks * served.n_blocks),
+    "requests decoding": lambda served: served.log["decoding"].astype(np.float64),
+    "requests waiting": lambda served: served.log["waiting"].astype(np.float64),
+    "KV cache in use (%)": lambda served: 100 * served.log["used_blocks"] / (served.n_ranks * served.n_blocks),
 }
 
 
@@ -70,8 +70,9 @@ def _shares(axes: Axes, name: str, times: Sequence[tuple[RunResult, Array]]) -> 
 
 def _binned(served: Served, values: Array) -> tuple[Array, Array]:
     """Means over equal stretches of time, weighted by how long iterations take; 0 where the engine idles."""
-    edges = np.linspace(0, float(served.end_s[-1]), BINS + 1)
-    place = np.minimum(np.searchsorted(edges, served.end_s - served.busy_s / 2, side="right") - 1, BINS - 1)
-    total = np.bincount(place, values * served.busy_s, BINS)
-    busy = np.bincount(place, served.busy_s, BINS)
+    end_s, busy_s = served.log["end_s"], served.log["busy_s"]
+    edges = np.linspace(0, float(end_s[-1]), BINS + 1)
+    place = np.minimum(np.searchsorted(edges, end_s - busy_s / 2, side="right") - 1, BINS - 1)
+    total = np.bincount(place, values * busy_s, BINS)
+    busy = np.bincount(place, busy_s, BINS)
     return (edges[1:] + edges[:-1]) / 2, total / np.maximum(np.maximum(busy, edges[1] * 0.5), 1e-12)

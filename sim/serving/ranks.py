@@ -166,13 +166,19 @@ class Rank:
 
     def quiet(self, iteration: int) -> int:
         """Iterations from this one on in which it does nothing but decode: nobody comes or leaves, blocks suffice."""
-        if self.prompts or self.waiting:
+        if self.prompts or (self.waiting and not self._closed):
             return 0
         if not self.n_decoding:
             return UNBOUNDED
         while self._ends[0][2].gone:
             heappop(self._ends)
         return min(self._ends[0][0] - iteration, self.free_blocks // self.n_decoding * self.spec.block_tokens)
+
+    @property
+    def _closed(self) -> bool:
+        """Whether nobody of the queue can begin before somebody leaves: blocks become fewer until then."""
+        full = self.n_decoding >= self.spec.max_requests
+        return full or self._blocks(self.waiting[0].length) > self.free_blocks
 
     def load(self) -> RankLoad:
         """What it does in an iteration in which it but decodes."""

@@ -76,7 +76,8 @@ def serve_plan(session: Session, plan: Plan, spec: ServingSpec, step_of: StepOf)
     deployment = deployed(session, plan, spec, step_of)
     requests = requests_of(spec.requests, session.base, session.spec.seed)
     served = serve(requests, spec, deployment.n_ranks, deployment.n_blocks, deployment.prices)
-    tokens = np.average(served.decoding + served.prompt_tokens, weights=served.busy_s) / deployment.n_devices
+    log = served.log
+    tokens = np.average(log["decoding"] + log["prompt_tokens"], weights=log["busy_s"]) / deployment.n_devices
     typical = setting_of(session, plan, "decode", max(round(float(tokens)), plan.schedule.n_parts), None)
     note = (
         f"Requests: {requests.source}, {len(requests):,}, {requests.input_tokens.mean():,.0f} tokens in and "

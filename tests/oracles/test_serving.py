@@ -88,9 +88,10 @@ def test_a_single_server_is_lindleys_queue() -> None:
 
 
 def logged(served: Served) -> None:
-    begins = served.end_s - served.busy_s
+    ends = served.log["end_s"]
+    begins = ends - served.log["busy_s"]
     # An iteration begins when the one before ends, or with an arrival that found nothing to do.
-    gaps = begins[1:] - served.end_s[:-1]
+    gaps = begins[1:] - ends[:-1]
     idle = np.flatnonzero(gaps > 1e-9) + 1
     arrivals = served.requests.arrival_s
     assert all(np.abs(arrivals - begins[i]).min() < 1e-9 for i in idle)
@@ -105,11 +106,12 @@ def test_work_is_conserved(rate: float) -> None:
     spec = spec_of()
     got = serve(trace, spec, 2, 500, RoundPrices())
     logged(got)
-    assert got.prompt_tokens.sum() == trace.input_tokens.sum()
-    assert got.decoding.sum() == (trace.output_tokens - 1).sum()
-    assert got.used_blocks[-1] == 0
-    assert (got.most_tokens <= spec.token_budget).all()
-    assert (got.used_blocks <= 2 * 500).all()
+    log = got.log
+    assert log["prompt_tokens"].sum() == trace.input_tokens.sum()
+    assert (log["decoding"] * log["n"]).sum() == (trace.output_tokens - 1).sum()
+    assert log["used_blocks"][-1] == 0
+    assert (log["most_tokens"] <= spec.token_budget).all()
+    assert (log["used_blocks"] <= log["peak_blocks"]).all() and (log["peak_blocks"] <= 2 * 500).all()
     assert (ttft_s(got) > 0).all() and (e2e_s(got) >= ttft_s(got)).all()
 
 
@@ -124,7 +126,7 @@ def test_littles_law_holds_on_the_log() -> None:
         inside, before = inside + change, time_s
     assert area == pytest.approx(float(e2e_s(got).sum()))
     # The log counts the same requests: those decoding for whole iterations, plus queue, prompts and arrivals within.
-    decoding = float((got.decoding * got.busy_s).sum())
+    decoding = float((got.log["decoding"] * got.log["busy_s"]).sum())
     assert decoding == pytest.approx(float((got.done_s - got.first_token_s).sum()))
 
 
