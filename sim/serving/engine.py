@@ -70,6 +70,7 @@ class Engine:
     log    what it did so far.
     open   whether requests are taken from `inbox`; they wait there otherwise.
     halted whether iterations may begin.
+    at_boundary, at_begin  called before an iteration is planned, and with its time [s] when it begins.
     """
 
     env: simpy.Environment
@@ -83,6 +84,8 @@ class Engine:
     n_routed: int = 0
     open: bool = True
     halted: bool = False
+    at_boundary: Callable[[Engine], None] | None = None
+    at_begin: Callable[[Engine, float], None] | None = None
     _changes: list[Callable[[Engine], None]] = field(default_factory=list)
     _wake: simpy.Event | None = None
 
@@ -103,9 +106,10 @@ class Engine:
             while self._changes:
                 self._changes.pop(0)(self)
             self._take_in()
+            if self.at_boundary is not None:
+                self.at_boundary(self)
             if self.halted or not any(rank.busy for rank in self.ranks):
-                self._wake = self.env.event()
-                yield self._wake
+                yield self._sleep()
                 continue
             quiet = self._quiet(time_s)
             if quiet >= LEAST_STRETCH:
@@ -116,11 +120,20 @@ class Engine:
                 self._pass_by(begin_s, times_s)
                 continue
             loads = [rank.plan(self.n_iterations) for rank in self.ranks]
+            if not any(load.decoding or load.prompt_tokens for load in loads):
+                yield self._sleep()  # all blocks are kept for caches on their way
+                continue
             time_s = self.prices.iteration_s(loads)
+            if self.at_begin is not None:
+                self.at_begin(self, time_s)
             yield self.env.timeout(time_s)
             self._finish()
             self._note(time_s, loads)
             self.n_iterations += 1
+
+    def _sleep(self) -> simpy.Event:
+        self._wake = self.env.event()
+        return self._wake
 
     def _rouse(self) -> None:
         if self._wake is not None and not self._wake.triggered:

@@ -21,8 +21,8 @@ ROW = np.dtype(
         ("most_tokens", "i4"),
     ]
 )
-"""A row: its end, time and number of iterations; requests decoding and prompt tokens of each, requests waiting, blocks in
-use (mean over its time, and most), tokens of the fullest rank. Sums over ranks, but for the last one."""
+"""A row: its end, time and number of iterations; requests decoding and prompt tokens of each, requests waiting, blocks
+in use (mean over its time, and most), tokens of the fullest rank. Sums over ranks, but for the last one."""
 FOLDED = 4096  # rows that wait as Python values
 STRETCH = 64  # iterations of a row at most: a view over time must not be coarser than that
 

@@ -18,11 +18,26 @@ from traces.requests import RequestTrace
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Handed:
+    """Of keys and values that crossed, float64[request], NaN for requests of one token.
+
+    waited_s  for room where they go; late_s: from the first token until they are there.
+    moved_bytes  of all requests; prefill_logs: of engines that prefill, as `Served.log`.
+    """
+
+    waited_s: NDArray[np.float64]
+    late_s: NDArray[np.float64]
+    moved_bytes: float
+    prefill_logs: tuple[NDArray[Any], ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Served:
     """What happened to every request and in every iteration.
 
     first_token_s, done_s  float64[request]: end of the iteration that wrote the first (last) token.
     log                    what the engine did, `sim.serving.log.ROW`[row].
+    handed                 where prefill has devices of its own; all else is then of the engine that decodes.
     """
 
     requests: RequestTrace
@@ -32,6 +47,7 @@ class Served:
     n_ranks: int
     n_blocks: int
     n_preempted: int
+    handed: Handed | None = None
 
 
 def serve(requests: RequestTrace, spec: ServingSpec, n_ranks: int, n_blocks: int, prices: IterationPrices) -> Served:
@@ -39,21 +55,26 @@ def serve(requests: RequestTrace, spec: ServingSpec, n_ranks: int, n_blocks: int
 
     Raises MemoryInfeasible where a request is longer than the KV cache of a rank.
     """
-    longest = int(np.argmax(requests.input_tokens + requests.output_tokens))
-    needed = int(requests.input_tokens[longest] + requests.output_tokens[longest])
-    if -(-needed // spec.block_tokens) > n_blocks:
-        raise MemoryInfeasible(
-            f"request {longest} of {requests.source} has {needed:,} tokens, and the KV cache of a rank holds "
-            f"{n_blocks * spec.block_tokens:,}; levers: fewer weights on a device, a smaller kv_dtype, shorter requests"
-        )
+    check_lengths(requests, requests.input_tokens + requests.output_tokens, spec, n_blocks)
     env = simpy.Environment()
     progress = Progress.of(len(requests), env)
-    lengths = requests.input_tokens.tolist(), requests.output_tokens.tolist()
+    lengths = requests.columns()
     engine = Engine(env, spec, [Rank(spec, n_blocks, *lengths) for _ in range(n_ranks)], prices, progress)
     env.process(arrivals(env, requests.arrival_s, engine.submit))
     env.process(engine.run())
     env.run(until=progress.all_done)
     return served(requests, engine, progress)
+
+
+def check_lengths(requests: RequestTrace, tokens: NDArray[np.int64], spec: ServingSpec, n_blocks: int) -> None:
+    """Raise MemoryInfeasible where the KV cache of a rank does not hold so many `tokens` of each request."""
+    longest = int(np.argmax(tokens))
+    needed = int(tokens[longest])
+    if -(-needed // spec.block_tokens) > n_blocks:
+        raise MemoryInfeasible(
+            f"request {longest} of {requests.source} has {needed:,} tokens, and the KV cache of a rank holds "
+            f"{n_blocks * spec.block_tokens:,}; levers: fewer weights on a device, a smaller kv_dtype, shorter requests"
+        )
 
 
 def arrivals(
@@ -76,7 +97,7 @@ def delay_until(time_s: float, now: float) -> float:
     return delay_s
 
 
-def served(requests: RequestTrace, engine: Engine, progress: Progress) -> Served:
+def served(requests: RequestTrace, engine: Engine, progress: Progress, handed: Handed | None = None) -> Served:
     """What happened, as arrays."""
     return Served(
         requests=requests,
@@ -86,4 +107,5 @@ def served(requests: RequestTrace, engine: Engine, progress: Progress) -> Served
         n_ranks=len(engine.ranks),
         n_blocks=engine.ranks[0].n_blocks,
         n_preempted=sum(rank.n_preempted for rank in engine.ranks),
+        handed=handed,
     )

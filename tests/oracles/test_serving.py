@@ -46,6 +46,8 @@ CASES: list[tuple[dict[str, Any], int, int]] = [
     ({"max_requests": 16, "token_budget": 16}, 2, 100),  # prompts in many chunks, and the budget may be full
     ({"cached_frac": 0.5}, 2, 120),
     ({"block_tokens": 1}, 1, 400),
+    ({"batching": "static"}, 2, 80),  # pre-empts, too
+    ({"batching": "static", "token_budget": 16, "max_requests": 5}, 1, 10_000),
 ]
 
 
