@@ -25,14 +25,19 @@ def load(name_or_path: str | Path, overrides: Sequence[str] = ()) -> LoadedScena
     return scenario
 
 
-def run(scenario: LoadedScenario) -> Comparison:
-    """The scenario's own plan, simulated: one table with one row."""
-    return engine.run(scenario.spec, scenario.path.parent, moesim.__version__)
+def run(scenario: LoadedScenario, unfinished: Path | None = None) -> Comparison:
+    """The scenario's own plan, simulated: one table with one row; for `unfinished` see `compare`."""
+    return engine.run(scenario.spec, scenario.path.parent, moesim.__version__, unfinished)
 
 
-def compare(scenario: LoadedScenario, progress: engine.Progress | None = None) -> Comparison:
-    """Every plan of the scenario's `compare:` axes, ranked, one table a workload."""
-    return engine.compare(scenario.spec, scenario.path.parent, moesim.__version__, progress)
+def compare(
+    scenario: LoadedScenario, progress: engine.Progress | None = None, unfinished: Path | None = None
+) -> Comparison:
+    """Every plan of the scenario's `compare:` axes, ranked, one table a workload.
+
+    unfinished  folder where a served load keeps what it has done: called again after an interruption, it goes on.
+    """
+    return engine.compare(scenario.spec, scenario.path.parent, moesim.__version__, progress, unfinished)
 
 
 def _check_cards(scenario: LoadedScenario) -> None:

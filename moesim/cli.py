@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import sys
 import traceback
 from pathlib import Path
@@ -83,7 +84,7 @@ def run(
 
     del debug
     _check_targets(json, out)
-    _show(api.run(_load(scenario, overrides, seed)), json, out, quiet=quiet)
+    _show(api.run(_load(scenario, overrides, seed), out and _unfinished(out)), json, out, quiet=quiet)
 
 
 @app.command()
@@ -103,7 +104,7 @@ def compare(
     _check_targets(json, out)
     loaded = _load(scenario, overrides, seed)
     with progress("reading the trace", quiet=quiet) as say:
-        comparison = api.compare(loaded, say)
+        comparison = api.compare(loaded, say, out and _unfinished(out))
     _show(comparison, json, out, quiet=quiet)
 
 
@@ -320,6 +321,11 @@ def _check_targets(json: str | None, out: Path | None) -> None:
         check_folder(out)
 
 
+def _unfinished(out: Path) -> Path:
+    """Where served loads keep what they have done, until their results are written."""
+    return out / "unfinished"
+
+
 def _load(scenario: str, overrides: list[str] | None, seed: int | None) -> LoadedScenario:
     from moesim import api
 
@@ -332,6 +338,7 @@ def _show(comparison: Comparison, json: str | None, out: Path | None, *, quiet: 
 
     if out is not None:
         outputs.write_outputs(comparison, out)
+        shutil.rmtree(_unfinished(out), ignore_errors=True)
     if json is not None:
         outputs.write_json(comparison, json)
     if not quiet and json != "-":

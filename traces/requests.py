@@ -6,7 +6,7 @@ import csv
 import gzip
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -68,6 +68,16 @@ class RequestTrace:
 
     def __len__(self) -> int:
         return len(self.arrival_s)
+
+    def only(self, which: NDArray[np.bool_] | slice) -> RequestTrace:
+        """Some of the requests."""
+        return replace(
+            self,
+            arrival_s=self.arrival_s[which],
+            input_tokens=self.input_tokens[which],
+            output_tokens=self.output_tokens[which],
+            cached_tokens=None if self.cached_tokens is None else self.cached_tokens[which],
+        )
 
     def columns(self) -> tuple[list[int], list[int], list[int] | None]:
         """Input, output and cached tokens, for loops over requests."""
@@ -236,14 +246,8 @@ def requests_of(spec: RequestsSpec, base: Path, seed: int) -> RequestTrace:
     if spec.file is None:
         return made_up(spec, rng)
     read = _of_file(base / spec.file, spec, rng)
-    last = spec.first or len(read)
-    return RequestTrace(
-        arrival_s=read.arrival_s[:last] / spec.speed,
-        input_tokens=read.input_tokens[:last].copy(),
-        output_tokens=read.output_tokens[:last].copy(),
-        source=read.source,
-        cached_tokens=None if read.cached_tokens is None else read.cached_tokens[:last].copy(),
-    )
+    some = read.only(slice(spec.first))
+    return replace(some, arrival_s=some.arrival_s / spec.speed)
 
 
 def _of_file(path: Path, spec: RequestsSpec, rng: np.random.Generator) -> RequestTrace:

@@ -19,7 +19,7 @@ import simpy
 
 from scenarios.serving_specs import ServingSpec
 from sim.serving.engine import Engine, IterationPrices, Progress
-from sim.serving.loop import Handed, Served, arrivals, check_lengths, served
+from sim.serving.loop import Handed, Served, Watch, arrivals, check_lengths, served
 from sim.serving.ranks import Rank
 from traces.requests import RequestTrace
 
@@ -99,6 +99,15 @@ class Handover:
             self.waited_s[request] = self.env.now - crossing.asked_s
             crossing.room.succeed(rank)
 
+    def handed(self, engines: Sequence[Engine]) -> Handed:
+        """What crossed so far, and what the engines did that prefill."""
+        return Handed(
+            waited_s=np.array(self.waited_s),
+            late_s=np.array(self.late_s),
+            moved_bytes=self.moved_bytes,
+            prefill_logs=tuple(engine.log.array() for engine in engines),
+        )
+
     def _cross(
         self, engine: Engine, rank: Rank, chunk: tuple[int, int, bool], time_s: float
     ) -> Generator[simpy.Event, Any, None]:
@@ -143,7 +152,7 @@ class Handover:
         self.decode.between(lambda decode: to.receive(request, decode.n_iterations))
 
 
-def serve_apart(requests: RequestTrace, prefill: Side, decode: Side, wire: Wire) -> Served:
+def serve_apart(requests: RequestTrace, prefill: Side, decode: Side, wire: Wire, watch: Watch | None = None) -> Served:
     """All requests, prefilled by the engines of one side and decoded by that of the other.
 
     Raises MemoryInfeasible where a prompt is longer than the KV cache of a rank that prefills, or a request than that
@@ -171,14 +180,14 @@ def serve_apart(requests: RequestTrace, prefill: Side, decode: Side, wire: Wire)
     for engine in (*engines, answering):
         env.process(engine.run())
     env.process(arrivals(env, requests.arrival_s, _front(engines, prefill.spec, requests)))
+
+    def told() -> Served:
+        return served(requests, answering, progress, handover.handed(engines))
+
+    if watch is not None:
+        watch(told)
     env.run(until=progress.all_done)
-    handed = Handed(
-        waited_s=np.array(handover.waited_s),
-        late_s=np.array(handover.late_s),
-        moved_bytes=handover.moved_bytes,
-        prefill_logs=tuple(engine.log.array() for engine in engines),
-    )
-    return served(requests, answering, progress, handed)
+    return told()
 
 
 def _front(engines: Sequence[Engine], spec: ServingSpec, requests: RequestTrace) -> Callable[[int], None]:

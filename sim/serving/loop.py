@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Generator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -50,7 +50,18 @@ class Served:
     handed: Handed | None = None
 
 
-def serve(requests: RequestTrace, spec: ServingSpec, n_ranks: int, n_blocks: int, prices: IterationPrices) -> Served:
+Watch = Callable[[Callable[[], "Served"]], None]
+"""Is given, before a load begins, what tells how it stands at any time."""
+
+
+def serve(
+    requests: RequestTrace,
+    spec: ServingSpec,
+    n_ranks: int,
+    n_blocks: int,
+    prices: IterationPrices,
+    watch: Watch | None = None,
+) -> Served:
     """All requests, served by `n_ranks` ranks with a KV cache of `n_blocks` blocks each.
 
     Raises MemoryInfeasible where a request is longer than the KV cache of a rank.
@@ -60,6 +71,8 @@ def serve(requests: RequestTrace, spec: ServingSpec, n_ranks: int, n_blocks: int
     progress = Progress.of(len(requests), env)
     lengths = requests.columns()
     engine = Engine(env, spec, [Rank(spec, n_blocks, *lengths) for _ in range(n_ranks)], prices, progress)
+    if watch is not None:
+        watch(lambda: served(requests, engine, progress))
     env.process(arrivals(env, requests.arrival_s, engine.submit))
     env.process(engine.run())
     env.run(until=progress.all_done)
@@ -108,4 +121,18 @@ def served(requests: RequestTrace, engine: Engine, progress: Progress, handed: H
         n_blocks=engine.ranks[0].n_blocks,
         n_preempted=sum(rank.n_preempted for rank in engine.ranks),
         handed=handed,
+    )
+
+
+def answered(served: Served) -> Served | None:
+    """Of a load that goes on, the requests that are done; None where there are none."""
+    done, handed = np.isfinite(served.done_s), served.handed
+    if not done.any():
+        return None
+    return replace(
+        served,
+        requests=served.requests.only(done),
+        first_token_s=served.first_token_s[done],
+        done_s=served.done_s[done],
+        handed=handed and replace(handed, waited_s=handed.waited_s[done], late_s=handed.late_s[done]),
     )

@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from scenarios.serving_specs import SloSpec
-from sim.serving.loop import Served
+from sim.serving.loop import Handed, Served
 
 Times = NDArray[np.float64]
 
@@ -64,7 +64,24 @@ def serving_metrics(served: Served, slo: SloSpec | None, table_error: float) -> 
         ok = met(served, slo)
         metrics["slo_frac"] = float(ok.mean())
         metrics["goodput_tokens_per_s"] = float(outputs[ok].sum() / total_s)
-    return metrics | latency_metrics(served)
+    return (
+        metrics | latency_metrics(served) | ({} if served.handed is None else handover_metrics(served.handed, total_s))
+    )
+
+
+def handover_metrics(handed: Handed, total_s: float) -> dict[str, float]:
+    """What engines that prefill did in a load of so long, and how keys and values got away from them."""
+    crossed = handed.late_s[np.isfinite(handed.late_s)]
+    if not len(crossed):
+        crossed = np.zeros(1)
+    waited = handed.waited_s[np.isfinite(handed.waited_s)]
+    return {
+        "busy_frac.prefill": float(np.mean([log["busy_s"].sum() for log in handed.prefill_logs]) / total_s),
+        "kv_transfer_s.mean": float(crossed.mean()),
+        "kv_transfer_s.p99": float(np.quantile(crossed, 0.99)),
+        "kv_wait_s.mean": float(waited.mean()) if len(waited) else 0.0,
+        "bytes.kv_transfer": handed.moved_bytes / len(handed.late_s),
+    }
 
 
 def latency_metrics(served: Served) -> dict[str, float]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from itertools import pairwise
 
 import numpy as np
@@ -14,12 +15,16 @@ from scenarios.errors import MemoryInfeasible
 from scenarios.serving_specs import ServingSpec
 from scenarios.workload_specs import tokens_by_phase
 from sim.memory import GIB, DeviceMemory, device_memory, kv_bytes_per_request
-from sim.serving.loop import Served, serve
+from sim.serving.apart import side_plan, wire_between
+from sim.serving.handover import Side, serve_apart
+from sim.serving.journal import Journal, JournaledPrices
+from sim.serving.loop import Served, Watch, answered, serve
 from sim.serving.measures import serving_metrics
 from sim.serving.prices import Phase, TablePrices, fill_tables
 from sim.serving.ranks import RankLoad
 from sim.session import Plan, Session
 from sim.setting import Setting
+from sim.sweep.store import key_of
 from traces.requests import requests_of
 
 StepOf = Callable[[Plan, Setting], float]
@@ -31,10 +36,11 @@ CHECKS = 3  # sizes between entries at which the tables are checked, of either p
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LoadResult:
-    """A served load: what happened, its metrics, and the setting of a typical iteration."""
+    """A served load: what happened, its metrics, and the plan and setting of a typical iteration that decodes."""
 
     served: Served
     metrics: dict[str, float]
+    plan: Plan
     typical: Setting
     note: str
 
@@ -47,6 +53,7 @@ class Deployment:
     """
 
     plan: Plan
+    spec: ServingSpec
     n_devices: int
     n_ranks: int
     n_blocks: int
@@ -71,25 +78,76 @@ class Deployment:
 def serve_plan(session: Session, plan: Plan, spec: ServingSpec, step_of: StepOf) -> LoadResult:
     """The requests of `spec` under a plan.
 
-    Raises MemoryInfeasible where no KV cache is left, or a request is longer than it.
+    Raises MemoryInfeasible where no KV cache is left, or a request is longer than it; ScenarioError where sides of a
+    disaggregated load do not go together.
     """
-    deployment = deployed(session, plan, spec, step_of)
     requests = requests_of(spec.requests, session.base, session.spec.seed)
-    served = serve(requests, spec, deployment.n_ranks, deployment.n_blocks, deployment.prices)
+    journal = None
+    if session.unfinished is not None:
+        journal = Journal.of(session.unfinished, f"{key_of(session.spec, session.base)} {plan}")
+        step_of = partial(_journaled, journal, step_of)
+    if spec.prefill is None:
+        deployment = deployed(session, plan, spec, step_of)
+        side, watch = _watched(deployment, journal)
+        served = serve(requests, spec, side.n_ranks, side.n_blocks, side.prices, watch)
+        words = deployment.note
+    else:
+        prefill, deployment = (
+            deployed(session, side_plan(session, plan, own), spec.side(own), step_of)
+            for own in (spec.prefill, spec.decode)
+        )
+        wire = wire_between(session, spec.prefill, prefill.plan, deployment.plan)
+        first, _ = _watched(prefill, journal, spec.prefill.engines)
+        side, watch = _watched(deployment, journal)
+        served = serve_apart(requests, first, side, wire, watch)
+        words = f"Prefill: {prefill.note} Decode: {deployment.note}"
+    if journal is not None:
+        journal.write()
     log = served.log
     tokens = np.average(log["decoding"] + log["prompt_tokens"], weights=log["busy_s"]) / deployment.n_devices
-    typical = setting_of(session, plan, "decode", max(round(float(tokens)), plan.schedule.n_parts), None)
+    least = deployment.plan.schedule.n_parts
     note = (
         f"Requests: {requests.source}, {len(requests):,}, {requests.input_tokens.mean():,.0f} tokens in and "
-        f"{requests.output_tokens.mean():,.0f} out on average. {deployment.note} Loads, traffic and timeline are of a "
+        f"{requests.output_tokens.mean():,.0f} out on average. {words} Loads, traffic and timeline are of a "
         "decode step of typical size."
     )
     return LoadResult(
         served=served,
         metrics=serving_metrics(served, spec.slo, deployment.table_error),
-        typical=typical,
+        plan=deployment.plan,
+        typical=setting_of(session, deployment.plan, "decode", max(round(float(tokens)), least), None),
         note=note,
     )
+
+
+def _journaled(journal: Journal, step_of: StepOf, plan: Plan, setting: Setting) -> float:
+    return journal.priced(lambda: step_of(plan, setting))
+
+
+def _watched(deployment: Deployment, journal: Journal | None, n_engines: int = 1) -> tuple[Side, Watch | None]:
+    """Engines of a deployment whose prices are in the journal, which tells the metrics of requests that are done."""
+    tables = deployment.prices
+    side = Side(
+        spec=deployment.spec,
+        n_ranks=deployment.n_ranks,
+        n_blocks=deployment.n_blocks,
+        prices=tables if journal is None else JournaledPrices(tables, journal),
+        n_engines=n_engines,
+    )
+    return side, None if journal is None else partial(_watch, journal, deployment)
+
+
+def _watch(journal: Journal, deployment: Deployment, told: Callable[[], Served]) -> None:
+    journal.partial = lambda: partial_result(told(), deployment)
+
+
+def partial_result(served: Served, deployment: Deployment) -> dict[str, object] | None:
+    """A load that goes on, as JSON: requests that are done and their metrics; None before the first of them."""
+    done = answered(served)
+    if done is None:
+        return None
+    metrics = serving_metrics(done, deployment.spec.slo, deployment.table_error)
+    return {"requests_done": len(done.requests), "requests": len(served.requests), "metrics": metrics}
 
 
 def deployed(session: Session, plan: Plan, spec: ServingSpec, step_of: StepOf) -> Deployment:
@@ -109,6 +167,7 @@ def deployed(session: Session, plan: Plan, spec: ServingSpec, step_of: StepOf) -
     checked += [of("decode", tokens, None, tokens // 2) for tokens in _between(sizes) if tokens > 1]
     return Deployment(
         plan=plan,
+        spec=spec,
         n_devices=first.cluster.n_devices,
         n_ranks=first.cluster.n_devices // tp,
         n_blocks=_kv_tokens(session, plan, first, spec) // spec.block_tokens,
