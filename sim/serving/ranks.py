@@ -7,6 +7,7 @@ iteration that is known when it begins to decode, and takes a new block of the K
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from heapq import heappop, heappush
 from typing import NamedTuple
@@ -64,9 +65,9 @@ class Rank:
 
     spec: ServingSpec
     n_blocks: int
-    input_tokens: list[int]
-    output_tokens: list[int]
-    cached_tokens: list[int] | None = None
+    input_tokens: Sequence[int]
+    output_tokens: Sequence[int]
+    cached_tokens: Sequence[int] | None = None
     hands_over: bool = False
     waiting: deque[_Prompt] = field(default_factory=deque)
     prompts: deque[_Prompt] = field(default_factory=deque)
