@@ -55,8 +55,8 @@ class RequestTrace:
                 at = int(np.argmax(lengths < 1))
                 raise TraceError(f"{self.source}: request {at} has {lengths[at]} {name}; drop it, or give 1 or more")
         self._check_cached()
-        for array in (self.arrival_s, self.input_tokens, self.output_tokens):
-            array.setflags(write=False)
+        for column in (self.arrival_s, self.input_tokens, self.output_tokens):
+            column.setflags(write=False)
 
     def _check_cached(self) -> None:
         if self.cached_tokens is None:
@@ -82,7 +82,7 @@ class RequestTrace:
         )
 
     def columns(self) -> tuple[Column, Column, Column | None]:
-        """Input, output and cached tokens, for loops over requests: 8 bytes each, and Python's integers one at a time."""
+        """Input, output and cached tokens, for loops over requests: 8 bytes each, a Python integer when asked for."""
         inputs, outputs = (array("q", column.tobytes()) for column in (self.input_tokens, self.output_tokens))
         return inputs, outputs, None if self.cached_tokens is None else array("q", self.cached_tokens.tobytes())
 
