@@ -10,11 +10,11 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import time
 from array import array
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from time import monotonic
 from typing import Any
 
 import numpy as np
@@ -41,7 +41,7 @@ class Journal:
     _known: NDArray[np.float64] = field(init=False)
     _read: int = 0
     _new: array[float] = field(default_factory=lambda: array("d"))
-    _due_s: float = field(default_factory=lambda: time.monotonic() + EVERY_S)
+    _due_s: float = field(default_factory=lambda: monotonic() + EVERY_S)
 
     def __post_init__(self) -> None:
         raw = self.path.read_bytes() if self.path.exists() else b""
@@ -67,13 +67,13 @@ class Journal:
             return float(self._known[self._read - 1])
         time_s = price()
         self._new.append(time_s)
-        if time.monotonic() > self._due_s:
+        if monotonic() > self._due_s:
             self.write()
         return time_s
 
     def write(self) -> None:
         """Bring to disk what is new."""
-        began_s = time.monotonic()
+        began_s = monotonic()
         with self.path.open("ab") as file:
             self._new.tofile(file)
             file.flush()
@@ -82,7 +82,7 @@ class Journal:
         content = None if self.partial is None else self.partial()
         if content is not None:
             write_text(json.dumps(content, indent=2) + "\n", self.path.with_suffix(".json"))
-        now_s = time.monotonic()
+        now_s = monotonic()
         self._due_s = now_s + max(EVERY_S, SHARE * (now_s - began_s))
 
 

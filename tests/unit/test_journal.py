@@ -77,7 +77,7 @@ def test_an_interrupted_load_ends_as_if_it_had_not_been(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, apart: bool
 ) -> None:
     ticks = itertools.count()
-    monkeypatch.setattr("sim.serving.journal.time.monotonic", lambda: next(ticks) / 40)  # a write every 40 prices
+    monkeypatch.setattr("sim.serving.journal.monotonic", lambda: next(ticks) / 40)  # a write every 40 prices
     monkeypatch.setattr(journals, "SHARE", 0)
     whole, folder = load(RoundPrices(), apart=apart), tmp_path / "unfinished"
     for n in (150, 150):
