@@ -16,8 +16,8 @@ from moesim import api
 from scenarios.catalog import find_trace
 from scenarios.files import whole_file
 from scenarios.specs import CompareSpec, MemorySpec
+from sim.figure import png_bytes
 from sim.offload.plot import slot_lines, slots_figure
-from sim.plots import png_bytes
 from sim.result import RunResult, Table
 from traces.storage import load_trace
 

@@ -5,13 +5,12 @@ from __future__ import annotations
 import matplotlib as mpl
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 from matplotlib.patches import Patch, Rectangle
 from matplotlib.ticker import FuncFormatter
 
 from sim.bound.bounds import Bounds
 from sim.bound.purchase import Choice
-from sim.plots import STYLE, WIDTH_IN, png_bytes
+from sim.figure import STYLE, WIDTH_IN, Figure, png_bytes
 
 COLORS = ("#4477aa", "#ee6677", "#228833", "#ccbb44", "#aa3377", "#66ccee", "#882255", "#999933")
 LABELLED = 6  # purchases of a front up to which each is named
