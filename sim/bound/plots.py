@@ -1,6 +1,9 @@
-"""Pictures of bounds: what each resource allows over the batch, and what money buys."""
+"""Figures of bounds: what each resource allows over the batch, and what money buys."""
 
 from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
 
 import matplotlib as mpl
 import numpy as np
@@ -10,19 +13,19 @@ from matplotlib.ticker import FuncFormatter
 
 from sim.bound.bounds import Bounds
 from sim.bound.purchase import Choice
-from sim.figure import STYLE, WIDTH_IN, Figure, png_bytes
+from sim.figure import STYLE, WIDTH_IN, Figure
 
 COLORS = ("#4477aa", "#ee6677", "#228833", "#ccbb44", "#aa3377", "#66ccee", "#882255", "#999933")
 LABELLED = 6  # purchases of a front up to which each is named
 
 
-def pictures(bounds: Bounds, choice: Choice | None) -> dict[str, bytes]:
-    """File name -> PNG of every picture."""
-    found = {"bound-batch.png": png_bytes(batch_figure(bounds))}
+def drawings(bounds: Bounds, choice: Choice | None) -> dict[str, Callable[[], Figure]]:
+    """The figures that have something to show, by name."""
+    found: dict[str, Callable[[], Figure]] = {"bound-batch": partial(batch_figure, bounds)}
     if bounds.grid:
-        found["bound-context.png"] = png_bytes(context_figure(bounds))
+        found["bound-context"] = partial(context_figure, bounds)
     if choice is not None:
-        found["bound-budget.png"] = png_bytes(budget_figure(choice))
+        found["bound-budget"] = partial(budget_figure, choice)
     return found
 
 
