@@ -134,8 +134,11 @@ class SweepResult(Shown):
         }
 
     def _points(self) -> Rows:
-        read = [{path: _read(text) for path, text in result["point"].items()} for result in self.results]
-        return [{**row, **point} for row, point in zip(findings.flat(self.results), read, strict=True)]
+        rows = zip(self.results, findings.flat(self.results), strict=True)
+        return [
+            {**row, **{path: _read(text) for path, text in result["point"].items()}, "plan": result.get("plan", "")}
+            for result, row in rows
+        ]
 
     def _effects(self) -> Rows:
         return [

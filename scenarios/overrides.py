@@ -74,7 +74,7 @@ def plain(value: Any) -> Any:
         return fspath(value)
     if hasattr(value, "item") and getattr(value, "ndim", None) == 0:
         return plain(value.item())
-    raise ValueError(f"a {type(value).__name__} has no place in a scenario; give dicts, lists, text or numbers")
+    raise ValueError(f"{type(value).__name__} has no place in a scenario; give dicts, lists, text or numbers")
 
 
 def flow_text(value: Any) -> str:

@@ -41,7 +41,7 @@ STYLE: Any = {
     "svg.fonttype": "path",
     "text.parse_math": False,
 }
-NOTEBOOK_DPI = 120
+NOTEBOOK_DPI = 100
 
 
 class Figure(matplotlib.figure.Figure):
@@ -54,7 +54,7 @@ class Figure(matplotlib.figure.Figure):
 
     def _repr_png_(self) -> tuple[bytes, dict[str, int]]:
         """PNG with the width that a notebook gives it [px of a screen]."""
-        return png_bytes(self, NOTEBOOK_DPI), {"width": round(self.get_figwidth() * 100)}
+        return png_bytes(self, NOTEBOOK_DPI), {"width": round(self.get_figwidth() * NOTEBOOK_DPI)}
 
 
 def svg_bytes(figure: Figure) -> bytes:
