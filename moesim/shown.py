@@ -15,6 +15,7 @@ from moesim.html_parts import html_of
 from scenarios.errors import MoesimError
 from scenarios.explain import did_you_mean
 from sim.outputs import json_of
+from sim.tables import plain_text
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -93,10 +94,7 @@ class Shown(ABC):
         yield from self.parts()
 
     def __repr__(self) -> str:
-        console = Console(width=REPR_WIDTH, color_system=None, legacy_windows=False)
-        with console.capture() as captured:
-            console.print(self)
-        return "\n".join(line.rstrip() for line in captured.get().splitlines())
+        return plain_text(self, REPR_WIDTH).rstrip()
 
     def _repr_html_(self) -> str:
         return html_of(self.parts())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Callable
 from functools import partial
 
@@ -51,7 +52,8 @@ def batch_figure(bounds: Bounds) -> Figure:
             axes.axvline(bounds.largest, color="#888888", lw=0.8, ls=":")
             axes.annotate("memory is full", (bounds.largest, axes.get_ylim()[0]), ha="right", va="bottom", fontsize=7)
         _logarithmic(axes, "tokens per device", "tokens/s of all devices")
-        axes.set_title(f"{bounds.scenario}: bounds over the batch", loc="left", fontsize=8.5, fontweight="bold")
+        name = textwrap.shorten(bounds.scenario, 60, placeholder="…")
+        axes.set_title(f"{name}: bounds over the batch", loc="left", fontsize=8.5, fontweight="bold")
         axes.legend(loc="lower right", fontsize=7)
     return figure
 
