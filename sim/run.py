@@ -264,5 +264,5 @@ def _table(spec: ScenarioSpec, setting: Setting, results: list[RunResult]) -> Ta
         ranked_by=ranked_by,
         first=results[0].name,
         moe_layers=setting.model.moe_layers,
-        notes=(*notes(setting), *(note for result in results for note in result.notes)),
+        notes=tuple(dict.fromkeys((*notes(setting), *(note for result in results for note in result.notes)))),
     )

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from scenarios.errors import MemoryInfeasible
 from scenarios.serving_specs import ServingSpec
-from sim.serving.engine import Engine, IterationPrices, Progress
+from sim.serving.engine import Correction, Engine, IterationPrices, Progress
 from sim.serving.ranks import Rank
 from traces.requests import RequestTrace
 
@@ -41,7 +41,14 @@ class Served:
     n_preempted: int
 
 
-def serve(requests: RequestTrace, spec: ServingSpec, n_ranks: int, n_blocks: int, prices: IterationPrices) -> Served:
+def serve(
+    requests: RequestTrace,
+    spec: ServingSpec,
+    n_ranks: int,
+    n_blocks: int,
+    prices: IterationPrices,
+    correction: Correction | None = None,
+) -> Served:
     """All requests, served by `n_ranks` ranks with a KV cache of `n_blocks` blocks each.
 
     Raises MemoryInfeasible where a request is longer than the KV cache of a rank.
@@ -56,7 +63,7 @@ def serve(requests: RequestTrace, spec: ServingSpec, n_ranks: int, n_blocks: int
     env = simpy.Environment()
     progress = Progress.of(len(requests), env)
     lengths = requests.input_tokens.tolist(), requests.output_tokens.tolist()
-    engine = Engine(env, spec, [Rank(spec, n_blocks, *lengths) for _ in range(n_ranks)], prices, progress)
+    engine = Engine(env, spec, [Rank(spec, n_blocks, *lengths) for _ in range(n_ranks)], prices, progress, correction)
     env.process(arrivals(env, requests.arrival_s, engine.submit))
     env.process(engine.run())
     env.run(until=progress.all_done)

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+
 import numpy as np
 from numpy.typing import NDArray
 
 from scenarios.serving_specs import SloSpec
+from sim.serving.corrected import Sample
 from sim.serving.loop import Served
+from sim.serving.rebalance import Rebalancing
 
 Times = NDArray[np.float64]
 
@@ -85,3 +89,22 @@ def latency_metrics(served: Served) -> dict[str, float]:
         "e2e_s.p90": float(np.quantile(e2e, 0.9)),
         "e2e_s.p99": float(np.quantile(e2e, 0.99)),
     }
+
+
+def expert_metrics(
+    served: Served, samples: Mapping[bool, Sequence[Sample]], rebalancing: Rebalancing | None
+) -> dict[str, float]:
+    """What routing did to iterations simulated whole, and what changes of placement moved."""
+    own = [sample for kind in samples.values() for sample in kind if sample.iteration < len(served.busy_s)]
+    metrics = {
+        "exact_frac": len(own) / len(served.busy_s),
+        "load_imbalance.served": float(np.mean([sample.imbalance for sample in own])),
+        "routing_factor": float(np.mean([sample.factor for sample in own])),
+    }
+    if rebalancing is not None:
+        changes = rebalancing.changes
+        metrics["n_rebalanced"] = float(len(changes))
+        metrics["rebalancing_frac"] = sum(one.done_s - one.copying_s for one in changes) / float(served.done_s.max())
+        for link in sorted({link for one in changes for link in one.moved_bytes}):
+            metrics[f"moved_bytes.{link}"] = sum(one.moved_bytes.get(link, 0.0) for one in changes)
+    return metrics
