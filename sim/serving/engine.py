@@ -129,7 +129,7 @@ class Engine:
                     times_s = self.correction.stretch_s(self, times_s)
                 times_s = self._until_event(begin_s, times_s)
                 time_s = float(times_s[-1])
-                yield self.env.timeout(times_s.sum())
+                yield self.env.timeout(float(times_s.sum()))
                 self._pass_by(begin_s, times_s)
                 continue
             loads = [rank.plan(self.n_iterations) for rank in self.ranks]
