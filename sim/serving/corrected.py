@@ -94,10 +94,14 @@ class Corrected:
         """Let the next iterations of both kinds be simulated whole: something has changed."""
         self._stale = {True, False}
 
+    def all_samples(self) -> list[Sample]:
+        """Samples of both kinds in the order of their iterations."""
+        return sorted(chain(*self.samples.values()), key=lambda sample: sample.iteration)
+
     def window(self, iterations: int) -> list[Sample]:
         """Samples of the last iterations that were carried out."""
         last = max((kind[-1].iteration for kind in self.samples.values() if kind), default=0)
-        return [one for one in chain(*self.samples.values()) if one.iteration > last - iterations and one.loads.size]
+        return [one for one in self.all_samples() if one.iteration > last - iterations and one.loads.size]
 
     def _begin(self, engine: Engine) -> None:
         """Forget what was simulated beyond the iterations that were carried out, and let somebody look."""

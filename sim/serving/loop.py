@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Generator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import simpy
@@ -24,6 +24,9 @@ class Served:
     end_s                  float64[iteration]; busy_s: how long each took.
     decoding, prompt_tokens, waiting, used_blocks  int64[iteration], sums over ranks; waiting: requests in queues.
     most_tokens            int64[iteration]: tokens of the fullest rank.
+    whole_s, imbalance     float64[sample]: ends of iterations that were simulated whole, and how many tokens their
+                           fullest rank's experts had over the mean.
+    changes                (copies began, plan took effect) of changes of placement [s].
     """
 
     requests: RequestTrace
@@ -39,6 +42,9 @@ class Served:
     n_ranks: int
     n_blocks: int
     n_preempted: int
+    whole_s: NDArray[np.float64] = field(default_factory=lambda: np.empty(0))
+    imbalance: NDArray[np.float64] = field(default_factory=lambda: np.empty(0))
+    changes: tuple[tuple[float, float], ...] = ()
 
 
 def serve(

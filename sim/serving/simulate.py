@@ -16,7 +16,7 @@ from scenarios.workload_specs import tokens_by_phase
 from sim.memory import GIB, DeviceMemory, device_memory, kv_bytes_per_request
 from sim.serving.corrected import Corrected
 from sim.serving.loop import Served, serve
-from sim.serving.measures import expert_metrics, serving_metrics
+from sim.serving.measures import expert_metrics, serving_metrics, with_samples
 from sim.serving.prices import Phase, TablePrices, fill_tables
 from sim.serving.ranks import RankLoad
 from sim.serving.rebalance import Rebalancing
@@ -85,7 +85,10 @@ def serve_plan(session: Session, plan: Plan, spec: ServingSpec, step_of: StepOf)
     served = serve(requests, spec, deployment.n_ranks, deployment.n_blocks, deployment.prices, corrected)
     tokens = np.average(served.decoding + served.prompt_tokens, weights=served.busy_s) / deployment.n_devices
     typical = setting_of(session, plan, "decode", max(round(float(tokens)), plan.schedule.n_parts), None)
-    experts = {} if corrected is None else expert_metrics(served, corrected.samples, rebalancing)
+    experts = {}
+    if corrected is not None:
+        served = with_samples(served, corrected, rebalancing)
+        experts = expert_metrics(served, corrected, rebalancing)
     note = (
         f"Requests: {requests.source}, {len(requests):,}, {requests.input_tokens.mean():,.0f} tokens in and "
         f"{requests.output_tokens.mean():,.0f} out on average. {deployment.note} Loads, traffic and timeline are of a "
