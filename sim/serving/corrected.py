@@ -125,8 +125,8 @@ class Corrected:
         for i, number in enumerate(numbers):
             factor = float((whole.time_s[i] + self.host_s) / table_s[i])
             kept.append(Sample(number, factor, float(whole.imbalance[i]), whole.loads[i]))
-        past = len(kept) - self.n_loads - len(numbers)
-        if past >= 0:
+        beyond = len(kept) - self.n_loads
+        for past in range(max(0, beyond - len(numbers)), max(0, beyond)):
             kept[past] = kept[past]._replace(loads=kept[past].loads[:0])
         self._stale.discard(prompts)
 
