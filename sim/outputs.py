@@ -1,4 +1,4 @@
-"""Files of a result: the folder of `--out` and the JSON of `--json`, each file whole or not there."""
+"""Files of a result: the folder of `--out` and its JSON, each file whole or not there."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from scenarios.errors import MoesimError
-from scenarios.files import whole_file, write_or_print
+from scenarios.files import whole_file
 from sim.report import Picture, render_report
 from sim.result import Comparison, Table
 from sim.timeline import write_trace
@@ -50,11 +50,6 @@ def write_outputs(comparison: Comparison, folder: Path, drawn: Collection[str] |
         timeline,
         *written,
     ]
-
-
-def write_json(comparison: Comparison, target: str) -> None:
-    """Write the result as JSON to the file `target`, or to standard output where it is `-`."""
-    write_or_print(json_text(comparison), target)
 
 
 def json_text(comparison: Comparison) -> str:

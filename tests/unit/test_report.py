@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 from scenarios.errors import MoesimError
 from sim import plots
 from sim.figure import png_bytes, svg_bytes
-from sim.outputs import json_text, write_json, write_outputs
+from sim.outputs import json_text, write_outputs
 from sim.plot_data import (
     KIND_COLORS,
     device_ticks,
@@ -123,13 +123,6 @@ def test_a_number_that_json_cannot_hold_is_an_error() -> None:
     comparison.tables[0].results[0].metrics["load_imbalance"] = float("nan")
     with pytest.raises(ValueError, match="not JSON compliant"):
         json_text(comparison)
-
-
-def test_json_goes_to_a_file_or_to_standard_output(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    comparison = fake_comparison()
-    write_json(comparison, "-")
-    write_json(comparison, str(tmp_path / "result.json"))
-    assert capsys.readouterr().out == (tmp_path / "result.json").read_text() == json_text(comparison)
 
 
 # The folder
