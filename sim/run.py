@@ -33,7 +33,7 @@ from sim.pools import on_devices
 from sim.priced_steps import PricedSteps, Steps, priced
 from sim.result import Comparison, RunResult, Table, is_cost
 from sim.schedule_search import Speed, search
-from sim.serving.apart import check_served
+from sim.serving.apart import check_served, serve_plan_apart, side_plan
 from sim.serving.simulate import serve_plan
 from sim.session import Plan, Session
 from sim.setting import Setting, sides_of
@@ -81,17 +81,18 @@ def compare_in(session: Session, axes: CompareSpec, version: str, progress: Prog
         axes.schedule or [spec.schedule],
         axes.memory or [spec.memory],
         axes.serving or [spec.serving],
+        axes.training or [spec.training],
     )
     plans = [
-        Plan(cluster=c, parallel=p, placement=e, schedule=s, memory=m, serving=load)
-        for c, p, e, s, m, load in combinations
+        Plan(cluster=c, parallel=p, placement=e, schedule=s, memory=m, serving=load, training=t)
+        for c, p, e, s, m, load, t in combinations
     ]
     workloads = axes.workload or (spec.workload,)
     tables: list[Table] = []
     for workload in workloads:
         results = []
         for plan in plans:
-            setting = session.setting(plan.cluster, plan.parallel, workload)
+            setting = session.setting(plan.cluster, plan.parallel, workload, plan.training)
             results.append(simulate(session, setting, plan))
             if progress is not None:
                 done = len(tables) * len(plans) + len(results)
@@ -155,15 +156,18 @@ def _served(session: Session, plan: Plan, spec: ServingSpec) -> RunResult:
         steps = _steps(session, setting, plan, session.plan_of(setting, plan).placement)
         return float(priced(steps).executed().step_times_s.mean())
 
-    load = serve_plan(session, plan, spec, step_s)
-    shown = _simulated(session, load.typical, load.plan, session.plan_of(load.typical, load.plan).placement)
+    serve = serve_plan if spec.prefill is None else serve_plan_apart
+    load = serve(session, plan, spec, step_s)
+    if spec.prefill is not None:
+        plan = side_plan(session, plan, spec.decode)
+    shown = _simulated(session, load.typical, plan, session.plan_of(load.typical, plan).placement)
     others = OF_STEPS if spec.prefill is None else (*OF_STEPS, *OF_DEVICES)
     kept = {name: value for name, value in shown.metrics.items() if not name.startswith(others)}
     return replace(
         shown,
         plan=shown.plan | {"serving": spec.model_dump(exclude_none=True)},
         metrics=load.metrics | kept,
-        notes=(load.note,),
+        notes=load.notes,
         served=load.served,
     )
 
@@ -261,5 +265,5 @@ def _table(spec: ScenarioSpec, setting: Setting, results: list[RunResult]) -> Ta
         ranked_by=ranked_by,
         first=results[0].name,
         moe_layers=setting.model.moe_layers,
-        notes=(*notes(setting), *(note for result in results for note in result.notes)),
+        notes=tuple(dict.fromkeys((*notes(setting), *(note for result in results for note in result.notes)))),
     )

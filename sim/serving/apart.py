@@ -9,13 +9,17 @@ from hwmodels.cluster import Cluster, build_cluster
 from hwmodels.library import cards_with, find_node, list_cards
 from scenarios.cluster_specs import ClusterSpec
 from scenarios.errors import ScenarioError
-from scenarios.serving_specs import EngineSpec, PrefillSpec
+from scenarios.serving_specs import EngineSpec, PrefillSpec, ServingSpec
 from scenarios.stream_specs import GENERATING
 from sim.memory import kv_bytes_per_request
 from sim.ranks import ranks_of
-from sim.serving.handover import Wire
+from sim.serving.handover import Side, Wire, serve_apart
+from sim.serving.measures import serving_metrics
+from sim.serving.simulate import Deployment, LoadResult, StepOf, deployed, load_note, typical_of
+from sim.serving.unfinished import journal_of, journaled_prices, journaled_steps, watch_of
 from sim.session import Plan, Session
 from sim.together import check_together
+from traces.requests import requests_of
 
 
 def check_served(plan: Plan) -> None:
@@ -38,6 +42,37 @@ def side_plan(session: Session, plan: Plan, own: EngineSpec | None) -> Plan:
     check_served(side)
     check_together(session.setting(side.cluster, side.parallel, session.spec.workload), side)
     return side
+
+
+def serve_plan_apart(session: Session, plan: Plan, spec: ServingSpec, step_of: StepOf) -> LoadResult:
+    """The requests of `spec` under a plan whose prompts have devices of their own.
+
+    Raises MemoryInfeasible where a side has no room for a KV cache, or a request is longer than it; ScenarioError where
+    the sides do not go together.
+    """
+    if spec.prefill is None:
+        raise ScenarioError("serving.prefill: there is none")
+    journal, requests = journal_of(session, plan), requests_of(spec.requests, session.base, session.spec.seed)
+    step_of = journaled_steps(step_of, journal)
+    prefill, decode = (
+        deployed(session, side_plan(session, plan, own), spec.side(own), step_of) for own in (spec.prefill, spec.decode)
+    )
+    wire = wire_between(session, spec.prefill, prefill.plan, decode.plan)
+
+    def side_of(own: Deployment, n_engines: int = 1) -> Side:
+        prices = journaled_prices(own.prices, journal)
+        return Side(spec=own.spec, n_ranks=own.n_ranks, n_blocks=own.n_blocks, prices=prices, n_engines=n_engines)
+
+    watch = watch_of(journal, spec.slo, decode.table_error)
+    served = serve_apart(requests, side_of(prefill, spec.prefill.engines), side_of(decode), wire, watch)
+    if journal is not None:
+        journal.write()
+    return LoadResult(
+        served=served,
+        metrics=serving_metrics(served, spec.slo, max(prefill.table_error, decode.table_error)),
+        typical=typical_of(session, decode.plan, served, decode.n_devices),
+        notes=(load_note(requests, decode), f"On the side of prompts: {prefill.note}"),
+    )
 
 
 def wire_between(session: Session, spec: PrefillSpec, prefill: Plan, decode: Plan) -> Wire:

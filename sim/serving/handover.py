@@ -19,6 +19,7 @@ import simpy
 
 from scenarios.serving_specs import ServingSpec
 from sim.serving.engine import Engine, IterationPrices, Progress
+from sim.serving.log import COARSE, Log
 from sim.serving.loop import Handed, Served, Watch, arrivals, check_lengths, served
 from sim.serving.ranks import Rank
 from traces.requests import RequestTrace
@@ -92,7 +93,7 @@ class Handover:
                 return
             rank = free[self._n_given % len(free)]
             if decode.spec.router == "least-tokens":
-                rank = min(free, key=lambda one: one.tokens)
+                rank = min(free, key=lambda one: one.n_tokens)
             rank.expect(request)
             self._n_given += 1
             crossing = self._under_way[self._queue.popleft()]
@@ -166,7 +167,7 @@ def serve_apart(requests: RequestTrace, prefill: Side, decode: Side, wire: Wire,
 
     def engine_of(side: Side, hands_over: bool) -> Engine:
         ranks = [Rank(side.spec, side.n_blocks, *columns, hands_over) for _ in range(side.n_ranks)]
-        return Engine(env, side.spec, ranks, side.prices, progress)
+        return Engine(env, side.spec, ranks, side.prices, progress, log=Log(COARSE))
 
     engines = [engine_of(prefill, True) for _ in range(prefill.n_engines)]
     answering = engine_of(decode, False)
@@ -195,7 +196,7 @@ def _front(engines: Sequence[Engine], spec: ServingSpec, requests: RequestTrace)
 
     def tokens(engine: Engine) -> int:
         coming = sum(int(requests.input_tokens[request]) for request in engine.inbox)
-        return coming + sum(rank.tokens for rank in engine.ranks)
+        return coming + sum(rank.n_tokens for rank in engine.ranks)
 
     def submit(request: int) -> None:
         turn = engines[request % len(engines)]

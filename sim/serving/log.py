@@ -24,13 +24,14 @@ ROW = np.dtype(
 """A row: its end, time and number of iterations; requests decoding and prompt tokens of each, requests waiting, blocks
 in use (mean over its time, and most), tokens of the fullest rank. Sums over ranks, but for the last one."""
 FOLDED = 4096  # rows that wait as Python values
-STRETCH = 64  # iterations of a row at most: a view over time must not be coarser than that
+COARSE = 64  # iterations of a row at most where few bytes count: a view over time must not be coarser than that
 
 
 @dataclass(slots=True)
 class Log:
-    """Rows in order of time."""
+    """Rows in order of time; `most` iterations in one, where they are of a stretch."""
 
+    most: int = 1
     _open: list[tuple[float, ...]] = field(default_factory=list)
     _folded: list[NDArray[Any]] = field(default_factory=list)
 
@@ -43,8 +44,8 @@ class Log:
     def stretch(self, begin_s: float, times_s: NDArray[np.float64], blocks: NDArray[np.int64], counts: Counts) -> None:
         """Note iterations that begin one after another and differ in `times_s` and `blocks` alone, both [iteration]."""
         ends_s = begin_s + np.cumsum(times_s)
-        for first in range(0, len(times_s), STRETCH):
-            part = slice(first, first + STRETCH)
+        for first in range(0, len(times_s), self.most):
+            part = slice(first, first + self.most)
             one_s, used = times_s[part], blocks[part]
             total_s, last = float(one_s.sum()), first + len(one_s) - 1
             mean = float(one_s @ used) / total_s if total_s else float(used.mean())

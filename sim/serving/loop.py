@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Generator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 
 from scenarios.errors import MemoryInfeasible
 from scenarios.serving_specs import ServingSpec
-from sim.serving.engine import Engine, IterationPrices, Progress
+from sim.serving.engine import Correction, Engine, IterationPrices, Progress
+from sim.serving.log import COARSE
 from sim.serving.ranks import Rank
 from traces.requests import RequestTrace
 
@@ -36,17 +37,34 @@ class Served:
     """What happened to every request and in every iteration.
 
     first_token_s, done_s  float64[request]: end of the iteration that wrote the first (last) token.
-    log                    what the engine did, `sim.serving.log.ROW`[row].
+    end_s                  float64[row]; busy_s: how long each took. A row is an iteration, or a stretch of them.
+    n                      int32[row]: iterations of it.
+    decoding, prompt_tokens, waiting, used_blocks  [row], of each of these, sums over ranks; waiting: in queues.
+    peak_blocks            int32[row]: most blocks in use; most_tokens: tokens of the fullest rank.
+    whole_s, imbalance     float64[sample]: ends of iterations that were simulated whole, and how many tokens their
+                           fullest rank's experts had over the mean.
+    changes                (copies began, plan took effect) of changes of placement [s].
     handed                 where prefill has devices of its own; all else is then of the engine that decodes.
     """
 
     requests: RequestTrace
     first_token_s: NDArray[np.float64]
     done_s: NDArray[np.float64]
-    log: NDArray[Any]
+    end_s: NDArray[np.float64]
+    busy_s: NDArray[np.float64]
+    n: NDArray[np.int32]
+    decoding: NDArray[np.int32]
+    prompt_tokens: NDArray[np.int32]
+    waiting: NDArray[np.int32]
+    used_blocks: NDArray[np.float64]
+    peak_blocks: NDArray[np.int32]
+    most_tokens: NDArray[np.int32]
     n_ranks: int
     n_blocks: int
     n_preempted: int
+    whole_s: NDArray[np.float64] = field(default_factory=lambda: np.empty(0))
+    imbalance: NDArray[np.float64] = field(default_factory=lambda: np.empty(0))
+    changes: tuple[tuple[float, float], ...] = ()
     handed: Handed | None = None
 
 
@@ -60,17 +78,21 @@ def serve(
     n_ranks: int,
     n_blocks: int,
     prices: IterationPrices,
+    correction: Correction | None = None,
+    *,
     watch: Watch | None = None,
 ) -> Served:
     """All requests, served by `n_ranks` ranks with a KV cache of `n_blocks` blocks each.
 
+    Rows are of single iterations where a correction samples them, and else of few bytes a token.
     Raises MemoryInfeasible where a request is longer than the KV cache of a rank.
     """
     check_lengths(requests, requests.input_tokens + requests.output_tokens, spec, n_blocks)
     env = simpy.Environment()
     progress = Progress.of(len(requests), env)
     lengths = requests.columns()
-    engine = Engine(env, spec, [Rank(spec, n_blocks, *lengths) for _ in range(n_ranks)], prices, progress)
+    engine = Engine(env, spec, [Rank(spec, n_blocks, *lengths) for _ in range(n_ranks)], prices, progress, correction)
+    engine.log.most = COARSE if correction is None else 1
     if watch is not None:
         watch(lambda: served(requests, engine, progress))
     env.process(arrivals(env, requests.arrival_s, engine.submit))
@@ -112,11 +134,20 @@ def delay_until(time_s: float, now: float) -> float:
 
 def served(requests: RequestTrace, engine: Engine, progress: Progress, handed: Handed | None = None) -> Served:
     """What happened, as arrays."""
+    log = engine.log.array()
     return Served(
         requests=requests,
         first_token_s=np.array(progress.first_token_s),
         done_s=np.array(progress.done_s),
-        log=engine.log.array(),
+        end_s=log["end_s"],
+        busy_s=log["busy_s"],
+        n=log["n"],
+        decoding=log["decoding"],
+        prompt_tokens=log["prompt_tokens"],
+        waiting=log["waiting"],
+        used_blocks=log["used_blocks"],
+        peak_blocks=log["peak_blocks"],
+        most_tokens=log["most_tokens"],
         n_ranks=len(engine.ranks),
         n_blocks=engine.ranks[0].n_blocks,
         n_preempted=sum(rank.n_preempted for rank in engine.ranks),

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 from itertools import pairwise
 
 import numpy as np
@@ -15,17 +14,18 @@ from scenarios.errors import MemoryInfeasible
 from scenarios.serving_specs import ServingSpec
 from scenarios.workload_specs import tokens_by_phase
 from sim.memory import GIB, DeviceMemory, device_memory, kv_bytes_per_request
-from sim.serving.apart import side_plan, wire_between
-from sim.serving.handover import Side, serve_apart
-from sim.serving.journal import Journal, JournaledPrices
-from sim.serving.loop import Served, Watch, answered, serve
-from sim.serving.measures import serving_metrics
+from sim.serving.corrected import Corrected
+from sim.serving.loop import Served, serve
+from sim.serving.measures import expert_metrics, serving_metrics, with_samples
 from sim.serving.prices import Phase, TablePrices, fill_tables
 from sim.serving.ranks import RankLoad
+from sim.serving.rebalance import Rebalancing
+from sim.serving.routed import Experts, check_routed
+from sim.serving.unfinished import journal_of, journaled_prices, journaled_steps, watch_of
 from sim.session import Plan, Session
-from sim.setting import Setting
-from sim.sweep.store import key_of
-from traces.requests import requests_of
+from sim.setting import Setting, sequence_parts
+from traces.request_routes import request_routes
+from traces.requests import RequestTrace, requests_of
 
 StepOf = Callable[[Plan, Setting], float]
 """Mean time of the steps of a setting under a plan, host time left out [s]."""
@@ -36,24 +36,25 @@ CHECKS = 3  # sizes between entries at which the tables are checked, of either p
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LoadResult:
-    """A served load: what happened, its metrics, and the plan and setting of a typical iteration that decodes."""
+    """A served load: what happened, its metrics, and the setting of a typical iteration."""
 
     served: Served
     metrics: dict[str, float]
-    plan: Plan
     typical: Setting
-    note: str
+    notes: tuple[str, ...]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Deployment:
     """A plan ready to serve: its ranks, the KV cache of each in blocks, and tables of its iterations.
 
+    setting  of its smallest decode step.
     errors  by how much the tables miss steps of sizes between their entries, simulated whole.
     """
 
     plan: Plan
     spec: ServingSpec
+    setting: Setting
     n_devices: int
     n_ranks: int
     n_blocks: int
@@ -78,76 +79,75 @@ class Deployment:
 def serve_plan(session: Session, plan: Plan, spec: ServingSpec, step_of: StepOf) -> LoadResult:
     """The requests of `spec` under a plan.
 
-    Raises MemoryInfeasible where no KV cache is left, or a request is longer than it; ScenarioError where sides of a
-    disaggregated load do not go together.
+    Raises MemoryInfeasible where no KV cache is left, or a request is longer than it.
     """
+    journal = journal_of(session, plan)
+    deployment = deployed(session, plan, spec, journaled_steps(step_of, journal))
     requests = requests_of(spec.requests, session.base, session.spec.seed)
-    journal = None
-    if session.unfinished is not None:
-        journal = Journal.of(session.unfinished, f"{key_of(session.spec, session.base)} {plan}")
-        step_of = partial(_journaled, journal, step_of)
-    if spec.prefill is None:
-        deployment = deployed(session, plan, spec, step_of)
-        side, watch = _watched(deployment, journal)
-        served = serve(requests, spec, side.n_ranks, side.n_blocks, side.prices, watch)
-        words = deployment.note
-    else:
-        prefill, deployment = (
-            deployed(session, side_plan(session, plan, own), spec.side(own), step_of)
-            for own in (spec.prefill, spec.decode)
-        )
-        wire = wire_between(session, spec.prefill, prefill.plan, deployment.plan)
-        first, _ = _watched(prefill, journal, spec.prefill.engines)
-        side, watch = _watched(deployment, journal)
-        served = serve_apart(requests, first, side, wire, watch)
-        words = f"Prefill: {prefill.note} Decode: {deployment.note}"
+    corrected, rebalancing = _correction(session, deployment, spec, requests)
+    prices, watch = journaled_prices(deployment.prices, journal), watch_of(journal, spec.slo, deployment.table_error)
+    served = serve(requests, spec, deployment.n_ranks, deployment.n_blocks, prices, corrected, watch=watch)
     if journal is not None:
         journal.write()
-    log = served.log
-    tokens = np.average(log["decoding"] + log["prompt_tokens"], weights=log["busy_s"]) / deployment.n_devices
-    least = deployment.plan.schedule.n_parts
-    note = (
-        f"Requests: {requests.source}, {len(requests):,}, {requests.input_tokens.mean():,.0f} tokens in and "
-        f"{requests.output_tokens.mean():,.0f} out on average. {words} Loads, traffic and timeline are of a "
-        "decode step of typical size."
-    )
+    experts = {}
+    if corrected is not None:
+        served = with_samples(served, corrected, rebalancing)
+        experts = expert_metrics(served, corrected, rebalancing)
     return LoadResult(
         served=served,
-        metrics=serving_metrics(served, spec.slo, deployment.table_error),
-        plan=deployment.plan,
-        typical=setting_of(session, deployment.plan, "decode", max(round(float(tokens)), least), None),
-        note=note,
+        metrics=serving_metrics(served, spec.slo, deployment.table_error) | experts,
+        typical=typical_of(session, plan, served, deployment.n_devices),
+        notes=(load_note(requests, deployment),),
     )
 
 
-def _journaled(journal: Journal, step_of: StepOf, plan: Plan, setting: Setting) -> float:
-    return journal.priced(lambda: step_of(plan, setting))
+def typical_of(session: Session, plan: Plan, served: Served, n_devices: float) -> Setting:
+    """The setting of a decode step of the load's mean size."""
+    tokens = np.average(served.decoding + served.prompt_tokens, weights=served.busy_s) / n_devices
+    return setting_of(session, plan, "decode", max(round(float(tokens)), plan.schedule.n_parts), None)
 
 
-def _watched(deployment: Deployment, journal: Journal | None, n_engines: int = 1) -> tuple[Side, Watch | None]:
-    """Engines of a deployment whose prices are in the journal, which tells the metrics of requests that are done."""
-    tables = deployment.prices
-    side = Side(
-        spec=deployment.spec,
-        n_ranks=deployment.n_ranks,
-        n_blocks=deployment.n_blocks,
-        prices=tables if journal is None else JournaledPrices(tables, journal),
-        n_engines=n_engines,
+def load_note(requests: RequestTrace, deployment: Deployment) -> str:
+    """What a reader must know of a load."""
+    return (
+        f"Requests: {requests.source}, {len(requests):,}, {requests.input_tokens.mean():,.0f} tokens in and "
+        f"{requests.output_tokens.mean():,.0f} out on average. {deployment.note} Loads, traffic and timeline are of a "
+        "decode step of typical size."
     )
-    return side, None if journal is None else partial(_watch, journal, deployment)
 
 
-def _watch(journal: Journal, deployment: Deployment, told: Callable[[], Served]) -> None:
-    journal.partial = lambda: partial_result(told(), deployment)
+def _correction(
+    session: Session, deployment: Deployment, spec: ServingSpec, requests: RequestTrace
+) -> tuple[Corrected | None, Rebalancing | None]:
+    """What the routes of the requests make of the tables, and who changes placements meanwhile.
 
-
-def partial_result(served: Served, deployment: Deployment) -> dict[str, object] | None:
-    """A load that goes on, as JSON: requests that are done and their metrics; None before the first of them."""
-    done = answered(served)
-    if done is None:
-        return None
-    metrics = serving_metrics(done, deployment.spec.slo, deployment.table_error)
-    return {"requests_done": len(done.requests), "requests": len(served.requests), "metrics": metrics}
+    Raises ScenarioError where iterations cannot be simulated one by one.
+    """
+    if spec.routes is None:
+        return None, None
+    plan, setting = deployment.plan, deployment.setting
+    check_routed(setting, plan)
+    workload, seed = session.spec.workload, session.spec.seed
+    parts = sequence_parts(setting.trace, workload, seed)
+    rng = np.random.default_rng([seed, 4])
+    own = np.union1d(parts.judged, parts.shifted)
+    experts = Experts(
+        setting=setting,
+        placement=session.plan_of(setting, plan).placement,
+        schedule=plan.schedule,
+        memory=plan.memory,
+        routes=request_routes(setting.trace, own, requests, spec.routes.mix, rng),
+    )
+    corrected = Corrected(experts=experts, every=spec.routes.exact_every, host_s=plan.schedule.step_overhead)
+    if spec.rebalance is None:
+        return corrected, None
+    rebalance = spec.rebalance
+    rebalancing = Rebalancing(
+        spec=rebalance, plan=rebalance.placement or plan.placement, seed=seed, corrected=corrected
+    )
+    corrected.look, corrected.look_every = rebalancing.look, rebalance.every
+    corrected.n_loads = -(-rebalance.window // spec.routes.exact_every)
+    return corrected, rebalancing
 
 
 def deployed(session: Session, plan: Plan, spec: ServingSpec, step_of: StepOf) -> Deployment:
@@ -168,6 +168,7 @@ def deployed(session: Session, plan: Plan, spec: ServingSpec, step_of: StepOf) -
     return Deployment(
         plan=plan,
         spec=spec,
+        setting=first,
         n_devices=first.cluster.n_devices,
         n_ranks=first.cluster.n_devices // tp,
         n_blocks=_kv_tokens(session, plan, first, spec) // spec.block_tokens,

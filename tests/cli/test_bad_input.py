@@ -236,7 +236,7 @@ def test_folders_without_the_right_to_write(moesim: Command, monkeypatch: pytest
 
 
 def test_memory_that_runs_out_is_no_bug(moesim: Command, monkeypatch: pytest.MonkeyPatch) -> None:
-    def exhaust(*_: object) -> None:
+    def exhaust(*_: object, **__: object) -> None:
         raise MemoryError
 
     monkeypatch.setattr("moesim.api.run", exhaust)
@@ -244,7 +244,7 @@ def test_memory_that_runs_out_is_no_bug(moesim: Command, monkeypatch: pytest.Mon
 
 
 def test_our_own_mistakes_are_told_from_the_user_s(moesim: Command, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("moesim.api.run", lambda *_: {}["gone"])
+    monkeypatch.setattr("moesim.api.run", lambda *_, **__: {}["gone"])
     done = moesim("run", "tiny.yaml")
     assert (done.code, done.files) == (70, set())
     assert done.err == "moesim: internal error: KeyError: 'gone'; run again with --debug and report it\n"

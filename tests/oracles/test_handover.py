@@ -113,11 +113,11 @@ def test_one_request_by_hand(layerwise: bool) -> None:
 
 def conserved(got: Served) -> None:
     assert got.handed is not None
-    log, trace = got.log, got.requests
+    trace = got.requests
     prompts = sum(each["prompt_tokens"].sum() for each in got.handed.prefill_logs)
     assert prompts == trace.input_tokens.sum()
-    assert (log["decoding"] * log["n"]).sum() == (trace.output_tokens - 1).sum()
-    assert log["used_blocks"][-1] == 0 and got.handed.prefill_logs[0]["end_s"][-1] < log["end_s"][-1]
+    assert (got.decoding * got.n).sum() == (trace.output_tokens - 1).sum()
+    assert got.used_blocks[-1] == 0 and got.handed.prefill_logs[0]["end_s"][-1] < got.end_s[-1]
 
 
 def test_work_is_conserved_and_what_does_not_fit_is_refused() -> None:

@@ -90,8 +90,8 @@ def test_a_single_server_is_lindleys_queue() -> None:
 
 
 def logged(served: Served) -> None:
-    ends = served.log["end_s"]
-    begins = ends - served.log["busy_s"]
+    ends = served.end_s
+    begins = ends - served.busy_s
     # An iteration begins when the one before ends, or with an arrival that found nothing to do.
     gaps = begins[1:] - ends[:-1]
     idle = np.flatnonzero(gaps > 1e-9) + 1
@@ -108,12 +108,11 @@ def test_work_is_conserved(rate: float) -> None:
     spec = spec_of()
     got = serve(trace, spec, 2, 500, RoundPrices())
     logged(got)
-    log = got.log
-    assert log["prompt_tokens"].sum() == trace.input_tokens.sum()
-    assert (log["decoding"] * log["n"]).sum() == (trace.output_tokens - 1).sum()
-    assert log["used_blocks"][-1] == 0
-    assert (log["most_tokens"] <= spec.token_budget).all()
-    assert (log["used_blocks"] <= log["peak_blocks"]).all() and (log["peak_blocks"] <= 2 * 500).all()
+    assert got.prompt_tokens.sum() == trace.input_tokens.sum()
+    assert (got.decoding * got.n).sum() == (trace.output_tokens - 1).sum()
+    assert got.used_blocks[-1] == 0
+    assert (got.most_tokens <= spec.token_budget).all()
+    assert (got.used_blocks <= got.peak_blocks).all() and (got.peak_blocks <= 2 * 500).all()
     assert (ttft_s(got) > 0).all() and (e2e_s(got) >= ttft_s(got)).all()
 
 
@@ -128,7 +127,7 @@ def test_littles_law_holds_on_the_log() -> None:
         inside, before = inside + change, time_s
     assert area == pytest.approx(float(e2e_s(got).sum()))
     # The log counts the same requests: those decoding for whole iterations, plus queue, prompts and arrivals within.
-    decoding = float((got.log["decoding"] * got.log["busy_s"]).sum())
+    decoding = float((got.decoding * got.busy_s).sum())
     assert decoding == pytest.approx(float((got.done_s - got.first_token_s).sum()))
 
 
