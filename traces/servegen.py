@@ -22,6 +22,8 @@ from numpy.typing import NDArray
 
 from scenarios.errors import TraceError
 
+CLIENTS = "chunk-*"
+"""Files of a folder of clients."""
 Times = NDArray[np.float64]
 Counts = NDArray[np.int64]
 Lengths = tuple[Counts, Times]

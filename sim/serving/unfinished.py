@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import fields
 
 from scenarios.serving_specs import SloSpec
 from sim.serving.engine import IterationPrices
@@ -20,7 +21,8 @@ def journal_of(session: Session, plan: Plan) -> Journal | None:
     """The journal of a plan; None where nothing is kept."""
     if session.unfinished is None:
         return None
-    return Journal.of(session.unfinished, f"{key_of(session.spec, session.base)} {plan}")
+    own = session.spec.model_copy(update={part.name: getattr(plan, part.name) for part in fields(plan)})
+    return Journal.of(session.unfinished, key_of(own, session.base))
 
 
 def journaled_steps(step_of: StepOf, journal: Journal | None) -> StepOf:
