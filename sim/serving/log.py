@@ -35,6 +35,9 @@ class Log:
     _open: list[tuple[float, ...]] = field(default_factory=list)
     _folded: list[NDArray[Any]] = field(default_factory=list)
 
+    def __len__(self) -> int:
+        return sum(map(len, self._folded)) + len(self._open)
+
     def append(self, row: tuple[float, ...]) -> None:
         """Note an iteration; fields as in `ROW`."""
         self._open.append(row)

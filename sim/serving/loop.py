@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from scenarios.errors import MemoryInfeasible
 from scenarios.serving_specs import ServingSpec
 from sim.serving.engine import Correction, Engine, IterationPrices, Progress
-from sim.serving.log import COARSE
+from sim.serving.log import COARSE, ROW
 from sim.serving.ranks import Rank
 from traces.requests import RequestTrace
 
@@ -66,6 +66,11 @@ class Served:
     imbalance: NDArray[np.float64] = field(default_factory=lambda: np.empty(0))
     changes: tuple[tuple[float, float], ...] = ()
     handed: Handed | None = None
+
+    def __post_init__(self) -> None:
+        rows = {name: len(getattr(self, name)) for name in ROW.names or ()}
+        if len(set(rows.values())) > 1:
+            raise ValueError(f"rows of one log have several lengths: {rows}")
 
 
 Watch = Callable[[Callable[[], "Served"]], None]
