@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import sys
 import traceback
+from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
@@ -36,7 +37,7 @@ Scenario = Annotated[str, typer.Argument(metavar="SCENARIO", help="YAML file, or
 def main() -> None:
     """Run the command; errors of the user are one message and exit code 2 or 3, never a traceback."""
     try:
-        app(prog_name="moesim")  # exits by itself: 0 when done, 2 for a wrong option, 130 when interrupted
+        _command()(prog_name="moesim")  # exits by itself: 0 when done, 2 for a wrong option, 130 when interrupted
     except MoesimError as error:
         _fail(error, str(error), error.exit_code)
     except MemoryError as error:
@@ -45,6 +46,12 @@ def main() -> None:
     except Exception as error:
         bug = f"internal error: {type(error).__name__}: {error}; run again with --debug and report it"
         _fail(error, bug, INTERNAL_ERROR)
+
+
+@cache
+def _command() -> Any:
+    """The command that Typer makes of `app`, made once where a process calls `main` many times, as the tests do."""
+    return typer.main.get_command(app)
 
 
 def _fail(error: Exception, message: str, code: int) -> NoReturn:

@@ -118,11 +118,6 @@ def assert_cut_agrees(policy: str, law: str, n_nodes: int) -> None:
         np.testing.assert_allclose(batched_s, case.vector().end_s, rtol=RTOL, atol=0)
 
 
-@pytest.mark.parametrize("policy", POLICIES)
-def test_executors_agree_on_captured_routing_under_law_port(policy: str) -> None:
-    assert_cut_agrees(policy, "port", n_nodes=1)
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("n_nodes", [1, 2])
 @pytest.mark.parametrize("law", LAWS)
