@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
-from moesim import __version__, capture_commands
+from moesim import capture_commands
 from moesim.options import Debug, Json, Out, Overrides, Quiet, Seed
 from moesim.progress import progress
 from moesim.trace_commands import trace_app
@@ -64,13 +64,15 @@ def _fail(error: Exception, message: str, code: int) -> NoReturn:
 
 def _version(wanted: bool) -> None:
     if wanted:
-        print(f"moesim {__version__}", flush=True)
+        from moesim.version import version_text
+
+        print(version_text(Path(__file__).resolve().parents[1]), flush=True)
         raise typer.Exit
 
 
 @app.callback()
 def _common(
-    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Show it.")] = False,
+    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Show versions.")] = False,
 ) -> None:
     del version
 

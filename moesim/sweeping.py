@@ -19,6 +19,7 @@ from moesim.progress import progress
 from scenarios.errors import MoesimError, ScenarioError
 from scenarios.files import check_folder, whole_file, write_or_print, write_text
 from scenarios.loader import LoadedScenario, changed
+from sim.result import SCHEMA
 from sim.sweep import findings, store
 from sim.sweep.points import Point, overrides_of, parse_axis, points_of
 from sim.sweep.store import Result
@@ -116,6 +117,7 @@ def _write(results: Sequence[Result], metric: str, folder: Path, name: str) -> l
     write_text(findings.csv_text(results), folder / "points.csv")
     content: dict[str, Any] = {
         "moesim": moesim.__version__,
+        "schema": SCHEMA,
         "scenario": name,
         "ranked_by": metric,
         "results": [{"name": result.get("plan", ""), **result} for result in results],
