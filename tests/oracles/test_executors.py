@@ -23,8 +23,8 @@ from tests.shared import shared_file
 from traces.routing import Provenance, RoutingTrace
 
 RTOL = 1e-9
-CUT_LAYERS, CUT_SEQUENCES, CUT_STEPS = 4, 40, 2
-SMOKE, CASES = 4, 150
+CUT_LAYERS, CUT_SEQUENCES, CUT_STEPS = 2, 40, 2
+SMOKE, CASES = 4, 80
 
 
 def assert_agree(case: Case, name: str) -> None:
