@@ -14,6 +14,7 @@ from moesim.options import Debug, Json, Seed
 if TYPE_CHECKING:
     from rich.table import Table
 
+    from scenarios.workload_specs import SynthesisSpec
     from traces.counts import ExpertCounts
 
 LAYER_NUMBER = re.compile(r" *[0-9]{1,6} *")
@@ -144,35 +145,41 @@ def synth(
 ) -> None:
     """Make up a trace from knobs, or like a captured one."""
     import numpy as np
-    from pydantic import ValidationError
 
     from scenarios.catalog import find_model
-    from scenarios.errors import ScenarioError
-    from scenarios.explain import told
     from scenarios.files import check_file
-    from scenarios.workload_specs import SynthesisSpec
     from traces.storage import load_trace, save_trace
     from traces.synth import fit_knobs, knobs_from_spec, synthesise
 
     del debug
-    knobs = {
-        "tokens": tokens,
-        "sequence_tokens": sequence_tokens,
-        "skew": skew,
-        "sequence_skew": sequence_skew,
-        "reuse": reuse,
-        "affinity": affinity,
-        "seed": seed or 0,
-    }
-    try:
-        spec = SynthesisSpec.model_validate(knobs)
-    except ValidationError as error:  # Typer before 0.29 lets a nan pass
-        raise ScenarioError(told(error, knobs, SynthesisSpec)) from None
+    spec = _synthesis(
+        tokens=tokens,
+        sequence_tokens=sequence_tokens,
+        skew=skew,
+        sequence_skew=sequence_skew,
+        reuse=reuse,
+        affinity=affinity,
+        seed=seed or 0,
+    )
     check_file(target)
     fitted = None if like is None else fit_knobs(load_trace(like))
     trace = synthesise(knobs_from_spec(spec, find_model(model, Path()), fitted), np.random.default_rng(spec.seed))
     save_trace(trace, target)
     typer.echo(f"{target}: {trace.provenance.source}")
+
+
+def _synthesis(**knobs: float) -> SynthesisSpec:
+    """The checked knobs; Typer before 0.29 lets a nan pass. Raises ScenarioError."""
+    from pydantic import ValidationError
+
+    from scenarios.errors import ScenarioError
+    from scenarios.explain import told
+    from scenarios.workload_specs import SynthesisSpec
+
+    try:
+        return SynthesisSpec.model_validate(knobs)
+    except ValidationError as error:
+        raise ScenarioError(told(error, knobs, SynthesisSpec)) from None
 
 
 def _counts(counts: ExpertCounts) -> dict[str, Any]:

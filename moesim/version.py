@@ -13,7 +13,7 @@ COMPUTING = ("numpy", "scipy", "simpy")
 
 
 def version_text(root: Path) -> str:
-    """`moesim VERSION (commit)`, and a line of versions; without a commit where `root` is no checkout, as in a wheel."""
+    """`moesim VERSION (commit)`, and a line of versions; no commit where `root` is no checkout, as in a wheel."""
     commit = _commit(root)
     own = f"moesim {moesim.__version__}" + (f" (commit {commit})" if commit else "")
     others = ", ".join(f"{name} {version(name)}" for name in COMPUTING)
@@ -21,7 +21,7 @@ def version_text(root: Path) -> str:
 
 
 def _commit(root: Path) -> str | None:
-    """Short name of the checked-out commit, with `-dirty` where files differ from it; None without git or a checkout."""
+    """Short name of the commit checked out, with `-dirty` where files differ; None without git or a checkout."""
     if not (root / ".git").exists():
         return None
     describe = ["git", "-C", str(root), "describe", "--always", "--dirty", "--exclude=*"]

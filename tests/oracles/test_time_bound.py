@@ -60,7 +60,9 @@ def every_plan(problem: PlacementProblem) -> list[Placement]:
     for _ in range(problem.n_ranks):
         found = [[*slots, *rank] for slots in found for rank in ranks]
     whole = [slots for slots in found if set(slots) == set(range(4))]
-    chosen = whole if len(whole) <= MOST else [whole[i] for i in np.random.default_rng(0).choice(len(whole), MOST, False)]
+    chosen = (
+        whole if len(whole) <= MOST else [whole[i] for i in np.random.default_rng(0).choice(len(whole), MOST, False)]
+    )
     return [Placement.from_slots([slots], problem.n_ranks, n_experts=4, name="any") for slots in chosen]
 
 

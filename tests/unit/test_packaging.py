@@ -88,7 +88,9 @@ def test_every_imported_package_is_declared() -> None:
     optional |= {"triton"}  # comes with torch for CUDA, and only there
     for path in sources():
         tree = ast.parse(path.read_text())
-        assert third_party(statements(tree, at_import=False)) <= required | optional, f"{path}: imports what pyproject.toml does not list"
+        assert third_party(statements(tree, at_import=False)) <= required | optional, (
+            f"{path}: imports what pyproject.toml does not list"
+        )
         captures = "capture" in path.parts and path.parent.name != "commands"
         if path.name != "counting_numba.py" and not captures:
             at_import = third_party(statements(tree, at_import=True))
