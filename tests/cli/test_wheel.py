@@ -1,4 +1,4 @@
-"""The wheel, also that of the source distribution: beside foreign packages of our names it runs, and overwrites none."""
+"""The wheel, also that of the source distribution: beside foreign packages of our names it runs and harms none."""
 
 import os
 import shutil
