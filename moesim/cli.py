@@ -5,12 +5,13 @@ from __future__ import annotations
 import shutil
 import sys
 import traceback
+from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
-from moesim import __version__, capture_commands
+from moesim import capture_commands
 from moesim.options import Debug, Json, Out, Overrides, Quiet, Seed
 from moesim.progress import heard, progress
 from moesim.trace_commands import trace_app
@@ -37,7 +38,7 @@ Scenario = Annotated[str, typer.Argument(metavar="SCENARIO", help="YAML file, or
 def main() -> None:
     """Run the command; errors of the user are one message and exit code 2 or 3, never a traceback."""
     try:
-        app(prog_name="moesim")  # exits by itself: 0 when done, 2 for a wrong option, 130 when interrupted
+        _command()(prog_name="moesim")  # exits by itself: 0 when done, 2 for a wrong option, 130 when interrupted
     except MoesimError as error:
         _fail(error, str(error), error.exit_code)
     except MemoryError as error:
@@ -46,6 +47,12 @@ def main() -> None:
     except Exception as error:
         bug = f"internal error: {type(error).__name__}: {error}; run again with --debug and report it"
         _fail(error, bug, INTERNAL_ERROR)
+
+
+@cache
+def _command() -> Any:
+    """The command that Typer makes of `app`, made once where a process calls `main` many times, as the tests do."""
+    return typer.main.get_command(app)
 
 
 def _fail(error: Exception, message: str, code: int) -> NoReturn:
@@ -58,13 +65,15 @@ def _fail(error: Exception, message: str, code: int) -> NoReturn:
 
 def _version(wanted: bool) -> None:
     if wanted:
-        print(f"moesim {__version__}", flush=True)
+        from moesim.version import version_text
+
+        print(version_text(Path(__file__).resolve().parents[1]), flush=True)
         raise typer.Exit
 
 
 @app.callback()
 def _common(
-    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Show it.")] = False,
+    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Versions.")] = False,
 ) -> None:
     del version
 
