@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import csv
-import gzip
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
 from scenarios.errors import HardwareError
+from scenarios.reading import regular, text_lines
 
 Column = NDArray[np.generic]
 MAX_ROWS = 5_000_000
+MAX_TEXT_BYTES = 1 << 28  # of a CSV file, inflated; cells take twenty times as much as Python texts
 NOT_STATED = "not stated"  # source of kernels of tables without `kernel_source`
 
 FAMILIES: dict[str, tuple[str, ...]] = {
@@ -92,8 +94,10 @@ def read_columns(path: Path) -> dict[str, Column]:
     reader = next((read for suffix, read in _READERS.items() if path.name.endswith(suffix)), None)
     if reader is None:
         raise HardwareError(f"{path}: a table of timings is one of {', '.join(_READERS)}")
-    if not path.is_file():
-        raise HardwareError(f"{path}: no such table of timings")
+    try:
+        regular(path)
+    except OSError as error:
+        raise HardwareError(f"{path}: no such table of timings ({error.strerror})") from None
     return reader(path)
 
 
@@ -103,6 +107,7 @@ def _read_parquet(path: Path) -> dict[str, Column]:
     except ImportError:
         raise HardwareError(f"{path}: parquet needs pyarrow; pip install 'moesim[tables]', or convert to CSV") from None
     try:
+        _check_rows(path, parquet.read_metadata(path).num_rows)
         table = parquet.read_table(path)
     except (OSError, ValueError) as error:  # pyarrow's errors are both
         raise HardwareError(f"{path}: not a readable parquet file ({error})") from None
@@ -110,18 +115,22 @@ def _read_parquet(path: Path) -> dict[str, Column]:
 
 
 def _read_csv(path: Path) -> dict[str, Column]:
-    opener: Callable[..., object] = gzip.open if path.name.endswith(".gz") else open
     try:
-        with opener(path, "rt", encoding="utf-8", newline="") as stream:  # type: ignore[attr-defined]
-            rows = csv.reader(stream)
-            header = next(rows, [])
-            cells = [row for _, row in zip(range(MAX_ROWS), rows, strict=False) if row]
-    except (OSError, UnicodeDecodeError, EOFError, csv.Error) as error:
+        rows = csv.reader(text_lines(path, MAX_TEXT_BYTES))
+        header = next(rows, [])
+        cells = [row for row in islice(rows, MAX_ROWS + 1) if row]
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise HardwareError(f"{path}: not a readable CSV file ({error})") from None
+    _check_rows(path, len(cells))
     ragged = next((number for number, row in enumerate(cells, 2) if len(row) != len(header)), None)
     if ragged is not None:
         raise HardwareError(f"{path}:{ragged} has another number of cells than the {len(header)} of the header")
     return {name: np.array([row[place] for row in cells]) for place, name in enumerate(header)}
+
+
+def _check_rows(path: Path, n_rows: int) -> None:
+    if n_rows > MAX_ROWS:
+        raise HardwareError(f"{path}: more than {MAX_ROWS:,} rows; split the table")
 
 
 def _numbers(path: Path, name: str, column: Column) -> NDArray[np.float64]:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from scenarios.files import write_text
+from scenarios.reading import regular
 from scenarios.specs import ScenarioSpec
 
 Result = dict[str, Any]
@@ -59,10 +60,21 @@ def _digest_of_code() -> bytes:
 def load(folder: Path, key: str) -> Result | None:
     """The stored result of a key, or None where it is not done, or its file is damaged."""
     try:
-        found = json.loads((folder / f"{key}.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        found = json.loads(regular(folder / f"{key}.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
         return None
-    return found if isinstance(found, dict) and found.get("key") == key else None
+    return found if isinstance(found, dict) and found.get("key") == key and _is_whole(found) else None
+
+
+def _is_whole(found: Result) -> bool:
+    """Whether a stored result holds an error, or metrics that are numbers, as `simulated` makes them."""
+    if "metrics" not in found:
+        return isinstance(found.get("error"), str)
+    parts = (found["metrics"], found.get("breakdown_s"))
+    return isinstance(found.get("plan"), str) and all(
+        isinstance(part, dict) and all(isinstance(value, float) or type(value) is int for value in part.values())
+        for part in parts
+    )
 
 
 def save(folder: Path, result: Result) -> None:

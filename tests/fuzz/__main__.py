@@ -41,6 +41,8 @@ def main() -> int:
         for job, (found, seconds) in zip(jobs, pool.map(_all_found, jobs), strict=True):
             counts[job.entry] = Counter(one.outcome for one in found)
             print(_line(job.entry, counts[job.entry], seconds), flush=True)
+            for text in dict.fromkeys(_signature(one) for one in found if one.outcome not in FINE):
+                print(f"    {text}")
     together = sum(counts.values(), Counter[str]())
     print(_line("all", together, 0.0))
     return 0 if set(together) <= set(FINE) else 1
@@ -63,6 +65,14 @@ def _options() -> argparse.Namespace:
 def _all_found(job: Job) -> tuple[Sequence[Found], float]:
     begun = time.monotonic()
     return list(watched(job)), time.monotonic() - begun
+
+
+def _signature(found: Found) -> str:
+    """What failed and where in the project, so that like failures are told once."""
+    lines = found.text.strip().splitlines() or [""]
+    places = [line.strip() for line in lines if line.strip().startswith("File ") and "/tests/fuzz/" not in line]
+    own = [place for place in places if "site-packages" not in place and "/lib/python" not in place]
+    return f"{found.outcome}: {lines[-1][:160]} {(own or places or [''])[-1]}".strip()
 
 
 def _line(name: str, counts: Counter[str], seconds: float) -> str:

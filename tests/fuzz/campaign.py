@@ -23,7 +23,7 @@ from types import FrameType
 from scenarios.errors import MoesimError
 from tests.fuzz import hostile
 from tests.fuzz.canary import NAME, Ear
-from tests.fuzz.entries import ENTRIES, Reader
+from tests.fuzz.entries import ENTRIES, TEXT, Reader
 from tests.fuzz.mutate import files_of, mutated
 
 FINE = ("read", "refused")
@@ -94,7 +94,7 @@ def _change(originals: dict[Path, bytes], rng: Random) -> tuple[Path, str]:
     """One file mutated, or something hostile put in its place."""
     path = rng.choice(list(originals))
     if rng.random() < HOSTILE_SHARE:
-        name = rng.choice(hostile.names())
+        name = rng.choice(list(hostile.CONTENTS) if path.name == TEXT else hostile.names())
         hostile.put(name, path)
         return path, f"{path.name}: {name}"
     path.write_bytes(mutated(originals[path], path.name, rng))

@@ -12,11 +12,11 @@ from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 from placement.formats import FORMATS, format_of, import_plan
 from scenarios.catalog import find_model, library_path
-from scenarios.loader import load_scenario, load_spec
-from scenarios.paper_specs import PaperSpec
+from scenarios.loader import load_scenario
 from scenarios.published import read_published
 from scenarios.units import UNITS, parse_quantity
 from tests.cli.command import CARD, SCENARIO
@@ -31,6 +31,8 @@ from traces.requests import read_requests
 from traces.storage import load_trace, save_trace
 
 Reader = Callable[[], object]
+TEXT = "text"
+"""File that stands for words of the command line."""
 Seed = Callable[[Path], Reader]
 
 
@@ -60,7 +62,7 @@ def _file(name: str, content: str | bytes, read: Callable[[Path], object]) -> Se
 
 def _text(text: str, read: Callable[[str], object]) -> Seed:
     """A seed of a text as the command line brings it: bytes that are no UTF-8 become surrogates."""
-    return _file("text", text, lambda path: read(os.fsdecode(path.read_bytes())))
+    return _file(TEXT, text, lambda path: read(os.fsdecode(path.read_bytes())))
 
 
 def _scenario(text: str, use: Callable[[Path], object]) -> Seed:
@@ -81,7 +83,7 @@ def _load(path: Path) -> object:
 
 
 def _quietly(work: Callable[[], object]) -> None:
-    with Path(os.devnull).open("w") as nowhere, redirect_stdout(nowhere), redirect_stderr(nowhere):
+    with redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
         work()
 
 
@@ -118,15 +120,28 @@ def _set_seed(option: str) -> Seed:
 
 
 def _paper(path: Path) -> None:
-    """What `moesim reproduce` reads of a file before it simulates: specs, points of grids, expressions."""
-    from sim.reproduce.expressions import evaluate
+    """What `moesim reproduce` does with a file, but for the simulations: every metric is 1.5."""
+    from sim.reproduce.claims import reproduced
 
-    paper = load_spec(path, PaperSpec)
-    for grid in paper.grids:
-        list(zip(range(100), paper.points(grid), strict=False))
-    for claim in paper.claims:
-        if claim.predict is not None:
-            evaluate(claim.predict, lambda metric, case: 1.5)
+    with mock.patch("sim.reproduce.claims.Cases", _Cases):
+        reproduced(path, "fuzz")
+
+
+class _Cases:
+    """Stands for the cases of a paper."""
+
+    def __init__(self, *_: object) -> None: ...
+
+    def fit(self) -> None: ...
+
+    def metric(self, *_: object) -> float:
+        return 1.5
+
+    def fits_of(self, _: object) -> list[object]:
+        return []
+
+    def constants(self) -> tuple[object, ...]:
+        return ()
 
 
 def _expression(text: str) -> None:
@@ -194,7 +209,7 @@ def _plan_seed(format: str, suffix: str) -> Seed:
 
     def seed(folder: Path) -> Reader:
         path = written(content, format, folder, suffix)
-        return lambda: (format_of(path), import_plan(path, content.deployment))
+        return lambda: (import_plan(path, content.deployment), format_of(path))
 
     return seed
 

@@ -1,0 +1,49 @@
+"""Foreign files, read with limits: regular ones alone, and of a text no more than is asked for."""
+
+from __future__ import annotations
+
+import errno
+import gzip
+import stat
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+
+MAX_LINE_BYTES = 1 << 20
+
+
+def regular(path: Path) -> Path:
+    """`path`, of which is known that it ends: a regular file.
+
+    Raises OSError where there is none: nothing, a folder, a pipe that nobody may write to, an endless device.
+    """
+    try:
+        mode = path.stat().st_mode
+    except ValueError:  # a NUL in the name
+        raise OSError(errno.EINVAL, "no name of a file", str(path)) from None
+    if stat.S_ISDIR(mode):
+        raise IsADirectoryError(errno.EISDIR, "is a folder", str(path))
+    if not stat.S_ISREG(mode):
+        raise OSError(errno.EINVAL, "is a pipe or device; write it to a file first", str(path))
+    return path
+
+
+def text_lines(path: Path, max_bytes: int) -> Iterator[str]:
+    """Lines of a text in UTF-8, gzipped where its name ends in .gz, with their ends.
+
+    Raises OSError where it cannot be read, holds (inflated) more than `max_bytes`, or a line more than 1 MiB, and
+    UnicodeDecodeError where it is no UTF-8.
+    """
+    opener = gzip.open if path.suffix == ".gz" else open
+    left = max_bytes
+    try:
+        with opener(regular(path), "rb") as stream:
+            while line := stream.readline(MAX_LINE_BYTES + 1):
+                left -= len(line)
+                if len(line) > MAX_LINE_BYTES:
+                    raise OSError(f"a line has more than {MAX_LINE_BYTES:,} bytes")
+                if left < 0:
+                    raise OSError(f"it holds more than {max_bytes:,} bytes; split it")
+                yield line.decode()
+    except (EOFError, zlib.error) as error:
+        raise OSError(f"damaged gzip: {error}") from None
