@@ -15,8 +15,9 @@ from scenarios.errors import HardwareError
 from scenarios.reading import regular, text_lines
 
 Column = NDArray[np.generic]
-MAX_ROWS = 5_000_000
-MAX_TEXT_BYTES = 1 << 28  # of a CSV file, inflated; cells take twenty times as much as Python texts
+MAX_ROWS = 1_000_000
+MAX_WHOLE = 1 << 40  # of sizes and counts of a kernel
+MAX_TEXT_BYTES = 1 << 28  # of a CSV file, inflated
 NOT_STATED = "not stated"  # source of kernels of tables without `kernel_source`
 
 FAMILIES: dict[str, tuple[str, ...]] = {
@@ -53,10 +54,10 @@ class Timings:
         )
 
     def ints(self, name: str) -> NDArray[np.int64]:
-        """A column of whole numbers. Raises HardwareError where it holds anything else."""
+        """A column of whole numbers from 0 on. Raises HardwareError where it holds anything else."""
         values = _numbers(self.path, name, self.columns[name])
-        if not (values == np.floor(values)).all():
-            raise HardwareError(f"{self.path}: column {name} must hold whole numbers")
+        if not ((values == np.floor(values)) & (values >= 0) & (values <= MAX_WHOLE)).all():
+            raise HardwareError(f"{self.path}: column {name} must hold whole numbers from 0 to {MAX_WHOLE:,}")
         return values.astype(np.int64)
 
     def texts(self, name: str) -> NDArray[np.str_]:
@@ -136,7 +137,7 @@ def _check_rows(path: Path, n_rows: int) -> None:
 def _numbers(path: Path, name: str, column: Column) -> NDArray[np.float64]:
     try:
         return column.astype(np.float64)
-    except ValueError as error:
+    except (ValueError, TypeError, OverflowError) as error:
         raise HardwareError(f"{path}: column {name} must hold numbers ({error})") from None
 
 

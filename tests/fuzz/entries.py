@@ -275,9 +275,8 @@ def _sweep_seed(folder: Path) -> Reader:
     metrics = {"tokens_per_s": 9.5, "step_time_s": 0.25, "tokens_per_s_per_device": 4.0, "tpot_s.mean": 0.1}
     for n in range(3):
         point = {"cluster.nodes": str(n + 1), "workload.steps": "2"}
-        (folder / f"{n}.json").write_text(json.dumps(
-            {"key": str(n), "point": point, "plan": "eplb", "metrics": metrics, "breakdown_s": {"experts": 0.1}}
-        ))  # fmt: skip
+        parts = {"plan": "eplb", "metrics": metrics, "breakdown_s": {"experts": 0.1}}
+        store.save(folder, {"key": str(n), "point": point, **parts})
 
     def read() -> None:
         found = [known for n in range(3) if (known := store.load(folder, str(n))) is not None]
