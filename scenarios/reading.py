@@ -5,11 +5,14 @@ from __future__ import annotations
 import errno
 import gzip
 import stat
+import zipfile
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
 
 MAX_LINE_BYTES = 1 << 20
+MAX_INFLATED_BYTES = 1 << 32  # of the compressed members of an archive; a small one could otherwise fill the memory
+MAX_DEFLATE_RATIO = 1100  # zlib packs zeros 1032 to 1, and nothing better
 
 
 def regular(path: Path) -> Path:
@@ -47,3 +50,13 @@ def text_lines(path: Path, max_bytes: int) -> Iterator[str]:
                 yield line.decode()
     except (EOFError, zlib.error) as error:
         raise OSError(f"damaged gzip: {error}") from None
+
+
+def check_sizes(archive: zipfile.ZipFile) -> None:
+    """Raise ValueError where compressed members say sizes that they cannot have, or that are too much together."""
+    packed = [entry for entry in archive.infolist() if entry.compress_type != zipfile.ZIP_STORED]
+    for entry in packed:
+        if entry.file_size > MAX_DEFLATE_RATIO * (entry.compress_size + 1):
+            raise ValueError(f"{entry.filename} says that {entry.compress_size} bytes inflate to {entry.file_size}")
+    if (size := sum(entry.file_size for entry in packed)) > MAX_INFLATED_BYTES:
+        raise ValueError(f"it inflates to {size} bytes, more than {MAX_INFLATED_BYTES}; save it uncompressed")

@@ -15,12 +15,10 @@ from numpy.typing import NDArray
 
 from scenarios.errors import TraceError
 from scenarios.files import whole_file
-from scenarios.reading import regular
+from scenarios.reading import check_sizes, regular
 from traces.routing import Ids, Phase, Provenance, RoutingTrace
 
 FORMAT = "moesim-routing-1"
-MAX_INFLATED_BYTES = 1 << 32  # of the compressed arrays of a file; a small archive could otherwise fill the memory
-MAX_DEFLATE_RATIO = 1100  # zlib packs zeros 1032 to 1 and nothing better
 
 
 def save_trace(trace: RoutingTrace, path: Path) -> None:
@@ -110,7 +108,7 @@ def read_arrays(path: Path) -> dict[str, NDArray[Any]]:
     """
     try:
         with zipfile.ZipFile(regular(path)) as archive:
-            _check_sizes(archive)
+            check_sizes(archive)
             return {Path(entry.filename).stem: _member(path, archive, entry) for entry in archive.infolist()}
     except FileNotFoundError:
         raise TraceError(f"{path}: no such trace file") from None
@@ -127,16 +125,6 @@ def _meta(path: Path, arrays: dict[str, NDArray[Any]]) -> dict[str, Any]:
         pass
     remedy = "convert it with `moesim trace import FORMAT FILE`"
     raise TraceError(f"{path}: not a moesim trace ({', '.join(sorted(arrays)) or 'no arrays'} inside); {remedy}")
-
-
-def _check_sizes(archive: zipfile.ZipFile) -> None:
-    """Raise ValueError where compressed members say sizes that they cannot have, or that are too much together."""
-    packed = [entry for entry in archive.infolist() if entry.compress_type != zipfile.ZIP_STORED]
-    for entry in packed:
-        if entry.file_size > MAX_DEFLATE_RATIO * (entry.compress_size + 1):
-            raise ValueError(f"{entry.filename} says that {entry.compress_size} bytes inflate to {entry.file_size}")
-    if (size := sum(entry.file_size for entry in packed)) > MAX_INFLATED_BYTES:
-        raise ValueError(f"it inflates to {size} bytes, more than {MAX_INFLATED_BYTES}; save it uncompressed")
 
 
 def _member(path: Path, archive: zipfile.ZipFile, entry: zipfile.ZipInfo) -> NDArray[Any]:

@@ -62,7 +62,7 @@ class Timings:
 
     def texts(self, name: str) -> NDArray[np.str_]:
         """A column of words."""
-        return self.columns[name].astype(np.str_)
+        return _texts(self.path, name, self.columns[name])
 
 
 def read_timings(path: Path) -> Timings:
@@ -83,7 +83,11 @@ def read_timings(path: Path) -> Timings:
         raise HardwareError(f"{path}: row {row} has latency {measured_ms[row]}; times must be positive milliseconds")
     source = columns.get("kernel_source", np.full(len(measured_ms), NOT_STATED))
     return Timings(
-        path=path, family=family, columns=columns, measured_s=measured_ms * 1e-3, source=source.astype(np.str_)
+        path=path,
+        family=family,
+        columns=columns,
+        measured_s=measured_ms * 1e-3,
+        source=_texts(path, "kernel_source", source),
     )
 
 
@@ -127,6 +131,13 @@ def _read_csv(path: Path) -> dict[str, Column]:
     if ragged is not None:
         raise HardwareError(f"{path}:{ragged} has another number of cells than the {len(header)} of the header")
     return {name: np.array([row[place] for row in cells]) for place, name in enumerate(header)}
+
+
+def _texts(path: Path, name: str, column: Column) -> NDArray[np.str_]:
+    try:
+        return column.astype(np.str_)
+    except ValueError as error:
+        raise HardwareError(f"{path}: column {name} must hold words ({error})") from None
 
 
 def _check_rows(path: Path, n_rows: int) -> None:

@@ -23,7 +23,8 @@ from types import FrameType
 from scenarios.errors import MoesimError
 from tests.fuzz import hostile
 from tests.fuzz.canary import NAME, Ear
-from tests.fuzz.entries import ENTRIES, TEXT, Reader
+from tests.fuzz.entries import ENTRIES, SCENARIO_FILE, TEXT, Reader
+from tests.fuzz.generate import grafted
 from tests.fuzz.mutate import files_of, mutated
 
 FINE = ("read", "refused")
@@ -97,7 +98,10 @@ def _change(originals: dict[Path, bytes], rng: Random) -> tuple[Path, str]:
         name = rng.choice(list(hostile.CONTENTS) if path.name == TEXT else hostile.names())
         hostile.put(name, path)
         return path, f"{path.name}: {name}"
-    path.write_bytes(mutated(originals[path], path.name, rng))
+    if path.name == SCENARIO_FILE and rng.random() < 0.5:
+        path.write_bytes(grafted(originals[path], rng))
+    else:
+        path.write_bytes(mutated(originals[path], path.name, rng))
     return path, f"{path.name}: mutated"
 
 
