@@ -23,7 +23,8 @@ from types import FrameType
 from scenarios.errors import MoesimError
 from tests.fuzz import hostile
 from tests.fuzz.canary import NAME, Ear
-from tests.fuzz.entries import ENTRIES, SCENARIO_FILE, TEXT, Reader
+from tests.fuzz.corpus import SCENARIO_FILE, TEXT, Reader
+from tests.fuzz.entries import ENTRIES
 from tests.fuzz.generate import grafted
 from tests.fuzz.mutate import files_of, mutated
 
@@ -171,7 +172,9 @@ def _keep(job: Job, found: Found, folder: Path, what: str) -> None:
     kept = job.keep / job.entry.replace(" ", "-") / f"{found.number}-{found.outcome}"
     shutil.rmtree(kept, ignore_errors=True)
     kept.mkdir(parents=True)
-    (kept / "report.txt").write_text(f"{job.entry} {found.number} seed {job.seed}: {what}\n{found.text}", errors="replace")
+    (kept / "report.txt").write_text(
+        f"{job.entry} {found.number} seed {job.seed}: {what}\n{found.text}", errors="replace"
+    )
     for path in files_of(folder):
         if path.stat().st_size < 1 << 20 and os.access(path, os.R_OK):
             shutil.copy(path, kept / path.name)
@@ -193,13 +196,15 @@ def watched(job: Job) -> Iterator[Found]:
     while left:
         context = get_context("spawn")
         ours, theirs = context.Pipe(duplex=False)
-        now = Job(entry=job.entry, numbers=range(left[0], left[-1] + 1), seed=job.seed, limit_s=job.limit_s, keep=job.keep)
+        now = Job(
+            entry=job.entry, numbers=range(left[0], left[-1] + 1), seed=job.seed, limit_s=job.limit_s, keep=job.keep
+        )
         worker = context.Process(target=_work, args=(now, theirs), daemon=True)
         worker.start()
         theirs.close()
         n_seen, ended = 0, "died"
         try:
-            while ours.poll(3 * job.limit_s + READERS_FLOOR_S) or worker.is_alive() and not (ended := "stands still"):
+            while ours.poll(3 * job.limit_s + READERS_FLOOR_S) or (worker.is_alive() and not (ended := "stands still")):
                 found = ours.recv()
                 if found is None:
                     return

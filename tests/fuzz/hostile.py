@@ -75,8 +75,12 @@ CONTENTS: dict[str, Callable[[], bytes]] = {
     "long text": lambda: b'{"name": "' + b"a" * 2_000_000 + b'"}',
     "many keys": lambda: b"{" + b",".join(b'"k%d":%d' % (n, n) for n in range(20_000)) + b"}",
     "pickle": lambda: pickle.dumps(Canary()),
-    "pickle in zip": lambda: _zipped({"archive/data.pkl": pickle.dumps({"records": Canary()}), "archive/version": b"3"}),
-    "pickle in npz": lambda: _zipped({f"{n}.npy": _pickled_array() for n in ("ids", "meta", "offsets", "routed_experts")}),
+    "pickle in zip": lambda: _zipped(
+        {"archive/data.pkl": pickle.dumps({"records": Canary()}), "archive/version": b"3"}
+    ),
+    "pickle in npz": lambda: _zipped(
+        {f"{n}.npy": _pickled_array() for n in ("ids", "meta", "offsets", "routed_experts")}
+    ),
     "zip bomb": zip_bomb,
     "zip that lies": zip_that_lies,
     "gzip bomb": gzip_bomb,

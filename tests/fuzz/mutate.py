@@ -171,7 +171,9 @@ def mutate_lines(data: bytes, rng: Random) -> bytes:
             cells = lines[at].split(separator)
             place = rng.randrange(len(cells))
             cells[place : place + rng.randrange(2)] = [
-                rng.choice((str(rng.choice(EXTREMES)).encode("utf-8", "replace"), rng.choice(cells), b"-" + cells[place]))
+                rng.choice(
+                    (str(rng.choice(EXTREMES)).encode("utf-8", "replace"), rng.choice(cells), b"-" + cells[place])
+                )
             ] * rng.choice((0, 1, 1, 1, 2))
             lines[at] = separator.join(cells)
     return b"\n".join(lines)
@@ -231,14 +233,20 @@ def _mutated_array(array: NDArray[Any], rng: Random) -> NDArray[Any]:
             case _:
                 changed = array.astype(rng.choice((array.dtype, np.dtype("f8"), np.dtype("i8"))))
                 numbers = [np.nan, np.inf, -1, 0, 2**15, 2**31, 2**62, -(2**62), 1e300, 0.5]
-                np.put(changed, rng.randrange(max(array.size, 1)), np.float64(rng.choice(numbers)).astype(changed.dtype))
+                np.put(
+                    changed, rng.randrange(max(array.size, 1)), np.float64(rng.choice(numbers)).astype(changed.dtype)
+                )
                 return changed
 
 
 def _npy_header(data: bytes, rng: Random) -> bytes:
     """A .npy file whose header says something else than what follows."""
-    descr = rng.choice(("'<i4'", "'|O'", "'<U99999999'", "[('a', '<i4')]", "'|V0'", "None", "'<i4', 'x': 1", "__import__"))
-    shape = rng.choice(("()", "(0,)", "(-1,)", "(-1, -4)", "(10**9,)", "(99999999999, 99999999)", "(True,)", "(2.5,)", "5"))
+    descr = rng.choice(
+        ("'<i4'", "'|O'", "'<U99999999'", "[('a', '<i4')]", "'|V0'", "None", "'<i4', 'x': 1", "__import__")
+    )
+    shape = rng.choice(
+        ("()", "(0,)", "(-1,)", "(-1, -4)", "(10**9,)", "(99999999999, 99999999)", "(True,)", "(2.5,)", "5")
+    )
     text = f"{{'descr': {descr}, 'fortran_order': {rng.choice(('False', 'True', '3'))}, 'shape': {shape}, }}\n".encode()
     version = rng.choice((b"\x01\x00", b"\x02\x00", b"\x03\x00", b"\x09\x00"))
     length = len(text).to_bytes(2 if version[0] == 1 else 4, "little")
@@ -296,7 +304,9 @@ def mutate_parquet(data: bytes, rng: Random) -> bytes:
         case 0:
             table = table.remove_column(at)
         case 1:
-            table = table.rename_columns([rng.choice(("", "x", "é")) if key == name else key for key in table.column_names])
+            table = table.rename_columns(
+                [rng.choice(("", "x", "é")) if key == name else key for key in table.column_names]
+            )
         case 2:
             table = table.slice(0, rng.choice((0, 1, table.num_rows - 1)))
         case 3:
