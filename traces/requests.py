@@ -45,7 +45,7 @@ class RequestTrace:
         if wrong.any():
             at = int(np.argmax(wrong))
             raise TraceError(
-                f"{self.source}: request {at} arrives at {self.arrival_s[at]} s: before 0, before the one before it, or "
+                f"{self.source}: request {at} arrives at {self.arrival_s[at]} s: before 0, before its predecessor, or "
                 "never; sort the requests by arrival"
             )
         for name in ("input_tokens", "output_tokens"):
@@ -105,7 +105,7 @@ FORMATS: dict[str, tuple[tuple[str, ...], Reader]] = {
 
 
 def read_requests(path: Path, first: int | None = None) -> RequestTrace:
-    """Requests of a CSV or JSONL file, gzipped or not, of one of `FORMATS`, or its `first` ones; the first arrives at 0.
+    """Requests of a CSV or JSONL file, gzipped or not, of one of `FORMATS`, or its `first` ones; they begin at 0.
 
     Requests of no output (BurstGPT's failures) are left out. Raises TraceError with the line of what is wrong.
     """
@@ -120,7 +120,9 @@ def read_requests(path: Path, first: int | None = None) -> RequestTrace:
             if len(answered) == first:
                 break
             if len(answered) > MAX_REQUESTS:
-                raise TraceError(f"{path}: more than {MAX_REQUESTS:,} requests; take the `first: N` of them, or split it")
+                raise TraceError(
+                    f"{path}: more than {MAX_REQUESTS:,} requests; take the `first: N` of them, or split it"
+                )
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise TraceError(f"{path}: cannot be read as CSV or JSON lines ({error})") from None
     if not answered:

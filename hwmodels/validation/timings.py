@@ -11,12 +11,11 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from hwmodels.validation.columns import Column, positive, sizes, whole_numbers, words
 from scenarios.errors import HardwareError
 from scenarios.reading import regular, text_lines
 
-Column = NDArray[np.generic]
 MAX_ROWS = 1_000_000
-MAX_WHOLE = 1 << 40  # of sizes and counts of a kernel
 MAX_TEXT_BYTES = 1 << 28  # of a CSV file, inflated
 NOT_STATED = "not stated"  # source of kernels of tables without `kernel_source`
 
@@ -28,6 +27,8 @@ FAMILIES: dict[str, tuple[str, ...]] = {
     "gemm": ("gemm_dtype", "m", "n", "k"),
 }  # fmt: skip
 """Columns by which a family of kernels is known; `latency` [ms] and `kernel_source` come on top."""
+WORDS = ("dtype", "distribution")
+"""Ends of the names of those that hold words; the others hold sizes."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,14 +56,11 @@ class Timings:
 
     def ints(self, name: str) -> NDArray[np.int64]:
         """A column of whole numbers from 0 on. Raises HardwareError where it holds anything else."""
-        values = _numbers(self.path, name, self.columns[name])
-        if not ((values == np.floor(values)) & (values >= 0) & (values <= MAX_WHOLE)).all():
-            raise HardwareError(f"{self.path}: column {name} must hold whole numbers from 0 to {MAX_WHOLE:,}")
-        return values.astype(np.int64)
+        return whole_numbers(self.path, name, self.columns[name])
 
     def texts(self, name: str) -> NDArray[np.str_]:
         """A column of words."""
-        return _texts(self.path, name, self.columns[name])
+        return words(self.path, name, self.columns[name])
 
 
 def read_timings(path: Path) -> Timings:
@@ -75,19 +73,19 @@ def read_timings(path: Path) -> Timings:
     if family is None or "latency" not in columns:
         known = "; ".join(f"{name}: {', '.join(needed)}" for name, needed in FAMILIES.items())
         raise HardwareError(f"{path}: the columns fit no family of kernels; needed are latency [ms] and, of {known}")
-    measured_ms = _numbers(path, "latency", columns["latency"])
+    measured_ms = positive(path, "latency", columns["latency"])
     if len(measured_ms) == 0:
         raise HardwareError(f"{path}: the table has no rows")
-    if not (np.isfinite(measured_ms) & (measured_ms > 0)).all():
-        row = int(np.flatnonzero(~(np.isfinite(measured_ms) & (measured_ms > 0)))[0])
-        raise HardwareError(f"{path}: row {row} has latency {measured_ms[row]}; times must be positive milliseconds")
+    for name in FAMILIES[family]:
+        if not name.endswith(WORDS):
+            sizes(path, name, columns[name])
     source = columns.get("kernel_source", np.full(len(measured_ms), NOT_STATED))
     return Timings(
         path=path,
         family=family,
         columns=columns,
         measured_s=measured_ms * 1e-3,
-        source=_texts(path, "kernel_source", source),
+        source=words(path, "kernel_source", source),
     )
 
 
@@ -133,23 +131,9 @@ def _read_csv(path: Path) -> dict[str, Column]:
     return {name: np.array([row[place] for row in cells]) for place, name in enumerate(header)}
 
 
-def _texts(path: Path, name: str, column: Column) -> NDArray[np.str_]:
-    try:
-        return column.astype(np.str_)
-    except ValueError as error:
-        raise HardwareError(f"{path}: column {name} must hold words ({error})") from None
-
-
 def _check_rows(path: Path, n_rows: int) -> None:
     if n_rows > MAX_ROWS:
         raise HardwareError(f"{path}: more than {MAX_ROWS:,} rows; split the table")
-
-
-def _numbers(path: Path, name: str, column: Column) -> NDArray[np.float64]:
-    try:
-        return column.astype(np.float64)
-    except (ValueError, TypeError, OverflowError) as error:
-        raise HardwareError(f"{path}: column {name} must hold numbers ({error})") from None
 
 
 _READERS: dict[str, Callable[[Path], dict[str, Column]]] = {

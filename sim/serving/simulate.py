@@ -10,7 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hwmodels.cluster import build_cluster
-from scenarios.errors import MemoryInfeasible
+from scenarios.errors import MemoryInfeasible, ScenarioError
+from scenarios.models import ModelCard
 from scenarios.serving_specs import ServingSpec
 from scenarios.workload_specs import tokens_by_phase
 from sim.memory import GIB, DeviceMemory, device_memory, kv_bytes_per_request
@@ -20,7 +21,7 @@ from sim.serving.prices import Phase, TablePrices, fill_tables
 from sim.serving.ranks import RankLoad
 from sim.session import Plan, Session
 from sim.setting import Setting
-from traces.requests import requests_of
+from traces.requests import RequestTrace, requests_of
 
 StepOf = Callable[[Setting], float]
 TABLE_STEPS = 4  # steps of the trace that an entry of a table is the mean of; fewer, down to 1, where they are large:
@@ -41,9 +42,12 @@ class LoadResult:
 def serve_plan(session: Session, plan: Plan, spec: ServingSpec, step_of: StepOf) -> LoadResult:
     """The requests of `spec` under a plan; `step_of` simulates a setting under it, host time left out [s].
 
-    Raises MemoryInfeasible where no KV cache is left, or a request is longer than it.
+    Raises MemoryInfeasible where no KV cache is left, or a request is longer than it, and ScenarioError where one is
+    longer than the context of the model.
     """
 
+    requests = requests_of(spec.requests, session.base, session.spec.seed)
+    _check_context(requests, session.model)
     n_devices = build_cluster(plan.cluster, session.base).n_devices
 
     def setting_of(phase: Phase, tokens: int, context_tokens: int | None = 1, prompt_tokens: int = 0) -> Setting:
@@ -66,7 +70,6 @@ def serve_plan(session: Session, plan: Plan, spec: ServingSpec, step_of: StepOf)
     checked += [setting_of("decode", tokens, None, tokens // 2) for tokens in _between(sizes) if tokens > 1]
     errors = [_error(prices, setting, step_of) for setting in checked]
     n_blocks = _kv_tokens(session, plan, first, spec) // spec.block_tokens
-    requests = requests_of(spec.requests, session.base, session.spec.seed)
     served = serve(requests, spec, n_ranks, n_blocks, prices)
     typical = np.average(served.decoding + served.prompt_tokens, weights=served.busy_s) / first.cluster.n_devices
     note = (
@@ -115,6 +118,18 @@ def _load(contexts: NDArray[np.int64], n_decode: int) -> RankLoad:
         attended_pairs=int(prompts.sum()),
         finishing=len(contexts) if prompts.size else 0,
     )
+
+
+def _check_context(requests: RequestTrace, model: ModelCard) -> None:
+    lengths = requests.input_tokens + requests.output_tokens
+    longest = int(np.argmax(lengths))
+    if model.max_context_tokens is not None and lengths[longest] > model.max_context_tokens:
+        raise ScenarioError(
+            f"serving.requests: request {longest} of {requests.source} has {requests.input_tokens[longest]:,} tokens "
+            f"in and {requests.output_tokens[longest]:,} out, but the context of {model.name} ends at "
+            f"{model.max_context_tokens:,}; leave it out, shorten it, or set model: {{card: {model.name}, "
+            "max_context_tokens: N}"
+        )
 
 
 def _kv_tokens(session: Session, plan: Plan, setting: Setting, spec: ServingSpec) -> int:

@@ -78,7 +78,8 @@ def _signature(found: Found) -> str:
 def _line(name: str, counts: Counter[str], seconds: float) -> str:
     defects = {outcome: n for outcome, n in counts.items() if outcome not in FINE}
     told = ", ".join(f"{n} {outcome}" for outcome, n in sorted(defects.items())) or "no defect"
-    return f"{name:28} {sum(counts.values()):7} inputs {counts['read']:7} read {counts['refused']:7} refused  {told} [{seconds:.0f} s]"
+    fine = "".join(f" {counts[outcome]:7} {outcome}" for outcome in FINE)
+    return f"{name:28} {sum(counts.values()):7} inputs{fine}  {told} [{seconds:.0f} s]"
 
 
 if __name__ == "__main__":

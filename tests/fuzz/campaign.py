@@ -28,7 +28,7 @@ from tests.fuzz.entries import ENTRIES
 from tests.fuzz.generate import grafted
 from tests.fuzz.mutate import files_of, mutated
 
-FINE = ("read", "refused")
+FINE = ("read", "refused", "slow")
 SAME_SEED = 64
 """Inputs in a row that are made of the same valid files."""
 HOSTILE_SHARE = 0.04
@@ -131,6 +131,7 @@ def _judged(job: Job, number: int, read: Reader, ear: Ear, work: Path) -> Found:
 
 
 def _outcome(read: Reader, job: Job, ear: Ear) -> tuple[str, str]:
+    works = ENTRIES[job.entry].works
     signal.signal(signal.SIGALRM, _ring)
     signal.setitimer(signal.ITIMER_REAL, job.limit_s)
     ear.listening = True
@@ -141,9 +142,9 @@ def _outcome(read: Reader, job: Job, ear: Ear) -> tuple[str, str]:
     except MoesimError as error:
         return ("refused" if error.exit_code in (2, 3) and str(error) else "silent"), str(error)
     except Hang:
-        return "hang", traceback.format_exc()
-    except MemoryError:
-        return "memory", traceback.format_exc()
+        return ("slow" if works else "hang"), traceback.format_exc()
+    except MemoryError:  # the command line ends with exit code 2 and a remedy
+        return ("refused" if works else "memory"), traceback.format_exc()
     except BaseException as error:
         return type(error).__name__, traceback.format_exc()
     finally:

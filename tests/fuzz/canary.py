@@ -33,11 +33,9 @@ class Ear:
     def _hear(self, event: str, arguments: tuple[Any, ...]) -> None:
         if not self.listening:
             return
-        if event in FORBIDDEN and not self._inside(arguments):
+        writes = event == "open" and isinstance(arguments[1], str) and set(arguments[1]) & set("wax+")
+        if (event in FORBIDDEN or writes) and not self._inside(arguments):
             self.heard.append(f"{event}{arguments!r}"[:200])
-        if event == "open" and isinstance(arguments[1], str) and set(arguments[1]) & set("wax+"):
-            if not self._inside(arguments):
-                self.heard.append(f"open{arguments!r}"[:200])
 
     def _inside(self, arguments: tuple[Any, ...]) -> bool:
         """Whether what is done is done to a file of the folder of this input, as exporters do."""

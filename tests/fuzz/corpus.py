@@ -135,7 +135,7 @@ class _Cases:
 def expression(text: str) -> None:
     from sim.reproduce.expressions import evaluate
 
-    evaluate(text, lambda metric, case: 1.5)
+    evaluate(text, lambda *_: 1.5)
 
 
 def quantity(text: str) -> None:

@@ -117,7 +117,7 @@ def _unreadable(path: Path) -> None:
 
 
 PLACES: dict[str, Callable[[Path], None]] = {
-    "absent": lambda path: None,
+    "absent": lambda _: None,
     "folder": _folder,
     "pipe": os.mkfifo,
     "link in a circle": lambda path: path.symlink_to(path.name),

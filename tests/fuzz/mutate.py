@@ -1,4 +1,4 @@
-"""Mutations of valid files: their bytes, trees (YAML, JSON), lines and cells, arrays, archives, by what the name says."""
+"""Mutations of valid files: their bytes, trees (YAML, JSON), lines and cells, arrays, archives, by their names."""
 
 from __future__ import annotations
 
@@ -29,11 +29,51 @@ EXTREMES: tuple[Any, ...] = (
     {"": None}, {"x": {"x": {"x": 1}}}, "[1, 2]", "%s%s%n", "-", "=",
 )  # fmt: skip
 TOKENS = (
-    b"\x00", b"\xff\xfe", b"\xed\xa0\x80", b"\r", b"\n", b"\n\n", b"\t", b'"', b"'", b",", b":", b"- ", b"[", b"]", b"{",
-    b"}", b"#", b"&a ", b"*a", b"!!python/name:os.system ", b"<<: ", b"---\n", b"%YAML 9\n", b"? ", b"|", b">", b"@",
-    b"[" * 2000, b'{"a":' * 2000, b"(" * 300, b"-" * 300, b"9" * 5000, b"1e999", b"NaN", b"-Infinity", b"null", b"PK\x05\x06",
-    b"PK\x01\x02", b"\x93NUMPY", b"cos\nmkdir\n(S'executed'\ntR.", b"\x80\x04", b"\xff" * 8, b"\x00" * 64, b"\x7f\xff\xff\xff",
-)  # fmt: skip
+    b"\x00",
+    b"\xff\xfe",
+    b"\xed\xa0\x80",
+    b"\r",
+    b"\n",
+    b"\n\n",
+    b"\t",
+    b'"',
+    b"'",
+    b",",
+    b":",
+    b"- ",
+    b"[",
+    b"]",
+    b"{",
+    b"}",
+    b"#",
+    b"&a ",
+    b"*a",
+    b"!!python/name:os.system ",
+    b"<<: ",
+    b"---\n",
+    b"%YAML 9\n",
+    b"? ",
+    b"|",
+    b">",
+    b"@",
+    b"[" * 2000,
+    b'{"a":' * 2000,
+    b"(" * 300,
+    b"-" * 300,
+    b"9" * 5000,
+    b"1e999",
+    b"NaN",
+    b"-Infinity",
+    b"null",
+    b"PK\x05\x06",
+    b"PK\x01\x02",
+    b"\x93NUMPY",
+    b"cos\nmkdir\n(S'executed'\ntR.",
+    b"\x80\x04",
+    b"\xff" * 8,
+    b"\x00" * 64,
+    b"\x7f\xff\xff\xff",
+)
 DTYPES = ("u1", "i1", "u2", "i2", ">i4", "i4", "u8", "i8", "f2", "f4", "f8", "c8", "?", "U3", "S3", "M8[s]", "V4", "O")
 
 

@@ -155,7 +155,11 @@ def whole_numbers(values: Any, where: str, *, ndim: int) -> NDArray[np.integer[A
         array = np.asarray(values)
     except (ValueError, TypeError, OverflowError) as error:
         raise TraceError(f"{where}: not a regular array ({error}); export it again") from None
-    if array.dtype.kind == "f" and (array == np.floor(array)).all() and (np.abs(array).astype(np.float64) < 2**53).all():
+    if (
+        array.dtype.kind == "f"
+        and (array == np.floor(array)).all()
+        and (np.abs(array).astype(np.float64) < 2**53).all()
+    ):
         array = array.astype(np.int64)
     if array.ndim == ndim and array.size == 0:
         return array.astype(np.int64)
