@@ -46,8 +46,7 @@ def custom_all_reduce_problems(columns: dict[str, Column]) -> list[LinkProblem]:
     mode = next((columns[name] for name in ("backend", "implementation") if name in columns), None)
     if mode is None:
         raise HardwareError("a table of custom all-reduces needs a column backend or implementation")
-    mode = mode.astype(np.str_)
-    return list(_problems(columns, "allreduce_dtype", np.char.replace(mode, "_", "-")))
+    return list(_problems(columns, "allreduce_dtype", np.char.replace(mode.astype(np.str_), "_", "-")))
 
 
 def _problems(columns: dict[str, Column], dtype_column: str, library: NDArray[np.str_]) -> Iterator[LinkProblem]:
