@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import errno
 import gzip
+import json
 import stat
 import zipfile
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 MAX_LINE_BYTES = 1 << 20
 MAX_INFLATED_BYTES = 1 << 32  # of the compressed members of an archive; a small one could otherwise fill the memory
@@ -60,3 +62,14 @@ def check_sizes(archive: zipfile.ZipFile) -> None:
             raise ValueError(f"{entry.filename} says that {entry.compress_size} bytes inflate to {entry.file_size}")
     if (size := sum(entry.file_size for entry in packed)) > MAX_INFLATED_BYTES:
         raise ValueError(f"it inflates to {size} bytes, more than {MAX_INFLATED_BYTES}; save it uncompressed")
+
+
+def plain_json(data: bytes) -> Any:
+    """Value of a JSON text whose own texts can be written again.
+
+    Raises ValueError where it is no JSON or holds half of a surrogate pair, RecursionError where it is nested too deeply.
+    """
+    value = json.loads(data)
+    if b"\\ud" in data.lower():
+        json.dumps(value, ensure_ascii=False).encode()
+    return value

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from scenarios.errors import TraceError
 from scenarios.files import whole_file
-from scenarios.reading import check_sizes, regular
+from scenarios.reading import check_sizes, plain_json, regular
 from traces.routing import Ids, Phase, Provenance, RoutingTrace
 
 FORMAT = "moesim-routing-1"
@@ -118,7 +118,7 @@ def read_arrays(path: Path) -> dict[str, NDArray[Any]]:
 
 def _meta(path: Path, arrays: dict[str, NDArray[Any]]) -> dict[str, Any]:
     try:
-        meta = json.loads(arrays["meta"].tobytes())
+        meta = plain_json(arrays["meta"].tobytes())
         if meta["format"] == FORMAT:
             return cast(dict[str, Any], meta)
     except (KeyError, TypeError, ValueError, RecursionError):

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from scenarios.reading import check_sizes, regular, text_lines
+from scenarios.reading import check_sizes, plain_json, regular, text_lines
 
 
 def test_only_regular_files_are_read(tmp_path: Path) -> None:
@@ -63,3 +63,10 @@ def test_archives_do_not_promise_what_they_cannot_hold(monkeypatch: pytest.Monke
         archive.getinfo("zeros").file_size = 1 << 36
         with pytest.raises(ValueError, match="zeros says that 1033 bytes inflate to 68719476736"):
             check_sizes(archive)
+
+
+def test_texts_of_json_can_be_written_again() -> None:
+    """Half of a surrogate pair would end every later print and file with an error."""
+    assert plain_json(b'{"a": "\\ud83d\\ude00 \\\\ud800"}') == {"a": "\U0001f600 \\ud800"}
+    with pytest.raises(ValueError, match="surrogates not allowed"):
+        plain_json(b'["\\uD800"]')

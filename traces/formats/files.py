@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import csv
 import io
-import json
 import math
 import re
 from collections.abc import Iterator, Mapping
@@ -17,7 +16,7 @@ from numpy.lib import format as npy
 from numpy.typing import NDArray
 
 from scenarios.errors import TraceError
-from scenarios.reading import regular
+from scenarios.reading import plain_json, regular
 
 MAX_JSON_BYTES = 1 << 30
 MAX_LINE_BYTES = 64 << 20
@@ -54,7 +53,7 @@ def need(record: Mapping[str, Any], key: str, kind: type[Kind], where: str) -> K
 def parse_json(data: bytes, where: str) -> Any:
     """Value of a JSON text."""
     try:
-        return json.loads(data)
+        return plain_json(data)
     except (ValueError, RecursionError) as error:
         raise TraceError(f"{where}: not valid JSON ({error}); export the file again") from None
 
