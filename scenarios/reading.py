@@ -67,7 +67,7 @@ def check_sizes(archive: zipfile.ZipFile) -> None:
 def plain_json(data: bytes) -> Any:
     """Value of a JSON text whose own texts can be written again.
 
-    Raises ValueError where it is no JSON or holds half of a surrogate pair, RecursionError where it is nested too deeply.
+    Raises ValueError where it is no JSON or holds half of a surrogate pair, RecursionError where it is too deep.
     """
     value = json.loads(data)
     if b"\\ud" in data.lower():

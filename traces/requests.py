@@ -17,7 +17,7 @@ from scenarios.errors import TraceError
 from scenarios.reading import text_lines
 from scenarios.serving_specs import RequestsSpec
 
-MAX_REQUESTS = 2_000_000  # a row more is refused rather than held
+MAX_REQUESTS = 1_000_000  # a row more is refused rather than held
 MAX_TEXT_BYTES = 1 << 30
 MAX_TOKENS = 1_000_000_000
 
@@ -140,7 +140,7 @@ def _checked(path: Path, number: int, row: Mapping[str, str], reader: Reader) ->
     """A row as its reader finds it. Raises TraceError with its line where it is no request."""
     try:
         found = reader(row)
-    except (KeyError, TypeError, ValueError, OverflowError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
         shown = str(dict(row))[:200]
         raise TraceError(f"{path}:{number}: not a request of its format ({str(error)[:200]}): {shown}") from None
     if found[0] < 0:

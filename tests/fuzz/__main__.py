@@ -55,7 +55,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--first", type=int, default=0, help="number of the first input, to repeat one")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="worker processes at a time")
-    parser.add_argument("--limit", type=float, default=20.0, help="seconds that an input may take")
+    parser.add_argument("--limit", type=float, default=20.0, help="seconds of the processor that an input may take")
     parser.add_argument("--keep", type=Path, default=Path("out/fuzz"), help="folder for inputs that fail")
     options = parser.parse_args()
     options.keep = options.keep.absolute()

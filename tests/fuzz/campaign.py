@@ -132,8 +132,7 @@ def _judged(job: Job, number: int, read: Reader, ear: Ear, work: Path) -> Found:
 
 def _outcome(read: Reader, job: Job, ear: Ear) -> tuple[str, str]:
     works = ENTRIES[job.entry].works
-    signal.signal(signal.SIGALRM, _ring)
-    signal.setitimer(signal.ITIMER_REAL, job.limit_s)
+    _set_alarms(job.limit_s)
     ear.listening = True
     try:
         with warnings.catch_warnings():
@@ -149,8 +148,15 @@ def _outcome(read: Reader, job: Job, ear: Ear) -> tuple[str, str]:
         return type(error).__name__, traceback.format_exc()
     finally:
         ear.listening = False
-        signal.setitimer(signal.ITIMER_REAL, 0)
+        _set_alarms(0)
     return "read", ""
+
+
+def _set_alarms(limit_s: float) -> None:
+    """Ring after so much time of the processor, or ten times as much by the clock, since the machine may be busy."""
+    for number, timer, factor in ((signal.SIGPROF, signal.ITIMER_PROF, 1), (signal.SIGALRM, signal.ITIMER_REAL, 10)):
+        signal.signal(number, _ring)
+        signal.setitimer(timer, factor * limit_s)
 
 
 def _ring(_signal: int, _frame: FrameType | None) -> None:
@@ -205,7 +211,9 @@ def watched(job: Job) -> Iterator[Found]:
         theirs.close()
         n_seen, ended = 0, "died"
         try:
-            while ours.poll(3 * job.limit_s + READERS_FLOOR_S) or (worker.is_alive() and not (ended := "stands still")):
+            while ours.poll(12 * job.limit_s + READERS_FLOOR_S) or (
+                worker.is_alive() and not (ended := "stands still")
+            ):
                 found = ours.recv()
                 if found is None:
                     return

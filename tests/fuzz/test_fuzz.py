@@ -78,7 +78,7 @@ def test_the_campaign_sees_what_it_looks_for(
     monkeypatch.setitem(entries.ENTRIES, "fake", Entry(seeds=(one_file("a.bin", pickle.dumps(Canary()), read),)))
     monkeypatch.setattr("tests.fuzz.campaign._change", lambda originals, _: (next(iter(originals)), "unchanged"))
     try:
-        assert [one.outcome for one in found_by(job("fake", 1, limit_s=0.05))] == [outcome]
+        assert [one.outcome for one in found_by(job("fake", 1, limit_s=0.02))] == [outcome]
     finally:
         (Path(os.environ.get("TMPDIR", "/tmp")) / "elsewhere").unlink(missing_ok=True)
 

@@ -57,6 +57,7 @@ def test_formats(tmp_path: Path, text: str, arrivals: Any, inputs: Any, outputs:
         (PLAIN + "nan,5,5\n", "request 2 arrives at nan"),
         (PLAIN + "1.0,5\n", ":4: not a request"),
         ("arrival_s,input_tokens,output_tokens\n-1,5,5\n", ":2: arrives at -1 s; times begin at 0"),
+        ("ContextTokens,GeneratedTokens,TIMESTAMP\n4,4\n", ":2: not a request"),
         (PLAIN + "1.0,5,-5\n", ":4: has 5 and -5 tokens; give 1 to"),
         (PLAIN + "1.0,5,5000000000\n", ":4: has 5 and 5000000000 tokens"),
         ('{"timestamp": 0, "input_length": 1.5, "output_length": 2}\n', "1.5 is no whole number"),
