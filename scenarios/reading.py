@@ -24,8 +24,8 @@ def regular(path: Path) -> Path:
     """
     try:
         mode = path.stat().st_mode
-    except ValueError:  # a NUL in the name
-        raise OSError(errno.EINVAL, "no name of a file", str(path)) from None
+    except ValueError as error:  # a NUL in the name
+        raise OSError(errno.EINVAL, str(error), str(path)) from None
     if stat.S_ISDIR(mode):
         raise IsADirectoryError(errno.EISDIR, "is a folder", str(path))
     if not stat.S_ISREG(mode):

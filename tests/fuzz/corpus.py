@@ -82,16 +82,15 @@ def run(path: Path) -> None:
 
 
 def place(path: Path) -> None:
-    from moesim import api, placing
+    from moesim import api
 
-    loaded = api.load(path)
-    _quietly(lambda: placing.show(loaded, placing.with_plan(loaded, None), placing.Targets(), quiet=True))
+    api.place(api.load(path))
 
 
 def bound(path: Path) -> None:
-    from moesim import api, bounding
+    from moesim import api
 
-    _quietly(lambda: bounding.show(api.load(path), None, None, quiet=True))
+    api.bound(api.load(path))
 
 
 def _set(option: str) -> None:
