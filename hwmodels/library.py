@@ -56,7 +56,7 @@ def find_kernels(name_or_path: str, base: Path = Path(), cards: CardSet | None =
     chain: list[KernelCard] = []
     wanted: str | None = name
     while wanted is not None:
-        card = _find("kernel", known, wanted)
+        card = _find("kernel", known, wanted, of=f"{base / name_or_path}: " if name != name_or_path else "")
         if card in chain:
             raise HardwareError(f"kernel card {name}: its bases go in a circle at {wanted}")
         chain.append(card)
@@ -144,11 +144,11 @@ def _check_names_once(card_sets: dict[Path, CardSet], kind: str) -> None:
             home[card.name] = path
 
 
-def _find(kind: str, cards: tuple[Card, ...], name: str) -> Card:
+def _find(kind: str, cards: tuple[Card, ...], name: str, of: str = "") -> Card:
     for card in cards:
         if card.name == name:
             return card
     names = [card.name for card in cards]
     variants = [known for known in names if name and known.startswith(name)]
     hint = f" (did you mean {' or '.join(variants)}?)" if variants else did_you_mean(name, names)
-    raise HardwareError(f"no {kind} card '{name}'{hint}; see `moesim list hardware`")
+    raise HardwareError(f"{of}no {kind} card '{name[:200]}'{hint}; see `moesim list hardware`")
