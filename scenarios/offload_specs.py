@@ -8,6 +8,7 @@ from pydantic import Field, model_validator
 
 from scenarios.models import DType
 from scenarios.sources import Spec
+from scenarios.units import Bytes
 
 EvictionName = Literal["static", "lru", "lfu", "arc", "mrs", "hobbit", "sch", "belady"]
 MissName = Literal["load", "host", "cheaper", "balanced"]
@@ -94,6 +95,12 @@ class OffloadSpec(Spec):
     cores: int | None = Field(default=None, gt=0, description="cores of the host for experts; default: all of a node")
     prefetch: PrefetchSpec | None = None
     grades: GradesSpec | None = None
+    packet: Bytes | None = Field(default=None, gt=0, description="most that one copy moves; default: a whole expert")
+    priority: Literal["fifo", "demand-first"] = Field(
+        default="fifo",
+        description="fifo: copies stand in one queue; demand-first: missed experts, and those asked for ahead that the "
+        "gate has named, pass the others after every packet",
+    )
 
     @model_validator(mode="after")
     def _options(self) -> OffloadSpec:
@@ -113,4 +120,8 @@ class OffloadSpec(Spec):
             raise ValueError("pool model has no layers that keep all, and mrs ages by a layer's steps; use pool layer")
         if self.prefetch is not None and self.evict == "static":
             raise ValueError("evict: static lets nobody in, so that a prefetch has no place; choose another rule")
+        if self.priority == "demand-first" and self.prefetch is None:
+            raise ValueError(
+                "priority: demand-first lets missed experts pass prefetched ones, and nothing is prefetched"
+            )
         return self

@@ -72,7 +72,8 @@ def step_band(setting: Setting, prices: Prices, op_list: OpList, schedule: Sched
         sample, sampled = replace(setting, batches=setting.batches.at(steps)), prices.at(steps)
 
     def mean_s(changed: Prices) -> float:
-        finished = execute(op_list, changed.durations(op_list), law=LAWS[schedule.exchange.law])
+        law = LAWS[schedule.exchange.law]
+        finished = execute(op_list, changed.durations(op_list), law=law, packet_s=changed.packet_s)
         return float(finished.end_s.max(axis=(0, -1)).mean())
 
     predicted_s = mean_s(sampled)

@@ -131,6 +131,7 @@ def way_name(spec: OffloadSpec) -> str:
     if spec.prefetch is not None:
         options = (spec.prefetch.width, spec.prefetch.recall and f"{spec.prefetch.recall:.0%}")
         parts.append(" ".join(["prefetch", spec.prefetch.by, *(str(option) for option in options if option)]))
+    parts += [spec.priority] if spec.priority != "fifo" else []
     return ", ".join(parts)
 
 

@@ -7,9 +7,12 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from sim.copy_engine import CopyEngine
 from sim.durations import Duration, ExchangeTime, Seconds
 from sim.laws import Law, port
-from sim.program import SEND_LANES, OpList
+from sim.program import LATER_LANE, SEND_LANES, OpList
+
+COPY_LANES = ("to-device", "to-device-later")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -25,12 +28,17 @@ class Finished:
 
 
 def execute(
-    op_list: OpList, durations: Sequence[Duration], start_s: Seconds | None = None, *, law: Law = port
+    op_list: OpList,
+    durations: Sequence[Duration],
+    start_s: Seconds | None = None,
+    *,
+    law: Law = port,
+    packet_s: float = np.inf,
 ) -> Finished:
     """Ends of all operations when every lane of device d is free from `start_s[..., d]` on (default 0).
 
     `durations[i]` belongs to operation i: float64[..., device], or an ExchangeTime of such arrays. An exchange whose
-    messages are not told apart follows law `port`.
+    messages are not told apart follows law `port`. Copies let others pass after every `packet_s`, or when they end.
     """
     if start_s is None:
         start_s = np.zeros_like(_shape_of(durations[0]))
@@ -40,6 +48,7 @@ def execute(
     exchanges = [index for index, duration in enumerate(durations) if isinstance(duration, ExchangeTime)]
     for index, sent_s in zip(exchanges, np.empty((len(exchanges), *start_s.shape)), strict=True):
         send_end_s[index] = sent_s
+    engine = CopyEngine(start_s, packet_s) if any(op.lanes == LATER_LANE for op in op_list.ops) else None
     for index, (duration, waits, lane_waits) in enumerate(
         zip(durations, op_list.waits, op_list.lane_waits, strict=True)
     ):
@@ -52,10 +61,14 @@ def execute(
                 else:
                     free_s = end_s[before]
             (port if duration.message_s is None else law)(ready_s, free_s, duration, send_end_s[index], end_s[index])
+        elif engine is not None and op_list.ops[index].lanes[0] in COPY_LANES:
+            end_s[index][...] = engine.copied(index, op_list.ops[index], ready_s, duration)
         else:
             for _, before in lane_waits:
                 ready_s = np.maximum(ready_s, end_s[before])
             np.add(ready_s, duration, out=end_s[index])
+    for index, ended_s in engine.ends_s().items() if engine is not None else ():
+        end_s[index][...] = ended_s
     return Finished(end_s=all_ends_s, send_end_s=send_end_s)
 
 

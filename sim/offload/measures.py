@@ -34,13 +34,18 @@ def offload_metrics(offloaded: Offloaded, execution: Execution, free_step_times_
         "copied_bytes": copied * offloaded.tiers.expert_bytes + low_copied * offloaded.tiers.low_bytes,
         **lower,
         "exposed_copy_s": float((step_s - free_step_times_s).mean()),
-        "busy_frac.to-device": lane_busy_s(execution, "to-device") / step_s.mean(),
+        "busy_frac.to-device": _copying_s(execution) / step_s.mean(),
         "busy_frac.host": lane_busy_s(execution, "host") / step_s.mean(),
     }
     if offloaded.spec.prefetch is not None:
         metrics["timely_hit_frac"] = _timely(offloaded, execution) / used
         metrics["prefetch_used_frac"] = int(served.coming.sum()) / max(ahead, 1)
     return metrics
+
+
+def _copying_s(execution: Execution) -> float:
+    """Time of the copy engine, mean over steps and devices [s]."""
+    return lane_busy_s(execution, "to-device") + lane_busy_s(execution, "to-device-later")
 
 
 def _timely(offloaded: Offloaded, execution: Execution) -> int:

@@ -109,4 +109,5 @@ def from_host(
         spec=offloaded.spec,
         low=offloaded.low,
     )
-    return caching(step, pricing), prices.plus_chunks(pricing.prices())
+    priced_copies = replace(prices.plus_chunks(pricing.prices()), packet_s=offloaded.tiers.packet_s)
+    return caching(step, pricing), priced_copies

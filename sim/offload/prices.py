@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -31,7 +32,7 @@ from sim.offload.wanted import Mask, Wanted
 from sim.program import Layer, Step, Stored, Work
 from sim.setting import Setting
 
-COPIES = ("load", "ahead")
+COPIES = ("load", "ahead", "astray")
 """Kinds of works that copy experts to the device."""
 COMPUTED = ("resident", "coming", "loaded")
 """Kinds of works of experts on the device."""
@@ -45,11 +46,13 @@ PIECES = 8
 class Tiers:
     """What a device's host adds: time of one expert's copy, the host's cores for its experts, and the way there.
 
+    packet_s  what one expert's copy takes of a packet, the time that it cannot be interrupted for.
     low_copy_s, low_bytes  of an expert in the lower precision of `grades`, 0 without; expert_bytes: of any other.
     dram_bytes_per_s  share of the host's memory bandwidth that each device's experts have, all devices at once.
     """
 
     copy_s: float
+    packet_s: float
     cores: Host
     dram_bytes_per_s: float
     link_bytes_per_s: float
@@ -83,11 +86,14 @@ def tiers_of(setting: Setting, spec: OffloadSpec) -> Tiers:
     both = spec.miss in ("cheaper", "balanced") or (spec.miss == "host" and spec.prefetch is not None)
     expert_bytes = setting.model.expert_bytes / setting.layout.tp
     low_bytes = 0.0 if spec.grades is None else lowered(setting.model, spec.grades).expert_bytes / setting.layout.tp
-    copy_s, low_copy_s = _copy_s(expert_bytes, link), _copy_s(low_bytes, link) if low_bytes else 0.0
+    n_packets = 1 if spec.packet is None else math.ceil(expert_bytes / spec.packet)
+    copy_s, low_copy_s = _copy_s(expert_bytes, link, n_packets), _copy_s(low_bytes, link) if low_bytes else 0.0
     users = (expert_bytes / copy_s, host.dram_bytes_per_s)
     copies, experts = fair_shares(users, dram_bytes_per_s) if both else np.minimum(users, dram_bytes_per_s)
+    copy_s = max(copy_s, expert_bytes / float(copies))
     return Tiers(
-        copy_s=max(copy_s, expert_bytes / float(copies)),
+        copy_s=copy_s,
+        packet_s=copy_s / n_packets,
         low_copy_s=max(low_copy_s, low_bytes / float(copies)),
         expert_bytes=expert_bytes,
         low_bytes=low_bytes,
@@ -98,12 +104,12 @@ def tiers_of(setting: Setting, spec: OffloadSpec) -> Tiers:
     )
 
 
-def _copy_s(expert_bytes: float, link: LinkCard) -> float:
-    """Time of one expert's copy over the link, as fast as the host's memory may be."""
+def _copy_s(expert_bytes: float, link: LinkCard, n_packets: int = 1) -> float:
+    """Time of one expert's copy over the link in packets of equal size, as fast as the host's memory may be."""
     law = copy_law(link)
     if law is not None:
-        return float(block_s(expert_bytes, law, link.bytes_per_s.value))
-    return link.latency_s.value + expert_bytes / link.effective_bytes_per_s
+        return n_packets * float(block_s(expert_bytes / n_packets, law, link.bytes_per_s.value))
+    return n_packets * link.latency_s.value + expert_bytes / link.effective_bytes_per_s
 
 
 def copy_law(link: LinkCard) -> CopyLaw | None:
@@ -154,6 +160,7 @@ def _stored(layer: Layer, pricing: OffloadPricing, row: int) -> Stored:
     number, spec = layer.number, pricing.spec
     prefetched, hosted = spec.prefetch is not None, pricing.served.hosted[:, row].any()
     pieces = range(pricing.n_pieces(row))
+    lets_pass = spec.priority == "demand-first"
     return Stored(
         resident=Work("resident", number),
         ahead=Work("ahead", number) if prefetched else None,
@@ -161,6 +168,8 @@ def _stored(layer: Layer, pricing: OffloadPricing, row: int) -> Stored:
         loads=tuple((Work("load", number, piece), Work("loaded", number, piece)) for piece in pieces),
         hosted=Work("hosted", number) if hosted and spec.defer < 1 else None,
         deferred=Work("deferred", number) if hosted and spec.defer > 0 else None,
+        astray=Work("astray", number) if lets_pass else None,
+        rest=Work("rest", number) if lets_pass else None,
         lead=spec.prefetch.lead if spec.prefetch is not None else 1,
     )
 
@@ -186,11 +195,13 @@ class OffloadPricing:
     def prices(self) -> dict[str, list[list[Duration]]]:
         """Times of all works: kind -> [MoE layer][piece] -> float64[step, device]."""
         served, copy_s = self.served, self.tiers.copy_s
-        hosted_s = self._on_host()
+        hosted_s, lets_pass = self._on_host(), self.spec.priority == "demand-first"
         parts_s = {
             "resident": self._on_device(served.resident) + self._low_on_device("resident"),
             "coming": self._on_device(served.coming),
-            "ahead": served.fetched_ahead.sum(axis=-1) * copy_s,
+            "ahead": (served.coming if lets_pass else served.fetched_ahead).sum(axis=-1) * copy_s,
+            "astray": (served.fetched_ahead & ~served.coming).sum(axis=-1) * copy_s,
+            "rest": np.zeros(served.coming.shape[:-1]),
             "hosted": hosted_s * (1 - self.spec.defer),
             "deferred": hosted_s * self.spec.defer,
         }

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from functools import partial
+
 from sim.policies.around import leave, settle
 from sim.policies.attend import attend
 from sim.policies.travel import arrive, come_back
@@ -11,24 +14,28 @@ from sim.program import After, Program, Step, Stored, Work
 def cached(program: Program, step: Step) -> None:
     """Issue every layer in order; after its gate missed experts are copied or left to the host, then those ahead asked.
 
-    Copies of a device stand in one queue, so that a missed expert waits for those that were asked for before it.
+    Copies of a device stand in one queue, so that a missed expert waits for those that were asked for before it; or
+    those ahead let it pass, and once the gate has spoken that goes for those of them that it named.
     """
     queue = [layer.stored for layer in step.layers if layer.stored is not None]
     ahead: dict[Work, int] = {}
     late: list[int] = []
     previous: After = None
     place = 0
-    for stored in queue[: queue[0].lead] if queue else []:
-        _ask(program, stored, ahead, after=None)
+    _ask_all(program, queue[: queue[0].lead] if queue else [], ahead, after=None)
     for layer in step.layers:
         previous = gated = leave(program, layer, attend(program, layer, previous))
         if layer.stored is None:
             continue
         stored, chunk = layer.stored, layer.chunks[0]
         here = arrive(program, chunk, gated)
+        upcoming = queue[place + stored.lead : place + stored.lead + 1]
+        if stored.rest is not None and stored.ahead is not None:
+            _ask_all(program, upcoming, ahead, after=gated)
+            ahead[stored.ahead] = program.rest(stored.rest, ahead[stored.ahead], after=here)
         loaded = [(program.beside(load, "to-device", after=here), worked) for load, worked in stored.loads]
-        for later in queue[place + stored.lead : place + stored.lead + 1]:
-            _ask(program, later, ahead, after=gated)
+        if stored.rest is None:
+            _ask_all(program, upcoming, ahead, after=gated)
         hosted = [] if stored.hosted is None else [program.beside(stored.hosted, "host", after=here)]
         deferred = [] if stored.deferred is None else [program.beside(stored.deferred, "host", after=here)]
         if layer.shared is not None:
@@ -42,7 +49,12 @@ def cached(program: Program, step: Step) -> None:
     program.compute(step.head, after=[*late, *([previous] if isinstance(previous, int) else previous or [])])
 
 
-def _ask(program: Program, stored: Stored, ahead: dict[Work, int], *, after: After) -> None:
-    """Copy what a prefetch expects of a layer."""
-    if stored.ahead is not None:
-        ahead[stored.ahead] = program.beside(stored.ahead, "to-device", after=after)
+def _ask_all(program: Program, layers: Sequence[Stored], ahead: dict[Work, int], *, after: After) -> None:
+    """Copy what a prefetch expects of some layers; what will go astray comes first, as nobody can tell it apart."""
+    for stored in layers:
+        if stored.astray is not None:
+            program.later(stored.astray, after=after)
+        if stored.ahead is not None:
+            lets_pass = stored.rest is not None
+            issue = program.later if lets_pass else partial(program.beside, lane="to-device")
+            ahead[stored.ahead] = issue(stored.ahead, after=after)
