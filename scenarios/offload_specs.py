@@ -12,10 +12,14 @@ from scenarios.units import Bytes
 
 EvictionName = Literal["static", "lru", "lfu", "arc", "mrs", "hobbit", "sch", "belady"]
 MissName = Literal["load", "host", "cheaper", "balanced"]
+ReplayName = Literal["event-atomic", "per-access"]
 GuessName = Literal["oracle", "last", "popular", "learned", "activation", "noisy"]
 
 UNGUIDED: frozenset[GuessName] = frozenset({"oracle", "last", "popular", "activation"})
 """Guesses that need nothing of the step before the layer that they are of; others leave the first layers out."""
+
+LEARNED: frozenset[GuessName] = frozenset({"popular", "learned", "activation"})
+"""Guesses that are nothing but what the fitted part says."""
 
 
 class PrefetchSpec(Spec):
@@ -95,12 +99,26 @@ class OffloadSpec(Spec):
     cores: int | None = Field(default=None, gt=0, description="cores of the host for experts; default: all of a node")
     prefetch: PrefetchSpec | None = None
     grades: GradesSpec | None = None
+    replay: ReplayName = Field(
+        default="event-atomic",
+        description="what a step asks of a layer is judged against the slots as they stand, all at once; per-access: "
+        "one expert after another, in ascending order, each served and given its slot before the next",
+    )
     packet: Bytes | None = Field(default=None, gt=0, description="most that one copy moves; default: a whole expert")
     priority: Literal["fifo", "demand-first"] = Field(
         default="fifo",
         description="fifo: copies stand in one queue; demand-first: missed experts, and those asked for ahead that the "
         "gate has named, pass the others after every packet",
     )
+
+    @model_validator(mode="after")
+    def _one_by_one(self) -> OffloadSpec:
+        rules = {"evict": ("mrs", "hobbit"), "miss": ("cheaper", "balanced")}
+        whole = [f"{name} {getattr(self, name)}" for name, ruled in rules.items() if getattr(self, name) in ruled]
+        whole += ["grades"] if self.grades is not None else []
+        if self.replay == "per-access" and whole:
+            raise ValueError(f"{', '.join(whole)}: decided for all experts of a step at once; use replay: event-atomic")
+        return self
 
     @model_validator(mode="after")
     def _options(self) -> OffloadSpec:

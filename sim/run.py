@@ -25,7 +25,7 @@ from sim.execution import executed
 from sim.memory import DeviceMemory, check_memory, with_all_contexts, with_copies
 from sim.metrics import Execution
 from sim.moving import moved_bytes
-from sim.offload.measures import offload_metrics
+from sim.offload.measures import offload_metrics, offload_notes
 from sim.offload.prices import COPIES
 from sim.outcome import Outcome, result_of
 from sim.pipelines.piped import piped
@@ -239,7 +239,8 @@ def _measured(session: Session, plan: Plan, ran: _Ran) -> RunResult:
         **_offload_metrics(ran),
         **({} if plan.memory.stream is None else stream_metrics(execution)),
     }
-    return result_of(outcome, plan_name(session.spec, plan, placement), described(plan, placement), metrics)
+    result = result_of(outcome, plan_name(session.spec, plan, placement), described(plan, placement), metrics)
+    return replace(result, notes=offload_notes(plan.memory.offload))
 
 
 def _offload_metrics(ran: _Ran) -> dict[str, float]:
@@ -265,5 +266,5 @@ def _table(spec: ScenarioSpec, setting: Setting, results: list[RunResult]) -> Ta
         ranked_by=ranked_by,
         first=results[0].name,
         moe_layers=setting.model.moe_layers,
-        notes=(*notes(setting), *(note for result in results for note in result.notes)),
+        notes=(*notes(setting), *dict.fromkeys(note for result in results for note in result.notes)),
     )

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from scenarios.offload_specs import OffloadSpec
 from sim.durations import Seconds
 from sim.metrics import Execution, lane_busy_s
 from sim.offload.offloaded import Offloaded
+from traces.caches import CONTRACTS
 
 
 def offload_metrics(offloaded: Offloaded, execution: Execution, free_step_times_s: Seconds) -> dict[str, float]:
@@ -41,6 +43,13 @@ def offload_metrics(offloaded: Offloaded, execution: Execution, free_step_times_
         metrics["timely_hit_frac"] = _timely(offloaded, execution) / used
         metrics["prefetch_used_frac"] = int(served.coming.sum()) / max(ahead, 1)
     return metrics
+
+
+def offload_notes(spec: OffloadSpec | None) -> tuple[str, ...]:
+    """What a reader must know of how slots were replayed: the contract, in words."""
+    if spec is None:
+        return ()
+    return (f"Slots are replayed {spec.replay}: {CONTRACTS[spec.replay.replace('-', '_')]}.",)
 
 
 def _copying_s(execution: Execution) -> float:

@@ -17,10 +17,10 @@ from sim.offload.grades import Low, graded
 from sim.offload.guesses import guessed
 from sim.offload.misses import split_of
 from sim.offload.prices import OffloadPricing, Tiers, caching, miss_costs, tiers_of
-from sim.offload.replay import Replayed, Requests, replay
+from sim.offload.replay import Replayed, Requests, Split, replay
 from sim.offload.rules import RULES, keeper_of, tie_break
 from sim.offload.slots import check_offload, low_slots_of, slots_of
-from sim.offload.wanted import Mask, Wanted, in_pool, out_of_pool, pooled, wanted_of
+from sim.offload.wanted import Mask, Wanted, before_accesses, in_pool, one_by_one, out_of_pool, pooled, wanted_of
 from sim.pricing import Prices
 from sim.program import Step
 from sim.setting import Setting
@@ -48,13 +48,14 @@ def offloaded_of(
     wanted = wanted_of(setting, placement, reduction, scored=RULES[spec.evict].needs_scores, grades=spec.grades)
     tiers, slots = tiers_of(setting, spec), slots_of(placement, spec)
     seen = pooled(wanted) if spec.pool == "model" else wanted
-    requests = requests_of(setting, placement, wanted, spec)
     low = None
     if spec.grades is not None and seen.dear is not None and seen.cheap is not None:
+        requests = requests_of(setting, placement, wanted, spec)
         grades = (seen.dear.reshape(requests.used.shape), seen.cheap.reshape(requests.used.shape))
         replayed, low = graded(requests, grades, low_slots_of(placement, spec).ravel())
     else:
-        replayed = replay(requests, split_of(spec.miss, lambda: miss_costs(setting, seen, tiers)))
+        split = split_of(spec.miss, lambda: miss_costs(setting, seen, tiers))
+        replayed = replayed_by_step(setting, placement, wanted, spec, split)
 
     def by_layer(mask: Mask) -> Mask:
         shape = wanted.tokens.shape
@@ -70,16 +71,35 @@ def offloaded_of(
     )
 
 
+def replayed_by_step(
+    setting: Setting, placement: Placement, wanted: Wanted, spec: OffloadSpec, split: Split | None = None
+) -> Replayed:
+    """The replay by the scenario's contract: masks bool[step, row, place], of one pool [step and layer, row, place]."""
+    requests = requests_of(setting, placement, wanted, spec)
+    replayed = replay(requests, split)
+    n_events = len(wanted.tokens) * (wanted.tokens.shape[1] if spec.pool == "model" else 1)
+
+    def by_step(mask: Mask) -> Mask:
+        whole: Mask = mask.reshape(n_events, -1, *mask.shape[1:]).any(axis=1)
+        return whole
+
+    return _changed(replayed, by_step)
+
+
 def requests_of(setting: Setting, placement: Placement, wanted: Wanted, spec: OffloadSpec) -> Requests:
     """What a replay is asked; rows are layers times ranks, or ranks where all layers share the slots."""
     shared = spec.pool == "model"
     seen = pooled(wanted) if shared else wanted
     asked = guessed(wanted, setting, spec.prefetch) if spec.prefetch is not None else None
+    ahead = None if asked is None else in_pool(asked) if shared else asked
+    if spec.replay == "per-access":
+        seen = one_by_one(seen)
+        ahead = None if ahead is None else before_accesses(ahead, seen.n_accesses)
     rows = (len(seen.tokens), -1, seen.tokens.shape[-1])
     slots, ties = slots_of(placement, spec).ravel(), tie_break(seen, spec).reshape(rows[1:])
     return Requests(
         used=seen.used.reshape(rows),
-        ahead=None if asked is None else (in_pool(asked) if shared else asked).reshape(rows),
+        ahead=None if ahead is None else ahead.reshape(rows),
         keeper=keeper_of(seen, spec, slots, ties),
         ties=ties,
         slots=slots,
