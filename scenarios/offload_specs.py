@@ -139,7 +139,5 @@ class OffloadSpec(Spec):
         if self.prefetch is not None and self.evict == "static":
             raise ValueError("evict: static lets nobody in, so that a prefetch has no place; choose another rule")
         if self.priority == "demand-first" and self.prefetch is None:
-            raise ValueError(
-                "priority: demand-first lets missed experts pass prefetched ones, and nothing is prefetched"
-            )
+            raise ValueError("demand-first lets missed experts pass those asked for ahead; give a prefetch, or fifo")
         return self

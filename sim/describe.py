@@ -28,6 +28,8 @@ def table_title(workload: WorkloadSpec, spec: ScenarioSpec) -> str:
     others = spec.compare.workload if spec.compare is not None else ()
     if len({(other.trace, other.synthetic) for other in others}) > 1:
         title += f", {workload.trace or 'synthetic'}"
+    if len({str(other.batches) for other in others}) > 1:
+        title += f", batches: {workload.batches.by}"
     if len({str(other.routing) for other in others}) > 1:
         title += f", routes: {changed_routes(workload) or 'as they are'}"
     return title

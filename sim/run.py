@@ -16,6 +16,7 @@ from scenarios.specs import CompareSpec, ScenarioSpec
 from scenarios.stream_specs import GENERATING
 from sim import metrics as measure
 from sim.bands import UNREAD, step_band
+from sim.batch_measures import former_metrics
 from sim.coherent import context_bytes
 from sim.constants import constants_of
 from sim.describe import described, notes, plan_name, provenance, table_title
@@ -233,6 +234,7 @@ def _measured(session: Session, plan: Plan, ran: _Ran) -> RunResult:
         **measure.training_metrics(execution, setting, reduction, schedule.step_overhead),
         **measure.error_metrics(times, band, schedule.step_overhead),
         **measure.load_metrics(setting, placement, reduction),
+        **former_metrics(setting, placement),
         **measure.route_metrics(setting),
         **measure.traffic_metrics(setting, reduction, schedule, moved),
         **measure.memory_metrics(ran.memory),

@@ -13,6 +13,7 @@ from scenarios.routing_specs import MaskSpec, RoutingSpec
 from scenarios.workload_specs import WorkloadSpec
 from traces.batches import Batches, compose_batches, with_prompts
 from traces.drops import Capacity, capped_sequences, capped_steps
+from traces.formers import Forming
 from traces.routes import best_choices, iterated, joined, masked, most_loaded, nucleus, spaced, without_null
 from traces.routing import RoutingTrace
 
@@ -145,6 +146,7 @@ def as_chosen(
         shape=(*shape, workload.tokens_per_device),
         context_tokens=workload.context_tokens,
         rng=rng,
+        forming=Forming(by=workload.batches.by, pool=workload.batches.pool, recall=workload.batches.recall),
     )
 
 

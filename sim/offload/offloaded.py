@@ -80,7 +80,7 @@ def replayed_by_step(
     n_events = len(wanted.tokens) * (wanted.tokens.shape[1] if spec.pool == "model" else 1)
 
     def by_step(mask: Mask) -> Mask:
-        whole: Mask = mask.reshape(n_events, -1, *mask.shape[1:]).any(axis=1)
+        whole: Mask = np.logical_or.reduce(mask.reshape(n_events, -1, *mask.shape[1:]), axis=1)
         return whole
 
     return _changed(replayed, by_step)
