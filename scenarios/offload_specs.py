@@ -18,6 +18,8 @@ GuessName = Literal["oracle", "last", "popular", "learned", "activation", "noisy
 UNGUIDED: frozenset[GuessName] = frozenset({"oracle", "last", "popular", "activation"})
 """Guesses that need nothing of the step before the layer that they are of; others leave the first layers out."""
 
+CANCELS = ("demand-first", "event-atomic")
+"""Priority and contract under which a prefetch can be given up."""
 LEARNED: frozenset[GuessName] = frozenset({"popular", "learned", "activation"})
 """Guesses that are nothing but what the fitted part says."""
 
@@ -34,6 +36,11 @@ class PrefetchSpec(Spec):
     width: int | None = Field(default=None, gt=0, description="experts that are asked for; oracle, last: all they name")
     recall: float | None = Field(default=None, gt=0, le=1, description="noisy: chance that a used expert is named")
     lead: int = Field(default=1, gt=0, description="MoE layers ahead")
+    cancel: bool = Field(
+        default=False,
+        description="with priority demand-first: once the gate has spoken, what has not been copied of the experts that "
+        "it does not name is given up, and none of them keeps a slot",
+    )
 
     @model_validator(mode="after")
     def _options(self) -> PrefetchSpec:
@@ -140,4 +147,6 @@ class OffloadSpec(Spec):
             raise ValueError("evict: static lets nobody in, so that a prefetch has no place; choose another rule")
         if self.priority == "demand-first" and self.prefetch is None:
             raise ValueError("demand-first lets missed experts pass those asked for ahead; give a prefetch, or fifo")
+        if self.prefetch is not None and self.prefetch.cancel and (self.priority, self.replay) != CANCELS:
+            raise ValueError("prefetch.cancel needs priority: demand-first, and replay: event-atomic")
         return self

@@ -29,20 +29,26 @@ class _Copy:
 
 
 class CopyEngine:
-    """The engines of all devices and steps at once; arrays are float64[..., device]."""
+    """The engines of all devices and steps at once; arrays are float64[..., device].
+
+    unsent_s  by copy, what was given up of it.
+    """
 
     def __init__(self, start_s: Seconds, packet_s: float) -> None:
         self.packet_s = packet_s
         self.free_s = self.asked_s = self.served_s = self.queued_s = start_s
         self.copies: dict[int, _Copy] = {}
         self.queue: list[_Copy] = []
+        self.unsent_s: dict[int, Seconds] = {}
 
     def copied(self, index: int, op: Op, ready_s: Seconds, duration_s: Seconds) -> Seconds:
         """End of a copy of either queue; of the second one it is known only at the end, by `ends_s`."""
         if op.lanes == LATER_LANE:
             self.later(index, ready_s, duration_s)
             return ready_s
-        return self.at_once(ready_s, duration_s) if op.rest_of is None else self.rest(op.rest_of, ready_s)
+        if op.rest_of is None:
+            return self.at_once(ready_s, duration_s)
+        return self.drop(op.rest_of, ready_s) if op.drops else self.rest(op.rest_of, ready_s)
 
     def later(self, op: int, ready_s: Seconds, duration_s: Seconds) -> None:
         """Copy `op` joins the second queue. Raises DeadlockError for one that should have joined before others."""
@@ -59,12 +65,25 @@ class CopyEngine:
 
     def rest(self, op: int, ready_s: Seconds) -> Seconds:
         """End of the copy `op` of the second queue, of which the first one now takes what is left."""
-        copy = self.copies[op]
-        self._send_until(np.maximum(np.maximum(ready_s, self.served_s), copy.ready_s))
+        copy = self._looked_at(op, ready_s)
         rest_end_s = self._serve(copy.left_s, np.maximum(copy.end_s, self.asked_s))
         copy.end_s = np.where(copy.left_s > 0, rest_end_s, copy.end_s)
         copy.left_s = np.zeros_like(copy.left_s)
         return rest_end_s
+
+    def drop(self, op: int, ready_s: Seconds) -> Seconds:
+        """When the copy `op` of the second queue is given up; a packet that has begun still ends."""
+        copy = self._looked_at(op, ready_s)
+        self.unsent_s[op] = copy.left_s
+        copy.end_s = np.where(copy.left_s > 0, np.maximum(copy.end_s, self.asked_s), copy.end_s)
+        copy.left_s = np.zeros_like(copy.left_s)
+        self.served_s = self.asked_s
+        return self.asked_s
+
+    def _looked_at(self, op: int, ready_s: Seconds) -> _Copy:
+        copy = self.copies[op]
+        self._send_until(np.maximum(np.maximum(ready_s, self.served_s), copy.ready_s))
+        return copy
 
     def ends_s(self) -> dict[int, Seconds]:
         """Ends of all copies of the second queue, once nothing passes them any more."""

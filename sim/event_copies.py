@@ -21,6 +21,8 @@ class CopyQueues:
     ops         its copies, by index; durations_s [s] by index; packets of the second queue take `packet_s`.
     await_all   waits for all that an operation comes after; end records that it has ended now.
     left_s      what is left of the copies that have joined the second queue and have not ended.
+    unsent_s    what was given up of them.
+    sending     the copy of the second queue that a packet of `size_s` is sent of, since `begun_s`.
     """
 
     env: simpy.Environment
@@ -31,6 +33,10 @@ class CopyQueues:
     end: Callable[[int], None]
     first: deque[int] = field(default_factory=deque)
     left_s: dict[int, float] = field(default_factory=dict)
+    unsent_s: dict[int, float] = field(default_factory=dict)
+    sending: int | None = None
+    begun_s: float = 0.0
+    size_s: float = 0.0
     joined: dict[int, simpy.Event] = field(init=False)
     served: dict[int, simpy.Event] = field(init=False)
     asked: simpy.Event = field(init=False)
@@ -52,7 +58,10 @@ class CopyQueues:
             yield from self.await_all(index)
             if op.rest_of is not None:
                 yield self.joined[op.rest_of]
-            if op.rest_of in self.left_s or (op.rest_of is None and self.durations_s[index] > 0):
+            if op.rest_of is not None and op.drops:
+                self._drop(op.rest_of)
+                self.end(index)
+            elif op.rest_of in self.left_s or (op.rest_of is None and self.durations_s[index] > 0):
                 self.first.append(index)
                 self._ask()
                 yield self.served[index]
@@ -71,6 +80,16 @@ class CopyQueues:
                 self._ask()
             else:
                 self.end(index)
+
+    def _drop(self, index: int) -> None:
+        """Nothing more of a copy is sent but the packet that has begun before now."""
+        left_s = self.left_s.get(index, 0.0)
+        if left_s > 0 and self.sending == index and self.begun_s < self.env.now:
+            self.unsent_s[index], self.left_s[index] = left_s - self.size_s, self.size_s
+        elif left_s > 0:
+            self.unsent_s[index] = self.left_s.pop(index)
+            self.end(index)
+            self._ask()
 
     def _ask(self) -> None:
         if not self.asked.triggered:
@@ -98,14 +117,15 @@ class CopyQueues:
 
     def _send_packet(self, index: int) -> Process:
         """A packet of the second queue: taken back where a copy is asked for in the moment that it begins."""
-        begun_s, size_s = self.env.now, min(self.packet_s, self.left_s[index])
-        over = self.env.timeout(size_s)
+        self.sending, self.begun_s, self.size_s = index, self.env.now, min(self.packet_s, self.left_s[index])
+        over = self.env.timeout(self.size_s)
         yield over | self.asked
-        if not over.processed and self.env.now == begun_s:
+        if not over.processed and self.env.now == self.begun_s:
             return
         if not over.processed:
             yield over
-        self.left_s[index] -= size_s
+        self.sending = None
+        self.left_s[index] -= self.size_s
         if self.left_s[index] <= 0:
             del self.left_s[index]
             self.end(index)

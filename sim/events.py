@@ -65,6 +65,7 @@ class _Machine:
     start_s: Seconds
     env: simpy.Environment = field(default_factory=simpy.Environment)
     exchanges: dict[int, Exchange] = field(default_factory=dict)
+    copies: list[CopyQueues] = field(default_factory=list)
     done: list[list[simpy.Event]] = field(init=False)
     end_s: Seconds = field(init=False)
     send_end_s: Seconds = field(init=False)
@@ -98,7 +99,9 @@ class _Machine:
             kind = self.op_list.ops[op].work.kind
             raise DeadlockError(f"operation {op} ({kind}) never ends on device {device}: it waits for {waiting}")
         sent_s = np.where(np.isnan(self.send_end_s), self.end_s, self.send_end_s)
-        return Finished(end_s=self.end_s, send_end_s=list(sent_s))
+        dropped = [op.rest_of for op in self.op_list.ops if op.rest_of is not None and op.drops]
+        unsent_s = {op: np.array([queues.unsent_s.get(op, 0.0) for queues in self.copies]) for op in dropped}
+        return Finished(end_s=self.end_s, send_end_s=list(sent_s), unsent_s=unsent_s)
 
 
 def _copy_queues(machine: _Machine, device: int, durations: Sequence[Duration], packet_s: float) -> None:
@@ -112,6 +115,7 @@ def _copy_queues(machine: _Machine, device: int, durations: Sequence[Duration], 
         await_all=lambda op: machine.await_all(op, device),
         end=lambda op: machine.end(op, device),
     )
+    machine.copies.append(queues)
     for process in queues.processes(machine.start_s[device]):
         machine.env.process(process)
 

@@ -33,4 +33,5 @@ def _step_by_step(op_list: OpList, durations: list[Duration], law: str, packet_s
     return Finished(
         end_s=np.stack([step.end_s for step in steps], axis=1),
         send_end_s=[np.stack(rows) for rows in zip(*(step.send_end_s for step in steps), strict=True)],
+        unsent_s={op: np.stack([step.unsent_s[op] for step in steps]) for op in steps[0].unsent_s},
     )

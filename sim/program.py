@@ -93,6 +93,7 @@ class Stored:
     hosted, deferred         what the host computes; the results of the second are summed one layer later.
     astray, rest             where missed experts pass those asked for ahead: copies ahead that nobody will use, which
                              `ahead` are then not; what is left of `ahead` when the gate has spoken.
+    drop                     giving up what is then left of `astray`.
     lead                     the copies ahead are asked for at the gate of so many MoE layers before.
     """
 
@@ -104,6 +105,7 @@ class Stored:
     deferred: Work | None = None
     astray: Work | None = None
     rest: Work | None = None
+    drop: Work | None = None
     lead: int = 1
 
 
@@ -260,13 +262,15 @@ class Step:
 class Op:
     """One recorded operation: `lanes` it occupies, and the indices of the operations that it comes after.
 
-    rest_of  a copy on the lane `to-device-later`, of which it takes what is left over (`sim.copy_engine`).
+    rest_of  a copy on the lane `to-device-later`, of which it takes what is left over (`sim.copy_engine`); where it
+             `drops` that, nothing more of it is copied.
     """
 
     work: Work
     lanes: Lanes
     after: tuple[int, ...]
     rest_of: int | None = None
+    drops: bool = False
 
     @property
     def is_exchange(self) -> bool:
@@ -296,10 +300,10 @@ class Program:
         """Index of a new copy to the device that lets those on the lane `to-device` pass; only `rest` awaits it."""
         return self._issue(work, LATER_LANE, after)
 
-    def rest(self, work: Work, of: int, *, after: After) -> int:
-        """Index of a new copy on the lane `to-device`: of what is then left of the copy `of`, which must have begun."""
+    def rest(self, work: Work, of: int, *, after: After, drops: bool = False) -> int:
+        """Index of a new copy on the lane `to-device`: of what is then left of the copy `of`; or that is given up."""
         index = self._issue(work, ("to-device",), (*_listed(after), *self.ops[of].after))
-        self.ops[index] = replace(self.ops[index], rest_of=of)
+        self.ops[index] = replace(self.ops[index], rest_of=of, drops=drops)
         return index
 
     def _issue(self, work: Work, lanes: Lanes, after: After) -> int:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -21,10 +21,12 @@ class Finished:
 
     end_s       float64[operation, ..., device]: when each operation has ended on each device.
     send_end_s  by operation, float64[..., device]: when an exchange frees the send lane; equal to end_s elsewhere.
+    unsent_s    by operation, float64[..., device]: time that copies would have taken for what was given up of them.
     """
 
     end_s: Seconds
     send_end_s: Sequence[Seconds]
+    unsent_s: Mapping[int, Seconds] = field(default_factory=dict)
 
 
 def execute(
@@ -69,7 +71,11 @@ def execute(
             np.add(ready_s, duration, out=end_s[index])
     for index, ended_s in engine.ends_s().items() if engine is not None else ():
         end_s[index][...] = ended_s
-    return Finished(end_s=all_ends_s, send_end_s=send_end_s)
+    return Finished(
+        end_s=all_ends_s,
+        send_end_s=send_end_s,
+        unsent_s={} if engine is None else dict(sorted(engine.unsent_s.items())),
+    )
 
 
 def _latest(end_s: Sequence[Seconds], waits: tuple[int, ...], start_s: Seconds) -> Seconds:

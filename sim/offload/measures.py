@@ -18,7 +18,8 @@ def offload_metrics(offloaded: Offloaded, execution: Execution, free_step_times_
     hits = int((served.resident | served.coming).sum())
     ahead = int(served.fetched_ahead.sum())
     step_s = execution.step_times_s
-    copied = (int(served.loaded.sum()) + ahead) / len(step_s)
+    unsent = _unsent_s(execution) * offloaded.slots.shape[-1] / offloaded.tiers.copy_s
+    copied = (int(served.loaded.sum()) + ahead) / len(step_s) - unsent
     lower: dict[str, float] = {}
     low_copied = 0.0
     if low is not None:
@@ -54,7 +55,13 @@ def offload_notes(spec: OffloadSpec | None) -> tuple[str, ...]:
 
 def _copying_s(execution: Execution) -> float:
     """Time of the copy engine, mean over steps and devices [s]."""
-    return lane_busy_s(execution, "to-device") + lane_busy_s(execution, "to-device-later")
+    asked_s = lane_busy_s(execution, "to-device") + lane_busy_s(execution, "to-device-later")
+    return asked_s - _unsent_s(execution)
+
+
+def _unsent_s(execution: Execution) -> float:
+    """Time of what was given up of copies ahead, mean over steps and devices [s]."""
+    return float(sum(unsent_s.mean() for unsent_s in execution.finished.unsent_s.values()))
 
 
 def _timely(offloaded: Offloaded, execution: Execution) -> int:

@@ -105,6 +105,7 @@ def requests_of(setting: Setting, placement: Placement, wanted: Wanted, spec: Of
         slots=slots,
         placed=seen.placed.reshape(rows[1:]),
         admits=RULES[spec.evict].admits,
+        cancels=spec.prefetch is not None and spec.prefetch.cancel,
     )
 
 

@@ -170,6 +170,7 @@ def _stored(layer: Layer, pricing: OffloadPricing, row: int) -> Stored:
         deferred=Work("deferred", number) if hosted and spec.defer > 0 else None,
         astray=Work("astray", number) if lets_pass else None,
         rest=Work("rest", number) if lets_pass else None,
+        drop=Work("drop", number) if spec.prefetch is not None and spec.prefetch.cancel else None,
         lead=spec.prefetch.lead if spec.prefetch is not None else 1,
     )
 
@@ -202,6 +203,7 @@ class OffloadPricing:
             "ahead": (served.coming if lets_pass else served.fetched_ahead).sum(axis=-1) * copy_s,
             "astray": (served.fetched_ahead & ~served.coming).sum(axis=-1) * copy_s,
             "rest": np.zeros(served.coming.shape[:-1]),
+            "drop": np.zeros(served.coming.shape[:-1]),
             "hosted": hosted_s * (1 - self.spec.defer),
             "deferred": hosted_s * self.spec.defer,
         }

@@ -32,6 +32,8 @@ def cached(program: Program, step: Step) -> None:
         upcoming = queue[place + stored.lead : place + stored.lead + 1]
         if stored.rest is not None and stored.ahead is not None:
             _ask_all(program, upcoming, ahead, after=gated)
+            if stored.drop is not None and stored.astray is not None:
+                program.rest(stored.drop, ahead[stored.astray], after=here, drops=True)
             ahead[stored.ahead] = program.rest(stored.rest, ahead[stored.ahead], after=here)
         loaded = [(program.beside(load, "to-device", after=here), worked) for load, worked in stored.loads]
         if stored.rest is None:
@@ -53,7 +55,7 @@ def _ask_all(program: Program, layers: Sequence[Stored], ahead: dict[Work, int],
     """Copy what a prefetch expects of some layers; what will go astray comes first, as nobody can tell it apart."""
     for stored in layers:
         if stored.astray is not None:
-            program.later(stored.astray, after=after)
+            ahead[stored.astray] = program.later(stored.astray, after=after)
         if stored.ahead is not None:
             lets_pass = stored.rest is not None
             issue = program.later if lets_pass else partial(program.beside, lane="to-device")

@@ -19,7 +19,7 @@ def random_step(rng: np.random.Generator) -> Step:
     kinds = [tuple(rng.random(2) < (0.25, 0.5)) for _ in range(int(rng.integers(1, N_LAYERS + 1)))]
     step = make_step("none", kinds, 1, collectives=False)
     ahead, hosted, lead = rng.random() < 0.6, rng.random() < 0.6, int(rng.integers(1, 4))
-    lets_pass = ahead and rng.random() < 0.7
+    lets_pass, drops = ahead and rng.random() < 0.7, rng.random() < 0.5
     layers = []
     for layer in step.layers:
         number = layer.attention.layer
@@ -32,6 +32,7 @@ def random_step(rng: np.random.Generator) -> Step:
             deferred=Work("deferred", number) if hosted and rng.random() < 0.5 else None,
             astray=Work("astray", number) if lets_pass else None,
             rest=Work("rest", number) if lets_pass else None,
+            drop=Work("drop", number) if lets_pass and drops else None,
             lead=lead,
         )
         layers.append(layer if layer.gate is None else replace(layer, stored=stored))

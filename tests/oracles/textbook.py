@@ -78,7 +78,11 @@ class Step:
             yield self.dependencies(op, device)
             if of is not None:
                 yield self.begun[of][device]
-            if np.isnan(self.end_s[of, device]) if of is not None else duration_s > 0:
+            if self.ops[op].drops:
+                assert of is not None
+                self.left_s[of, device] = 0.0
+                self.free(device)
+            elif np.isnan(self.end_s[of, device]) if of is not None else duration_s > 0:
                 with self.engine[device].request() as engine:
                     yield engine
                     left_s = duration_s if of is None else self.left_s.pop((of, device), 0.0)
@@ -103,6 +107,8 @@ class Step:
             yield turn
             while self.left_s.get((op, device), 0.0) > 0:
                 yield self.settled()
+                if not self.left_s.get((op, device)):
+                    break
                 if self.engine[device].count:
                     yield self.freed[device]
                     continue
@@ -113,9 +119,9 @@ class Step:
                     size_s = min(self.packet_s, self.left_s[op, device])
                     self.left_s[op, device] -= size_s
                     yield self.env.timeout(size_s)
-                if self.left_s.get((op, device)) == 0:
-                    self.finish(op, device)
                 self.free(device)
+        if self.left_s.get((op, device)) == 0:
+            self.finish(op, device)
 
     def free(self, device: int) -> None:
         freed, self.freed[device] = self.freed[device], self.env.event()
