@@ -38,8 +38,8 @@ class PrefetchSpec(Spec):
     lead: int = Field(default=1, gt=0, description="MoE layers ahead")
     cancel: bool = Field(
         default=False,
-        description="with priority demand-first: once the gate has spoken, what has not been copied of the experts that "
-        "it does not name is given up, and none of them keeps a slot",
+        description="with priority demand-first: once the gate has spoken, what is not yet copied of experts that it "
+        "does not name is given up, and none of them keeps a slot",
     )
 
     @model_validator(mode="after")

@@ -131,8 +131,8 @@ def way_name(spec: OffloadSpec) -> str:
     parts += ["one pool"] if spec.pool == "model" else []
     parts += [f"defer {spec.defer:.0%}"] if spec.defer else []
     if spec.prefetch is not None:
-        options = (spec.prefetch.width, spec.prefetch.recall and f"{spec.prefetch.recall:.0%}")
-        options += ("cancelled",) if spec.prefetch.cancel else ()
+        options: list[object] = [spec.prefetch.width, spec.prefetch.recall and f"{spec.prefetch.recall:.0%}"]
+        options += ["cancelled"] if spec.prefetch.cancel else []
         parts.append(" ".join(["prefetch", spec.prefetch.by, *(str(option) for option in options if option)]))
     parts += [spec.priority] if spec.priority != "fifo" else []
     return ", ".join(parts)

@@ -91,9 +91,9 @@ class Stored:
     resident, coming, loads  experts on the device by how they came: there before the step, copied `ahead` of it, missed
                              and copied: pairs of the copies of some and of their work.
     hosted, deferred         what the host computes; the results of the second are summed one layer later.
-    astray, rest             where missed experts pass those asked for ahead: copies ahead that nobody will use, which
-                             `ahead` are then not; what is left of `ahead` when the gate has spoken.
-    drop                     giving up what is then left of `astray`.
+    astray, rest             where missed experts pass those asked for ahead: copies ahead that nobody will use, before
+                             and after those of `ahead`; what is left of `ahead` when the gate has spoken.
+    drop                     giving up what is then left of those of `astray`.
     lead                     the copies ahead are asked for at the gate of so many MoE layers before.
     """
 
@@ -103,9 +103,9 @@ class Stored:
     loads: tuple[tuple[Work, Work], ...] = ()
     hosted: Work | None = None
     deferred: Work | None = None
-    astray: Work | None = None
+    astray: tuple[Work, ...] = ()
     rest: Work | None = None
-    drop: Work | None = None
+    drop: tuple[Work, ...] = ()
     lead: int = 1
 
 

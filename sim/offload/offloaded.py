@@ -14,13 +14,23 @@ from placement.reduction import Reduction
 from scenarios.offload_specs import OffloadSpec
 from scenarios.schedule_specs import ScheduleSpec
 from sim.offload.grades import Low, graded
-from sim.offload.guesses import guessed
+from sim.offload.guesses import guessed, ordered_guess
 from sim.offload.misses import split_of
 from sim.offload.prices import OffloadPricing, Tiers, caching, miss_costs, tiers_of
 from sim.offload.replay import Replayed, Requests, Split, replay
 from sim.offload.rules import RULES, keeper_of, tie_break
 from sim.offload.slots import check_offload, low_slots_of, slots_of
-from sim.offload.wanted import Mask, Wanted, before_accesses, in_pool, one_by_one, out_of_pool, pooled, wanted_of
+from sim.offload.wanted import (
+    Mask,
+    Scores,
+    Wanted,
+    before_accesses,
+    in_pool,
+    one_by_one,
+    out_of_pool,
+    pooled,
+    wanted_of,
+)
 from sim.pricing import Prices
 from sim.program import Step
 from sim.setting import Setting
@@ -30,7 +40,10 @@ Masks = TypeVar("Masks", Replayed, Low)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Offloaded:
-    """What became of every use; `served` masks are bool[step, layer, rank, place]; slots int64[layer, rank]."""
+    """What became of every use; `served` masks are bool[step, layer, rank, place]; slots int64[layer, rank].
+
+    guess  float64[step, layer, rank, place]: the order of copies ahead where others pass them; None elsewhere.
+    """
 
     spec: OffloadSpec
     wanted: Wanted
@@ -38,6 +51,7 @@ class Offloaded:
     tiers: Tiers
     slots: NDArray[np.int64]
     low: Low | None = None
+    guess: Scores | None = None
 
 
 def offloaded_of(
@@ -68,7 +82,14 @@ def offloaded_of(
         tiers=tiers,
         slots=slots,
         low=None if low is None else _changed(low, by_layer),
+        guess=_order_of(wanted, setting, spec),
     )
+
+
+def _order_of(wanted: Wanted, setting: Setting, spec: OffloadSpec) -> Scores | None:
+    if spec.prefetch is None or spec.priority == "fifo":
+        return None
+    return ordered_guess(wanted, setting, spec.prefetch)
 
 
 def replayed_by_step(
@@ -129,6 +150,7 @@ def from_host(
         tiers=offloaded.tiers,
         spec=offloaded.spec,
         low=offloaded.low,
+        guess=offloaded.guess,
     )
     priced_copies = replace(prices.plus_chunks(pricing.prices()), packet_s=offloaded.tiers.packet_s)
     return caching(step, pricing), priced_copies

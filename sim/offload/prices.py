@@ -28,7 +28,7 @@ from sim.offload.grades import Low
 from sim.offload.misses import MissCosts
 from sim.offload.replay import Replayed
 from sim.offload.slots import lowered
-from sim.offload.wanted import Mask, Wanted
+from sim.offload.wanted import Mask, Scores, Wanted
 from sim.program import Layer, Step, Stored, Work
 from sim.setting import Setting
 
@@ -168,9 +168,9 @@ def _stored(layer: Layer, pricing: OffloadPricing, row: int) -> Stored:
         loads=tuple((Work("load", number, piece), Work("loaded", number, piece)) for piece in pieces),
         hosted=Work("hosted", number) if hosted and spec.defer < 1 else None,
         deferred=Work("deferred", number) if hosted and spec.defer > 0 else None,
-        astray=Work("astray", number) if lets_pass else None,
+        astray=(Work("astray", number, 0), Work("astray", number, 1)) if lets_pass else (),
         rest=Work("rest", number) if lets_pass else None,
-        drop=Work("drop", number) if spec.prefetch is not None and spec.prefetch.cancel else None,
+        drop=(Work("drop", number, 0), Work("drop", number, 1)) if spec.prefetch and spec.prefetch.cancel else (),
         lead=spec.prefetch.lead if spec.prefetch is not None else 1,
     )
 
@@ -188,6 +188,7 @@ class OffloadPricing:
     tiers: Tiers
     spec: OffloadSpec
     low: Low | None = None
+    guess: Scores | None = None
 
     def n_pieces(self, row: int) -> int:
         """Pieces that the copies of missed experts of a layer come in."""
@@ -201,14 +202,25 @@ class OffloadPricing:
             "resident": self._on_device(served.resident) + self._low_on_device("resident"),
             "coming": self._on_device(served.coming),
             "ahead": (served.coming if lets_pass else served.fetched_ahead).sum(axis=-1) * copy_s,
-            "astray": (served.fetched_ahead & ~served.coming).sum(axis=-1) * copy_s,
             "rest": np.zeros(served.coming.shape[:-1]),
-            "drop": np.zeros(served.coming.shape[:-1]),
             "hosted": hosted_s * (1 - self.spec.defer),
             "deferred": hosted_s * self.spec.defer,
         }
         found = {kind: [[row] for row in self._rows(times_s)] for kind, times_s in parts_s.items()}
-        return found | self._loads()
+        before_s, beyond_s = (self._rows(times_s) for times_s in self._astray())
+        astray = [list(both) for both in zip(before_s, beyond_s, strict=True)]
+        return found | self._loads() | {"astray": astray, "drop": [row * 2 for row in found["rest"]]}
+
+    def _astray(self) -> tuple[Seconds, Seconds]:
+        """Copies ahead that nobody uses, float64[step, layer, rank] each: of what stands before the last that is used
+        in the order of the guess, and of what stands after it."""
+        served, guess = self.served, self.guess
+        wrong = served.fetched_ahead & ~served.coming
+        if guess is None:
+            return (np.zeros(wrong.shape[:-1]),) * 2
+        last = np.where(served.coming, guess, np.inf).min(axis=-1, keepdims=True)
+        before = wrong & (guess > last)
+        return before.sum(axis=-1) * self.tiers.copy_s, (wrong & ~before).sum(axis=-1) * self.tiers.copy_s
 
     def _loads(self) -> dict[str, list[list[Duration]]]:
         """Copies of missed experts and their work, piece by piece: pieces differ by one expert at most.

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import partial
 
 from sim.policies.around import leave, settle
 from sim.policies.attend import attend
@@ -32,8 +31,8 @@ def cached(program: Program, step: Step) -> None:
         upcoming = queue[place + stored.lead : place + stored.lead + 1]
         if stored.rest is not None and stored.ahead is not None:
             _ask_all(program, upcoming, ahead, after=gated)
-            if stored.drop is not None and stored.astray is not None:
-                program.rest(stored.drop, ahead[stored.astray], after=here, drops=True)
+            for drop, work in zip(stored.drop, stored.astray, strict=False):
+                program.rest(drop, ahead[work], after=here, drops=True)
             ahead[stored.ahead] = program.rest(stored.rest, ahead[stored.ahead], after=here)
         loaded = [(program.beside(load, "to-device", after=here), worked) for load, worked in stored.loads]
         if stored.rest is None:
@@ -52,11 +51,12 @@ def cached(program: Program, step: Step) -> None:
 
 
 def _ask_all(program: Program, layers: Sequence[Stored], ahead: dict[Work, int], *, after: After) -> None:
-    """Copy what a prefetch expects of some layers; what will go astray comes first, as nobody can tell it apart."""
+    """Copy what a prefetch expects of some layers, in its order; which of them go astray nobody can tell yet."""
     for stored in layers:
-        if stored.astray is not None:
-            ahead[stored.astray] = program.later(stored.astray, after=after)
-        if stored.ahead is not None:
-            lets_pass = stored.rest is not None
-            issue = program.later if lets_pass else partial(program.beside, lane="to-device")
-            ahead[stored.ahead] = issue(stored.ahead, after=after)
+        if stored.ahead is None:
+            continue
+        if stored.rest is None:
+            ahead[stored.ahead] = program.beside(stored.ahead, "to-device", after=after)
+            continue
+        for work in (*stored.astray[:1], stored.ahead, *stored.astray[1:]):
+            ahead[work] = program.later(work, after=after)

@@ -30,9 +30,9 @@ def random_step(rng: np.random.Generator) -> Step:
             loads=tuple((Work("load", number, p), Work("loaded", number, p)) for p in range(int(rng.integers(0, 4)))),
             hosted=Work("hosted", number) if hosted and rng.random() < 0.8 else None,
             deferred=Work("deferred", number) if hosted and rng.random() < 0.5 else None,
-            astray=Work("astray", number) if lets_pass else None,
+            astray=(Work("astray", number, 0), Work("astray", number, 1)) if lets_pass else (),
             rest=Work("rest", number) if lets_pass else None,
-            drop=Work("drop", number) if lets_pass and drops else None,
+            drop=(Work("drop", number, 0), Work("drop", number, 1)) if lets_pass and drops else (),
             lead=lead,
         )
         layers.append(layer if layer.gate is None else replace(layer, stored=stored))

@@ -48,6 +48,7 @@ class Step:
         self.lanes = {name: [simpy.Resource(self.env, capacity=1) for _ in devices] for name in lanes}
         self.engine = [simpy.Resource(self.env, capacity=1) for _ in devices]
         self.freed = [self.env.event() for _ in devices]
+        self.sending = [-1 for _ in devices]
         self.begun = [[self.env.event() for _ in devices] for _ in ops]
         self.packet_s, self.left_s = np.inf, dict[tuple[int, int], float]()
         self.done = [[self.env.event() for _ in devices] for _ in ops]
@@ -81,7 +82,8 @@ class Step:
             if self.ops[op].drops:
                 assert of is not None
                 self.left_s[of, device] = 0.0
-                self.free(device)
+                if self.sending[device] != of and np.isnan(self.end_s[of, device]):
+                    self.finish(of, device)
             elif np.isnan(self.end_s[of, device]) if of is not None else duration_s > 0:
                 with self.engine[device].request() as engine:
                     yield engine
@@ -118,9 +120,11 @@ class Step:
                         break
                     size_s = min(self.packet_s, self.left_s[op, device])
                     self.left_s[op, device] -= size_s
+                    self.sending[device] = op
                     yield self.env.timeout(size_s)
+                    self.sending[device] = -1
                 self.free(device)
-        if self.left_s.get((op, device)) == 0:
+        if self.left_s.get((op, device)) == 0 and np.isnan(self.end_s[op, device]):
             self.finish(op, device)
 
     def free(self, device: int) -> None:
