@@ -12,6 +12,7 @@ from scenarios.units import Bytes
 
 EvictionName = Literal["static", "lru", "lfu", "arc", "mrs", "hobbit", "sch", "belady"]
 MissName = Literal["load", "host", "cheaper", "balanced"]
+HostEvictionName = Literal["static", "lru", "lfu", "arc", "belady"]
 ReplayName = Literal["event-atomic", "per-access"]
 GuessName = Literal["oracle", "last", "popular", "learned", "activation", "noisy"]
 
@@ -111,6 +112,15 @@ class OffloadSpec(Spec):
         description="what a step asks of a layer is judged against the slots as they stand, all at once; per-access: "
         "one expert after another, in ascending order, each served and given its slot before the next",
     )
+    host_memory: Bytes | None = Field(
+        default=None, gt=0, description="of each host, for experts; default: all that its card states"
+    )
+    ssd: str | None = Field(
+        default=None,
+        description="card of the drive of each host, which holds all experts; the host's memory caches them",
+    )
+    host_evict: HostEvictionName = Field(default="lru", description="with ssd: who leaves the host's memory")
+    ssd_queue: int = Field(default=32, gt=0, description="requests to the drive in flight")
     packet: Bytes | None = Field(default=None, gt=0, description="most that one copy moves; default: a whole expert")
     priority: Literal["fifo", "demand-first"] = Field(
         default="fifo",
@@ -125,6 +135,14 @@ class OffloadSpec(Spec):
         whole += ["grades"] if self.grades is not None else []
         if self.replay == "per-access" and whole:
             raise ValueError(f"{', '.join(whole)}: decided for all experts of a step at once; use replay: event-atomic")
+        return self
+
+    @model_validator(mode="after")
+    def _drive(self) -> OffloadSpec:
+        if self.ssd is not None and self.grades is not None:
+            raise ValueError("ssd and grades do not go together yet: a drive has one precision; leave one out")
+        if self.ssd is None and (self.host_evict != "lru" or self.ssd_queue != 32):
+            raise ValueError("host_evict and ssd_queue are of experts on a drive: name its card, ssd: samsung-980-pro")
         return self
 
     @model_validator(mode="after")

@@ -27,12 +27,14 @@ DeviceLane = Literal[
     "to-device",
     "to-device-later",
     "to-host",
+    "from-ssd",
     "host",
     "pim",
 ]
 """Kernels of a device; its ports, and those inside its node where a stage of an exchange has them to itself; kernels
 and ports of the device that holds experts, where that is another one; the engines that copy from the host's memory and
-to it, and copies of the first that let others pass; the host's cores; processing units in the memory of the device."""
+to it, and copies of the first that let others pass; reads from the host's drive; the host's cores; processing units in
+the memory of the device."""
 Lane = DeviceLane | StageLane
 Lanes = tuple[Lane, ...]
 COMPUTE_LANE: Lanes = ("compute",)
@@ -94,6 +96,8 @@ class Stored:
     astray, rest             where missed experts pass those asked for ahead: copies ahead that nobody will use, before
                              and after those of `ahead`; what is left of `ahead` when the gate has spoken.
     drop                     giving up what is then left of those of `astray`.
+    reads                    reads from the host's drive before each of `loads`; read_hosted, read_ahead: the same of
+                             what the host computes, and of copies ahead.
     lead                     the copies ahead are asked for at the gate of so many MoE layers before.
     """
 
@@ -106,6 +110,9 @@ class Stored:
     astray: tuple[Work, ...] = ()
     rest: Work | None = None
     drop: tuple[Work, ...] = ()
+    reads: tuple[Work, ...] = ()
+    read_hosted: Work | None = None
+    read_ahead: Work | None = None
     lead: int = 1
 
 

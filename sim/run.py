@@ -27,7 +27,7 @@ from sim.memory import DeviceMemory, check_memory, with_all_contexts, with_copie
 from sim.metrics import Execution
 from sim.moving import moved_bytes
 from sim.offload.measures import offload_metrics, offload_notes
-from sim.offload.prices import COPIES
+from sim.offload.prices import COPIES, READS
 from sim.outcome import Outcome, result_of
 from sim.pipelines.piped import piped
 from sim.pools import on_devices
@@ -249,7 +249,7 @@ def _offload_metrics(ran: _Ran) -> dict[str, float]:
     """What the slots did, and how much of the step their copies cost: the step again with copies that take no time."""
     if ran.priced.offloaded is None:
         return {}
-    free = ran.priced.prices.times(dict.fromkeys(COPIES, 0.0))
+    free = ran.priced.prices.times(dict.fromkeys((*COPIES, *READS), 0.0))
     free_s = executed(ran.priced.op_list, free, ran.priced.steps.schedule).step_times_s
     return offload_metrics(ran.priced.offloaded, ran.execution, free_s)
 

@@ -40,6 +40,12 @@ def offload_metrics(offloaded: Offloaded, execution: Execution, free_step_times_
         "busy_frac.to-device": _copying_s(execution) / step_s.mean(),
         "busy_frac.host": lane_busy_s(execution, "host") / step_s.mean(),
     }
+    if offloaded.on_drive is not None:
+        asked = int((served.loaded | served.hosted | served.fetched_ahead).sum())
+        read = int(offloaded.on_drive.sum())
+        metrics["host_hit_frac"] = 1 - read / max(asked, 1)
+        metrics["ssd_bytes"] = read / len(step_s) * offloaded.tiers.expert_bytes
+        metrics["busy_frac.from-ssd"] = lane_busy_s(execution, "from-ssd") / step_s.mean()
     if offloaded.spec.prefetch is not None:
         metrics["timely_hit_frac"] = _timely(offloaded, execution) / used
         metrics["prefetch_used_frac"] = int(served.coming.sum()) / max(ahead, 1)

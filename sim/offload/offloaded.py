@@ -15,6 +15,7 @@ from scenarios.offload_specs import OffloadSpec
 from scenarios.schedule_specs import ScheduleSpec
 from sim.offload.grades import Low, graded
 from sim.offload.guesses import guessed, ordered_guess
+from sim.offload.host_cache import read_from_drive
 from sim.offload.misses import split_of
 from sim.offload.prices import OffloadPricing, Tiers, caching, miss_costs, tiers_of
 from sim.offload.replay import Replayed, Requests, Split, replay
@@ -43,6 +44,7 @@ class Offloaded:
     """What became of every use; `served` masks are bool[step, layer, rank, place]; slots int64[layer, rank].
 
     guess  float64[step, layer, rank, place]: the order of copies ahead where others pass them; None elsewhere.
+    on_drive  bool[step, layer, rank, place]: what was read from the host's drive; None without one.
     """
 
     spec: OffloadSpec
@@ -52,6 +54,7 @@ class Offloaded:
     slots: NDArray[np.int64]
     low: Low | None = None
     guess: Scores | None = None
+    on_drive: Mask | None = None
 
 
 def offloaded_of(
@@ -75,10 +78,12 @@ def offloaded_of(
         shape = wanted.tokens.shape
         return out_of_pool(mask, shape) if spec.pool == "model" else mask.reshape(shape)
 
+    served = _changed(replayed, by_layer)
     return Offloaded(
         spec=spec,
         wanted=wanted,
-        served=_changed(replayed, by_layer),
+        served=served,
+        on_drive=None if spec.ssd is None else read_from_drive(setting, wanted, served, spec),
         tiers=tiers,
         slots=slots,
         low=None if low is None else _changed(low, by_layer),
@@ -151,6 +156,7 @@ def from_host(
         spec=offloaded.spec,
         low=offloaded.low,
         guess=offloaded.guess,
+        on_drive=offloaded.on_drive,
     )
     priced_copies = replace(prices.plus_chunks(pricing.prices()), packet_s=offloaded.tiers.packet_s)
     return caching(step, pricing), priced_copies

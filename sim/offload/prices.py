@@ -9,12 +9,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hwmodels import host as host_laws
-from hwmodels.cards import LinkCard
+from hwmodels.cards import READ_BAND, LinkCard, SsdCard
 from hwmodels.copies import CopyLaw, block_s, find_copy_law
 from hwmodels.host import Host
 from hwmodels.library import find_copies, find_cpu_kernels
 from hwmodels.moe import expert_shape, grouped_gemm_moe_s
 from hwmodels.sharing import fair_shares
+from hwmodels.ssd import read_bytes_per_s, read_s
 from placement.moe_time import expert_times_s
 from placement.plan import Placement
 from placement.reduction import Reduction
@@ -25,6 +26,7 @@ from scenarios.schedule_specs import ExchangeSpec
 from sim.durations import Duration, Seconds
 from sim.kernel_pricing import machine_of
 from sim.offload.grades import Low
+from sim.offload.host_cache import drive_of
 from sim.offload.misses import MissCosts
 from sim.offload.replay import Replayed
 from sim.offload.slots import lowered
@@ -34,6 +36,8 @@ from sim.setting import Setting
 
 COPIES = ("load", "ahead", "astray")
 """Kinds of works that copy experts to the device."""
+READS = ("read", "read hosted", "read ahead")
+"""Kinds of works that read experts from the host's drive."""
 COMPUTED = ("resident", "coming", "loaded")
 """Kinds of works of experts on the device."""
 HOSTED = ("hosted", "deferred")
@@ -48,6 +52,7 @@ class Tiers:
 
     packet_s  what one expert's copy takes of a packet, the time that it cannot be interrupted for.
     low_copy_s, low_bytes  of an expert in the lower precision of `grades`, 0 without; expert_bytes: of any other.
+    drive, drive_share  the host's drive, if it has experts, and what each device has of its rate; queue_depth of reads.
     dram_bytes_per_s  share of the host's memory bandwidth that each device's experts have, all devices at once.
     """
 
@@ -60,6 +65,15 @@ class Tiers:
     expert_bytes: float
     low_copy_s: float = 0.0
     low_bytes: float = 0.0
+    drive: SsdCard | None = None
+    drive_share: float = 1.0
+    queue_depth: int = 1
+
+    def read_s(self, n_experts: NDArray[np.integer]) -> Seconds:
+        """Time to read so many experts from the drive one after another, float64[...] [s]."""
+        if self.drive is None:
+            return np.zeros(n_experts.shape)
+        return read_s(n_experts * self.expert_bytes, self.drive, self.queue_depth, self.drive_share)
 
 
 def tiers_of(setting: Setting, spec: OffloadSpec) -> Tiers:
@@ -88,20 +102,36 @@ def tiers_of(setting: Setting, spec: OffloadSpec) -> Tiers:
     low_bytes = 0.0 if spec.grades is None else lowered(setting.model, spec.grades).expert_bytes / setting.layout.tp
     n_packets = 1 if spec.packet is None else math.ceil(expert_bytes / spec.packet)
     copy_s, low_copy_s = _copy_s(expert_bytes, link, n_packets), _copy_s(low_bytes, link) if low_bytes else 0.0
+    drive = drive_of(setting, spec)
+    reads = 0.0 if drive is None else read_bytes_per_s(drive, spec.ssd_queue) / n_devices
     users = (expert_bytes / copy_s, host.dram_bytes_per_s)
-    copies, experts = fair_shares(users, dram_bytes_per_s) if both else np.minimum(users, dram_bytes_per_s)
-    copy_s = max(copy_s, expert_bytes / float(copies))
+    copies, experts = _dram_shares(users, reads, dram_bytes_per_s, together=both)
+    copy_s = max(copy_s, expert_bytes / copies)
     return Tiers(
         copy_s=copy_s,
         packet_s=copy_s / n_packets,
-        low_copy_s=max(low_copy_s, low_bytes / float(copies)),
+        low_copy_s=max(low_copy_s, low_bytes / copies),
         expert_bytes=expert_bytes,
         low_bytes=low_bytes,
         cores=host,
-        dram_bytes_per_s=float(experts),
+        dram_bytes_per_s=experts,
         link_bytes_per_s=link.effective_bytes_per_s,
         link_latency_s=link.latency_s.value,
+        drive=drive,
+        drive_share=1 / n_devices,
+        queue_depth=spec.ssd_queue,
     )
+
+
+def _dram_shares(
+    users: tuple[float, float], reads: float, dram_bytes_per_s: float, *, together: bool
+) -> tuple[float, float]:
+    """What copies and the host's experts have of its memory's bandwidth, beside `reads` of a drive [bytes/s]."""
+    if together:
+        copies, experts, _ = fair_shares((*users, reads), dram_bytes_per_s)
+    else:
+        copies, experts = fair_shares([(user, reads) for user in users], np.full(2, dram_bytes_per_s))[:, 0]
+    return float(copies), float(experts)
 
 
 def _copy_s(expert_bytes: float, link: LinkCard, n_packets: int = 1) -> float:
@@ -119,14 +149,15 @@ def copy_law(link: LinkCard) -> CopyLaw | None:
 
 
 def host_bands(setting: Setting) -> dict[str, tuple[float, float]]:
-    """Ends of the 80 % band of measured over predicted time of the works of copies and of the host, by kind."""
+    """Ends of the 80 % band of measured over predicted time of the works of copies, reads and the host, by kind."""
     cluster = setting.cluster
     if cluster.host is None or cluster.host_link is None:
         return {}
     law = copy_law(cluster.host_link)
     copies = (cluster.host_link.band.low, cluster.host_link.band.high) if law is None else law.low_high
     cores = find_cpu_kernels(cluster.host.kernels).constants.low_high
-    return dict.fromkeys((*COPIES, "page"), copies) | dict.fromkeys(HOSTED, cores)
+    reads = READ_BAND.low, READ_BAND.high
+    return dict.fromkeys((*COPIES, "page"), copies) | dict.fromkeys(HOSTED, cores) | dict.fromkeys(READS, reads)
 
 
 def miss_costs(setting: Setting, wanted: Wanted, tiers: Tiers) -> MissCosts:
@@ -171,6 +202,9 @@ def _stored(layer: Layer, pricing: OffloadPricing, row: int) -> Stored:
         astray=(Work("astray", number, 0), Work("astray", number, 1)) if lets_pass else (),
         rest=Work("rest", number) if lets_pass else None,
         drop=(Work("drop", number, 0), Work("drop", number, 1)) if spec.prefetch and spec.prefetch.cancel else (),
+        reads=tuple(Work("read", number, piece) for piece in pieces) if spec.ssd else (),
+        read_hosted=Work("read hosted", number) if spec.ssd and hosted else None,
+        read_ahead=Work("read ahead", number) if spec.ssd and prefetched else None,
         lead=spec.prefetch.lead if spec.prefetch is not None else 1,
     )
 
@@ -189,6 +223,7 @@ class OffloadPricing:
     spec: OffloadSpec
     low: Low | None = None
     guess: Scores | None = None
+    on_drive: Mask | None = None
 
     def n_pieces(self, row: int) -> int:
         """Pieces that the copies of missed experts of a layer come in."""
@@ -209,7 +244,24 @@ class OffloadPricing:
         found = {kind: [[row] for row in self._rows(times_s)] for kind, times_s in parts_s.items()}
         before_s, beyond_s = (self._rows(times_s) for times_s in self._astray())
         astray = [list(both) for both in zip(before_s, beyond_s, strict=True)]
+        found |= self._reads()
         return found | self._loads() | {"astray": astray, "drop": [row * 2 for row in found["rest"]]}
+
+    def _reads(self) -> dict[str, list[list[Duration]]]:
+        """Reads from the drive: with each piece of the misses, of which those in the host's memory come first."""
+        if self.on_drive is None:
+            return {}
+        served, tiers, on_drive = self.served, self.tiers, self.on_drive
+        pieces: list[list[Duration]] = []
+        for row in range(served.loaded.shape[1]):
+            counts = self._piece_counts(row)
+            before = np.cumsum(counts, axis=0) - counts
+            here = (served.loaded & ~on_drive)[:, row].sum(axis=-1)
+            read = counts - np.clip(here - before, 0, counts)
+            pieces.append([self._by_device(tiers.read_s(part)) for part in read])
+        others = {"read hosted": served.hosted & on_drive, "read ahead": served.fetched_ahead & on_drive}
+        whole = {kind: self._rows(tiers.read_s(mask.sum(axis=-1))) for kind, mask in others.items()}
+        return {"read": pieces} | {kind: [[row] for row in rows] for kind, rows in whole.items()}
 
     def _astray(self) -> tuple[Seconds, Seconds]:
         """Copies ahead that nobody uses, float64[step, layer, rank] each: of what stands before the last that is used
@@ -237,12 +289,15 @@ class OffloadPricing:
         loads: list[list[Duration]] = []
         loaded: list[list[Duration]] = []
         for row in range(counts.shape[1]):
-            n_pieces = self.n_pieces(row)
-            parts = [(counts[:, row] + n_pieces - 1 - piece) // n_pieces for piece in range(n_pieces)]
-            shares = [part / np.maximum(counts[:, row], 1) for part in parts]
+            shares = [part / np.maximum(counts[:, row], 1) for part in self._piece_counts(row)]
             loads.append([self._by_device(share * copies_s[:, row]) for share in shares])
             loaded.append([self._by_device(share * worked_s[:, row]) for share in shares])
         return {"load": loads, "loaded": loaded}
+
+    def _piece_counts(self, row: int) -> NDArray[np.int64]:
+        """Experts of each piece that the copies of a layer's misses come in, int64[piece, step, rank]."""
+        n_pieces, copied = self.n_pieces(row), self._copied(row)
+        return (copied + n_pieces - 1 - np.arange(n_pieces)[:, None, None]) // max(n_pieces, 1)
 
     def _copied(self, row: int | slice) -> NDArray[np.int64]:
         """Missed experts of a layer, or all, that are copied, in whatever precision: int64[step, ..., rank]."""

@@ -29,25 +29,41 @@ def cached(program: Program, step: Step) -> None:
         stored, chunk = layer.stored, layer.chunks[0]
         here = arrive(program, chunk, gated)
         upcoming = queue[place + stored.lead : place + stored.lead + 1]
-        if stored.rest is not None and stored.ahead is not None:
+        if stored.rest is not None:
             _ask_all(program, upcoming, ahead, after=gated)
-            for drop, work in zip(stored.drop, stored.astray, strict=False):
-                program.rest(drop, ahead[work], after=here, drops=True)
-            ahead[stored.ahead] = program.rest(stored.rest, ahead[stored.ahead], after=here)
-        loaded = [(program.beside(load, "to-device", after=here), worked) for load, worked in stored.loads]
+            _take_rest(program, stored, ahead, here)
+        reads = stored.reads or (None,) * len(stored.loads)
+        arrived = [_read(program, read, here) for read in reads]
+        loads = [
+            program.beside(load, "to-device", after=at) for (load, _), at in zip(stored.loads, arrived, strict=True)
+        ]
+        ready = _read(program, stored.read_hosted, here)
         if stored.rest is None:
             _ask_all(program, upcoming, ahead, after=gated)
-        hosted = [] if stored.hosted is None else [program.beside(stored.hosted, "host", after=here)]
-        deferred = [] if stored.deferred is None else [program.beside(stored.deferred, "host", after=here)]
+        hosted = [] if stored.hosted is None else [program.beside(stored.hosted, "host", after=ready)]
+        deferred = [] if stored.deferred is None else [program.beside(stored.deferred, "host", after=ready)]
         if layer.shared is not None:
             program.compute(layer.shared, after=gated)
         computed = [program.compute(stored.resident, after=here)]
         if stored.ahead is not None and stored.coming is not None:
             computed.append(program.compute(stored.coming, after=[here, ahead[stored.ahead]]))
-        computed += [program.compute(worked, after=copy) for copy, worked in loaded]
+        computed += [program.compute(worked, after=load) for load, (_, worked) in zip(loads, stored.loads, strict=True)]
         back = come_back(program, chunk, [*computed, *hosted, *late])
         previous, late, place = settle(program, layer, back), deferred, place + 1
     program.compute(step.head, after=[*late, *([previous] if isinstance(previous, int) else previous or [])])
+
+
+def _take_rest(program: Program, stored: Stored, ahead: dict[Work, int], here: After) -> None:
+    """Give up what is left of copies ahead that nobody uses, where they are, and await that of the others."""
+    for drop, work in zip(stored.drop, stored.astray, strict=False):
+        program.rest(drop, ahead[work], after=here, drops=True)
+    if stored.rest is not None and stored.ahead is not None:
+        ahead[stored.ahead] = program.rest(stored.rest, ahead[stored.ahead], after=here)
+
+
+def _read(program: Program, work: Work | None, after: After) -> After:
+    """What follows a read from the host's drive, where there is one, comes after that."""
+    return after if work is None else program.beside(work, "from-ssd", after=after)
 
 
 def _ask_all(program: Program, layers: Sequence[Stored], ahead: dict[Work, int], *, after: After) -> None:
@@ -55,8 +71,9 @@ def _ask_all(program: Program, layers: Sequence[Stored], ahead: dict[Work, int],
     for stored in layers:
         if stored.ahead is None:
             continue
+        ready = _read(program, stored.read_ahead, after)
         if stored.rest is None:
-            ahead[stored.ahead] = program.beside(stored.ahead, "to-device", after=after)
+            ahead[stored.ahead] = program.beside(stored.ahead, "to-device", after=ready)
             continue
         for work in (*stored.astray[:1], stored.ahead, *stored.astray[1:]):
-            ahead[work] = program.later(work, after=after)
+            ahead[work] = program.later(work, after=ready)

@@ -23,11 +23,15 @@ def random_step(rng: np.random.Generator) -> Step:
     layers = []
     for layer in step.layers:
         number = layer.attention.layer
+        n_loads, reads = int(rng.integers(0, 4)), rng.random() < 0.4
         stored = Stored(
             resident=Work("resident", number),
             ahead=Work("ahead", number) if ahead else None,
             coming=Work("coming", number) if ahead else None,
-            loads=tuple((Work("load", number, p), Work("loaded", number, p)) for p in range(int(rng.integers(0, 4)))),
+            loads=tuple((Work("load", number, p), Work("loaded", number, p)) for p in range(n_loads)),
+            reads=tuple(Work("read", number, p) for p in range(n_loads)) if reads else (),
+            read_hosted=Work("read hosted", number) if reads and hosted else None,
+            read_ahead=Work("read ahead", number) if reads and ahead else None,
             hosted=Work("hosted", number) if hosted and rng.random() < 0.8 else None,
             deferred=Work("deferred", number) if hosted and rng.random() < 0.5 else None,
             astray=(Work("astray", number, 0), Work("astray", number, 1)) if lets_pass else (),
