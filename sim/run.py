@@ -95,13 +95,15 @@ def compare_in(session: Session, axes: CompareSpec, version: str, progress: Prog
     settings = [side for setting in session.settings.values() for side in sides_of(setting)]
     kernels = {one.exchange.kernel for plan in plans for one in plan.schedule.search or (plan.schedule,)}
     hosts = any(plan.memory.offload is not None or plan.memory.stream is not None for plan in plans)
+    drives = sorted({plan.memory.offload.ssd for plan in plans if plan.memory.offload and plan.memory.offload.ssd})
+    rests_on = partial(constants_of, kernels=kernels, hosts=hosts, drives=drives)
     return Comparison(
         scenario=spec.name,
         description=spec.description,
         model=session.model.name,
         cluster=", ".join(dict.fromkeys(setting.cluster.name for setting in settings)),
         tables=tuple(tables),
-        constants=tuple(dict.fromkeys(c for setting in settings for c in constants_of(setting, kernels, hosts=hosts))),
+        constants=tuple(dict.fromkeys(c for setting in settings for c in rests_on(setting))),
         provenance=provenance(spec, session, version),
         wall_s=time.perf_counter() - started,
     )
