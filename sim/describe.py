@@ -135,6 +135,11 @@ def way_name(spec: OffloadSpec) -> str:
         options += ["cancelled"] if spec.prefetch.cancel else []
         parts.append(" ".join(["prefetch", spec.prefetch.by, *(str(option) for option in options if option)]))
     parts += [spec.priority] if spec.priority != "fifo" else []
+    parts += [f"packets of {spec.packet / 2**20:g} MiB"] if spec.packet is not None else []
+    parts += [spec.replay] if spec.replay != "event-atomic" else []
+    if spec.ssd is not None:
+        held = "" if spec.host_memory is None else f" under {spec.host_memory / 2**30:g} GiB"
+        parts.append(f"{spec.ssd}{held} {spec.host_evict}")
     return ", ".join(parts)
 
 
