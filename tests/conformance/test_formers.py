@@ -1,13 +1,16 @@
 """Every batch former through one suite, against all divisions of a few requests, and on a trace."""
 
 from itertools import combinations
+from pathlib import Path
 from typing import get_args
 
 import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from scenarios.specs import ScenarioSpec
 from scenarios.workload_specs import BatchesSpec, FormerName
+from sim.run import run
 from tests.small import random_trace, tiny_model
 from traces.batches import compose_batches
 from traces.formers import FORMERS, Forming, distinct, expert_aware, least_distinct, similar
@@ -98,3 +101,24 @@ def test_a_name_alone_is_enough() -> None:
     assert BatchesSpec.model_validate("similar") == BatchesSpec(by="similar", pool=2)
     with pytest.raises(ValueError, match="give pool: 2 or more"):
         BatchesSpec.model_validate({"by": "similar"})
+
+
+def test_runs_say_how_far_from_the_least_they_are() -> None:
+    """On the same waiting requests: clusters keep no more experts busy than turns, and both no fewer than the bound."""
+    fields = {
+        "name": "formers",
+        "model": {"card": "olmoe-1b-7b", "n_layers": 2},
+        "cluster": {"node": "rtx-4090-1"},
+        "workload": {"synthetic": {"tokens": 2048, "sequence_tokens": 64}, "tokens_per_device": 4, "steps": 8},
+        "memory": {"offload": {"slots": 32}},
+    }
+    found = {}
+    for by in ("arrival", "similar", "expert-aware"):
+        workload = fields["workload"] | {"batches": {"by": by, "pool": 4}}  # type: ignore[operator]
+        spec = ScenarioSpec.model_validate(fields | {"workload": workload})
+        found[by] = run(spec, Path(), "test").tables[0].results[0].metrics
+        name = "active_experts_per_device"
+        assert 8 <= found[by][f"{name}.least"] <= found[by][name]
+    assert found["expert-aware"][name] < found["similar"][name] < found["arrival"][name]
+    assert found["similar"][f"{name}.least"] == found["arrival"][f"{name}.least"]
+    assert found["similar"]["tokens_per_s"] > found["arrival"]["tokens_per_s"]

@@ -270,6 +270,23 @@ def test_copies_ahead_hide_behind_the_layer_before() -> None:
     assert slow.metrics["cache_hit_frac"] <= quick.metrics["timely_hit_frac"] < 1.0
 
 
+def test_wrong_guesses_are_given_up_when_the_gate_has_spoken() -> None:
+    """On a slow link: fewer bytes and a shorter step than where they are copied to the end."""
+    guess = {"by": "popular", "width": 8}
+    link = {"cluster": BASE["cluster"] | {"host_bandwidth": "4 GB/s"}}
+    way = {"slots": 16, "packet": "1 MiB", "priority": "demand-first"}
+    kept = simulated(way | {"prefetch": guess}, **link)
+    queued = simulated(way | {"prefetch": guess, "priority": "fifo"}, **link)
+    given_up = simulated(way | {"prefetch": guess | {"cancel": True}}, **link)
+    assert kept.metrics["copied_bytes"] == queued.metrics["copied_bytes"] > given_up.metrics["copied_bytes"]
+    assert queued.metrics["step_time_s"] >= kept.metrics["step_time_s"] > given_up.metrics["step_time_s"]
+    copy_s = [
+        result.metrics["busy_frac.to-device"] * result.metrics["step_time_s"] / result.metrics["experts_copied"]
+        for result in (queued, kept, given_up)
+    ]
+    np.testing.assert_allclose(copy_s, copy_s[0])
+
+
 def test_deferred_results_are_waited_for_one_layer_later() -> None:
     """KTransformers: what the host postpones runs beside the next layer's attention."""
     at_once = simulated({"slots": 0, "evict": "static", "miss": "host"})
