@@ -9,7 +9,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from scenarios.errors import TraceError
-from traces.formers import Forming, formed
 from traces.routing import RoutingTrace
 
 
@@ -31,8 +30,8 @@ class Batches:
     contexts: NDArray[np.int64]
     passes: float
     discipline: str
-    exchanged: int = 1
     ragged: bool = False
+    exchanged: int = 1
 
     def held(self, places: slice = slice(None)) -> NDArray[np.int64]:
         """Tokens that every device holds at some of its places, int64[step, device]."""
@@ -60,7 +59,6 @@ def compose_batches(
     shape: tuple[int, int, int],
     context_tokens: int | None,
     rng: np.random.Generator,
-    forming: Forming | None = None,
 ) -> Batches:
     """Batches of `shape` (steps, devices, tokens per device) from the given sequences, in random order, end to end.
 
@@ -68,16 +66,14 @@ def compose_batches(
     sequence when it ends (continuous batching). Places start evenly spread over the stream, so their phases are random.
     prefill: every device processes consecutive tokens of a stream of its own.
     train: the same, each step from the first token of a sequence on: packed sequences, of which the last may be cut.
-    forming: of more places than fit into a batch, who decodes together (`traces.formers`); the others wait.
     Raises TraceError where no sequence is given.
     """
-    forming = forming or Forming()
     if len(sequences) == 0:
         raise TraceError("this part of the split holds no sequence; raise its share or take a longer trace")
     n_steps, n_devices, n_tokens = shape
     order = rng.permutation(sequences)
     stream = _stream(trace, order)
-    places = n_devices * (n_tokens * forming.pool if phase == "decode" else 1)
+    places = n_devices * (n_tokens if phase == "decode" else 1)
     starts = ((np.arange(places) + rng.random()) * (len(stream) / places)).astype(np.int64)
     starts = rng.permutation(starts).reshape(n_devices, -1)
     if phase == "decode":
@@ -89,8 +85,6 @@ def compose_batches(
             first = begins[np.searchsorted(begins, first % len(stream), side="right") - 1]
         index = first + np.arange(n_tokens)
     tokens = stream[index % len(stream)]
-    if forming.pool > 1:
-        tokens = _formed(trace, tokens, n_tokens, forming, rng)
     contexts = trace.positions[tokens].astype(np.int64) + 1
     if context_tokens is not None:
         contexts = np.full_like(contexts, context_tokens)
@@ -104,36 +98,8 @@ def compose_batches(
         tokens=tokens,
         contexts=contexts,
         passes=n_steps * n_devices * n_tokens / len(stream),
-        discipline=f"{phase}: {rule}, sequences in random order, {_order(forming)}",
-        exchanged=n_steps if forming.by == "expert-aware" else forming.pool,
+        discipline=f"{phase}: {rule}, sequences in random order, first come first served",
     )
-
-
-def _order(forming: Forming) -> str:
-    if forming.pool == 1:
-        return "first come first served"
-    predicted = "" if forming.recall == 1 else f", {forming.recall:.0%} of routes predicted"
-    return f"by {forming.by} of {forming.pool} batches that wait{predicted}"
-
-
-def _formed(
-    trace: RoutingTrace, waiting: NDArray[np.int64], n_tokens: int, forming: Forming, rng: np.random.Generator
-) -> NDArray[np.int64]:
-    """Tokens of formed batches, int64[step, device, token], of those that wait, int64[step, device, request]."""
-    n_layers, n_experts = trace.n_layers, trace.n_experts
-
-    def routes_of(tokens: NDArray[np.int64]) -> NDArray[np.bool_]:
-        ids = np.minimum(trace.ids[:, :, tokens].astype(np.int64), n_experts)
-        wrong = (rng.random(ids.shape) >= forming.recall) & (ids < n_experts)
-        named = np.where(wrong, rng.integers(n_experts, size=ids.shape), ids)
-        routes = np.zeros((len(tokens), n_layers, n_experts + 1), bool)
-        np.put_along_axis(routes, np.moveaxis(named, (2, 0, 1), (0, 1, 2)), True, axis=2)
-        return routes[..., :n_experts].reshape(len(tokens), -1)
-
-    n_steps, n_devices, _ = waiting.shape
-    shape = (n_steps, n_tokens)
-    by_device = [formed(waiting[:, device], routes_of, shape, forming.by) for device in range(n_devices)]
-    return np.stack(by_device, axis=1)
 
 
 def with_prompts(

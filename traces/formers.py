@@ -7,11 +7,14 @@ every request's next token and say who is in which batch.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
+
+from traces.batches import Batches
+from traces.routing import RoutingTrace
 
 Routes = NDArray[np.bool_]
 """bool[request, layer and expert]: the experts that each request's next token goes to."""
@@ -109,24 +112,51 @@ class Forming:
     recall: float = 1.0
 
 
-def formed(
-    upcoming: NDArray[np.int64],
-    routes_of: Callable[[NDArray[np.int64]], Routes],
-    shape: tuple[int, int],
-    by: str,
-) -> NDArray[np.int64]:
-    """Tokens of the batches of one device, int64[step, token]; `shape` is that.
+def formed_batches(waiting: Batches, size: int, forming: Forming, rng: np.random.Generator) -> Batches:
+    """Batches of `size` requests a device, formed of the `waiting` ones, whose steps are turns of every request."""
+    n_turns, n_devices, _ = waiting.tokens.shape
+    tokens, contexts = (np.empty((n_turns, n_devices, size), np.int64) for _ in range(2))
+    for device in range(n_devices):
+        own = waiting.tokens[:, device]
+        chosen = formed(own, lambda now: _predicted(waiting.trace, now, forming.recall, rng), size, forming.by)
+        tokens[:, device], contexts[:, device] = own[chosen], waiting.contexts[:, device][chosen]
+    predicted = "" if forming.recall == 1 else f", {forming.recall:.0%} of routes predicted"
+    return replace(
+        waiting,
+        tokens=tokens,
+        contexts=contexts,
+        passes=waiting.passes / forming.pool,
+        discipline=f"{waiting.discipline}; by {forming.by} of {forming.pool} batches that wait{predicted}",
+        exchanged=n_turns if forming.by == "expert-aware" else forming.pool,
+    )
 
-    upcoming   int64[turn, request]: the tokens of every request that waits, in order; at least as many turns as steps.
+
+def formed(
+    upcoming: NDArray[np.int64], routes_of: Callable[[NDArray[np.int64]], Routes], size: int, by: str
+) -> tuple[Places, Places]:
+    """(turn, request) of every place of as many batches as there are turns, int64[step, place] each.
+
+    upcoming   int64[turn, request]: the tokens of every request that waits, in order.
     routes_of  the routes of some tokens, known or predicted.
     """
-    n_steps, size = shape
-    turn = np.zeros(upcoming.shape[1], np.int64)
-    request = np.arange(len(turn))
-    steps: list[NDArray[np.int64]] = []
-    while len(steps) < n_steps:
-        tokens = upcoming[turn, request]
-        for batch in FORMERS[by](routes_of(tokens), size):
-            steps.append(tokens[batch])
+    n_steps, n_requests = upcoming.shape
+    turn, request = np.zeros(n_requests, np.int64), np.arange(n_requests)
+    turns: list[Places] = []
+    requests: list[Places] = []
+    while len(turns) < n_steps:
+        for batch in FORMERS[by](routes_of(upcoming[turn, request]), size):
+            turns.append(turn[batch])
+            requests.append(batch)
             turn[batch] += 1
-    return np.stack(steps[:n_steps])
+    return np.stack(turns[:n_steps]), np.stack(requests[:n_steps])
+
+
+def _predicted(trace: RoutingTrace, tokens: NDArray[np.int64], recall: float, rng: np.random.Generator) -> Routes:
+    """Routes of some tokens, of which each choice is known with chance `recall`, and else any."""
+    n_experts = trace.n_experts
+    ids = np.minimum(trace.ids[:, :, tokens].astype(np.int64), n_experts)  # unused: the largest id
+    wrong = (rng.random(ids.shape) >= recall) & (ids < n_experts)
+    named = np.where(wrong, rng.integers(n_experts, size=ids.shape), ids)
+    routes = np.zeros((len(tokens), trace.n_layers, n_experts + 1), bool)
+    np.put_along_axis(routes, np.moveaxis(named, 2, 0), True, axis=2)
+    return routes[..., :n_experts].reshape(len(tokens), -1)

@@ -13,7 +13,7 @@ from scenarios.workload_specs import BatchesSpec, FormerName
 from sim.run import run
 from tests.small import random_trace, tiny_model
 from traces.batches import compose_batches
-from traces.formers import FORMERS, Forming, distinct, expert_aware, least_distinct, similar
+from traces.formers import FORMERS, Forming, distinct, expert_aware, formed_batches, least_distinct, similar
 
 N_REQUESTS, SIZE = 8, 4
 
@@ -43,16 +43,18 @@ def test_batches_are_full_and_hold_nobody_twice(by: str) -> None:
 @pytest.mark.parametrize("by", FORMERS)
 def test_every_request_goes_on_by_one_token_after_another(by: str) -> None:
     trace = random_trace(tiny_model())
-    pool = 1 if by == "arrival" else 2
-    batches = compose_batches(
+    pool = 2
+    rng = np.random.default_rng(1)
+    waiting = compose_batches(
         trace,
         np.arange(trace.n_sequences),
         phase="decode",
-        shape=(4, 2, 3),
+        shape=(4, 2, 3 * pool),
         context_tokens=None,
-        rng=np.random.default_rng(1),
-        forming=Forming(by=by, pool=pool, recall=0.7),  # type: ignore[arg-type]
+        rng=rng,
     )
+    batches = formed_batches(waiting, 3, Forming(by=by, pool=pool, recall=0.7), rng)  # type: ignore[arg-type]
+    np.testing.assert_array_equal(batches.contexts, trace.positions[batches.tokens] + 1)
     assert batches.tokens.shape == (4, 2, 3)
     for device in range(2):
         seen: list[int] = []
