@@ -28,7 +28,7 @@ from sim.launches import launched_eagerly, slowed_by_engine
 from sim.laws import LAWS
 from sim.laws_used import attention_blocks
 from sim.log import busy_s
-from sim.offload.prices import COMPUTED, HOSTED, host_bands
+from sim.offload.tiers import COMPUTED, HOSTED, host_bands
 from sim.pricing import Prices, layer_prices
 from sim.program import OpList
 from sim.setting import Setting

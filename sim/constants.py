@@ -14,7 +14,7 @@ from scenarios.models import ModelCard
 from scenarios.sources import Sourced
 from sim.energy import energy_basis
 from sim.laws_used import asked_shapes, used_laws
-from sim.offload.prices import copy_law
+from sim.offload.tiers import copy_law
 from sim.result import Constant
 from sim.setting import Setting
 

@@ -27,7 +27,7 @@ from sim.memory import DeviceMemory, check_memory, with_all_contexts, with_copie
 from sim.metrics import Execution
 from sim.moving import moved_bytes
 from sim.offload.measures import offload_metrics, offload_notes
-from sim.offload.prices import COPIES, READS
+from sim.offload.tiers import COPIES, READS
 from sim.outcome import Outcome, result_of
 from sim.pipelines.piped import piped
 from sim.pools import on_devices

@@ -46,10 +46,7 @@ def execute(
         start_s = np.zeros_like(_shape_of(durations[0]))
     all_ends_s = np.empty((len(durations), *start_s.shape))
     end_s = list(all_ends_s)
-    send_end_s = end_s.copy()
-    exchanges = [index for index, duration in enumerate(durations) if isinstance(duration, ExchangeTime)]
-    for index, sent_s in zip(exchanges, np.empty((len(exchanges), *start_s.shape)), strict=True):
-        send_end_s[index] = sent_s
+    send_end_s = _send_ends(end_s, durations)
     engine = CopyEngine(start_s, packet_s) if any(op.lanes == LATER_LANE for op in op_list.ops) else None
     for index, (duration, waits, lane_waits) in enumerate(
         zip(durations, op_list.waits, op_list.lane_waits, strict=True)
@@ -76,6 +73,15 @@ def execute(
         send_end_s=send_end_s,
         unsent_s={} if engine is None else dict(sorted(engine.unsent_s.items())),
     )
+
+
+def _send_ends(end_s: Sequence[Seconds], durations: Sequence[Duration]) -> list[Seconds]:
+    """Room for the times at which send lanes are free again: of exchanges a time of their own."""
+    send_end_s = list(end_s)
+    exchanges = [index for index, duration in enumerate(durations) if isinstance(duration, ExchangeTime)]
+    for index, sent_s in zip(exchanges, np.empty((len(exchanges), *end_s[0].shape)), strict=True):
+        send_end_s[index] = sent_s
+    return send_end_s
 
 
 def _latest(end_s: Sequence[Seconds], waits: tuple[int, ...], start_s: Seconds) -> Seconds:

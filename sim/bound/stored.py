@@ -22,8 +22,8 @@ from sim.bound.demand import Visits
 from sim.bound.division import Limits, Row, Uses, device_rows, divided_resources, empty_resource, uses_of_tokens
 from sim.bound.resources import Resource, resources
 from sim.offload.offloaded import replayed_by_step
-from sim.offload.prices import tiers_of
 from sim.offload.slots import check_offload
+from sim.offload.tiers import tiers_of
 from sim.offload.wanted import wanted_of
 from sim.setting import Setting
 

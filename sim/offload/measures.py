@@ -39,17 +39,26 @@ def offload_metrics(offloaded: Offloaded, execution: Execution, free_step_times_
         "exposed_copy_s": float((step_s - free_step_times_s).mean()),
         "busy_frac.to-device": _copying_s(execution) / step_s.mean(),
         "busy_frac.host": lane_busy_s(execution, "host") / step_s.mean(),
+        **_drive_metrics(offloaded, execution),
     }
-    if offloaded.on_drive is not None:
-        asked = int((served.loaded | served.hosted | served.fetched_ahead).sum())
-        read = int(offloaded.on_drive.sum())
-        metrics["host_hit_frac"] = 1 - read / max(asked, 1)
-        metrics["ssd_bytes"] = read / len(step_s) * offloaded.tiers.expert_bytes
-        metrics["busy_frac.from-ssd"] = lane_busy_s(execution, "from-ssd") / step_s.mean()
     if offloaded.spec.prefetch is not None:
         metrics["timely_hit_frac"] = _timely(offloaded, execution) / used
         metrics["prefetch_used_frac"] = int(served.coming.sum()) / max(ahead, 1)
     return metrics
+
+
+def _drive_metrics(offloaded: Offloaded, execution: Execution) -> dict[str, float]:
+    """What the host's memory had of what was asked of it, and reads from the drive below it; none without one."""
+    if offloaded.on_drive is None:
+        return {}
+    served, read = offloaded.served, int(offloaded.on_drive.sum())
+    asked = int((served.loaded | served.hosted | served.fetched_ahead).sum())
+    step_s = execution.step_times_s
+    return {
+        "host_hit_frac": 1 - read / max(asked, 1),
+        "ssd_bytes": read / len(step_s) * offloaded.tiers.expert_bytes,
+        "busy_frac.from-ssd": lane_busy_s(execution, "from-ssd") / float(step_s.mean()),
+    }
 
 
 def offload_notes(spec: OffloadSpec | None) -> tuple[str, ...]:

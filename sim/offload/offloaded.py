@@ -17,10 +17,11 @@ from sim.offload.grades import Low, graded
 from sim.offload.guesses import guessed, ordered_guess
 from sim.offload.host_cache import read_from_drive
 from sim.offload.misses import split_of
-from sim.offload.prices import OffloadPricing, Tiers, caching, miss_costs, tiers_of
+from sim.offload.prices import OffloadPricing, caching, miss_costs
 from sim.offload.replay import Replayed, Requests, Split, replay
 from sim.offload.rules import RULES, keeper_of, tie_break
 from sim.offload.slots import check_offload, low_slots_of, slots_of
+from sim.offload.tiers import Tiers, tiers_of
 from sim.offload.wanted import (
     Mask,
     Scores,

@@ -32,11 +32,7 @@ def cached(program: Program, step: Step) -> None:
         if stored.rest is not None:
             _ask_all(program, upcoming, ahead, after=gated)
             _take_rest(program, stored, ahead, here)
-        reads = stored.reads or (None,) * len(stored.loads)
-        arrived = [_read(program, read, here) for read in reads]
-        loads = [
-            program.beside(load, "to-device", after=at) for (load, _), at in zip(stored.loads, arrived, strict=True)
-        ]
+        loads = _load(program, stored, here)
         ready = _read(program, stored.read_hosted, here)
         if stored.rest is None:
             _ask_all(program, upcoming, ahead, after=gated)
@@ -51,6 +47,13 @@ def cached(program: Program, step: Step) -> None:
         back = come_back(program, chunk, [*computed, *hosted, *late])
         previous, late, place = settle(program, layer, back), deferred, place + 1
     program.compute(step.head, after=[*late, *([previous] if isinstance(previous, int) else previous or [])])
+
+
+def _load(program: Program, stored: Stored, here: After) -> list[int]:
+    """Copy missed experts, piece by piece, from the drive where they are there."""
+    reads = stored.reads or (None,) * len(stored.loads)
+    arrived = [_read(program, read, here) for read in reads]
+    return [program.beside(load, "to-device", after=at) for (load, _), at in zip(stored.loads, arrived, strict=True)]
 
 
 def _take_rest(program: Program, stored: Stored, ahead: dict[Work, int], here: After) -> None:
