@@ -13,6 +13,7 @@ from scenarios.offload_specs import OffloadSpec
 from scenarios.schedule_specs import ScheduleSpec
 from scenarios.specs import ScenarioSpec
 from sim.offload.host_cache import read_from_drive
+from sim.offload.plot import slot_lines
 from sim.offload.replay import Replayed
 from sim.offload.wanted import wanted_of
 from sim.result import RunResult
@@ -73,7 +74,9 @@ def test_the_hosts_memory_is_one_lru_cache_of_all_layers() -> None:
 
 def simulated(offload: dict[str, Any], **fields: Any) -> RunResult:
     fields |= {"memory": {"offload": {"slots": 16} | offload}}
-    return run(ScenarioSpec.model_validate(BASE | fields), Path(), "test").tables[0].results[0]
+    table = run(ScenarioSpec.model_validate(BASE | fields), Path(), "test").tables[0]
+    assert slot_lines(table) == {}  # one size is no line; options in bytes are read back from the result
+    return table.results[0]
 
 
 def test_a_memory_for_all_experts_needs_no_drive() -> None:
