@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import scenarios
-from hwmodels.cards import CardSet, CpuKernelCard, DeviceCard, HostCard, LinkCard, NodeCard
+from hwmodels.cards import CardSet, CpuKernelCard, DeviceCard, HostCard, LinkCard, NodeCard, SsdCard
 from hwmodels.collectives import CollectiveCard
 from hwmodels.copies import CopyCard
 from hwmodels.expert_exchange import ExchangeCard
@@ -16,7 +16,7 @@ from scenarios.errors import HardwareError
 from scenarios.explain import did_you_mean
 from scenarios.loader import load_spec
 
-Card = TypeVar("Card", DeviceCard, LinkCard, HostCard, NodeCard, KernelCard, CpuKernelCard)
+Card = TypeVar("Card", DeviceCard, LinkCard, HostCard, NodeCard, SsdCard, KernelCard, CpuKernelCard)
 
 LIBRARY = Path(scenarios.__file__).parent / "library" / "hardware"
 
@@ -39,6 +39,11 @@ def find_host(name: str, cards: CardSet | None = None) -> HostCard:
 def find_node(name: str, cards: CardSet | None = None) -> NodeCard:
     """The node card of this name; raises HardwareError where there is none."""
     return _find("node", (cards or list_cards()).nodes, name)
+
+
+def find_ssd(name: str, cards: CardSet | None = None) -> SsdCard:
+    """The card of a drive of this name; raises HardwareError where there is none."""
+    return _find("SSD", (cards or list_cards()).ssds, name)
 
 
 def find_kernels(name_or_path: str, base: Path = Path(), cards: CardSet | None = None) -> Kernels:

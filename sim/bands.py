@@ -28,7 +28,7 @@ from sim.launches import launched_eagerly, slowed_by_engine
 from sim.laws import LAWS
 from sim.laws_used import attention_blocks
 from sim.log import busy_s
-from sim.offload.prices import COMPUTED, HOSTED, host_bands
+from sim.offload.tiers import COMPUTED, HOSTED, host_bands
 from sim.pricing import Prices, layer_prices
 from sim.program import OpList
 from sim.setting import Setting
@@ -71,7 +71,8 @@ def step_band(setting: Setting, prices: Prices, op_list: OpList, schedule: Sched
     sampled = prices if len(steps) == setting.batches.n_steps else prices.at(steps)
 
     def mean_s(changed: Prices) -> float:
-        finished = execute(op_list, changed.durations(op_list), law=LAWS[schedule.exchange.law])
+        law = LAWS[schedule.exchange.law]
+        finished = execute(op_list, changed.durations(op_list), law=law, packet_s=changed.packet_s)
         return float(finished.end_s.max(axis=(0, -1)).mean())
 
     predicted_s = mean_s(sampled)

@@ -29,6 +29,8 @@ def table_title(workload: WorkloadSpec, spec: ScenarioSpec) -> str:
     others = spec.compare.workload if spec.compare is not None else ()
     if len({(other.trace, other.synthetic) for other in others}) > 1:
         title += f", {workload.trace or 'synthetic'}"
+    if len({str(other.batches) for other in others}) > 1:
+        title += f", batches: {workload.batches.by}"
     if len({str(other.routing) for other in others}) > 1:
         title += f", routes: {changed_routes(workload) or 'as they are'}"
     return title
@@ -132,8 +134,15 @@ def way_name(spec: OffloadSpec) -> str:
     parts += ["one pool"] if spec.pool == "model" else []
     parts += [f"defer {spec.defer:.0%}"] if spec.defer else []
     if spec.prefetch is not None:
-        options = (spec.prefetch.width, spec.prefetch.recall and f"{spec.prefetch.recall:.0%}")
+        options: list[object] = [spec.prefetch.width, spec.prefetch.recall and f"{spec.prefetch.recall:.0%}"]
+        options += ["cancelled"] if spec.prefetch.cancel else []
         parts.append(" ".join(["prefetch", spec.prefetch.by, *(str(option) for option in options if option)]))
+    parts += [spec.priority] if spec.priority != "fifo" else []
+    parts += [f"packets of {spec.packet / 2**20:g} MiB"] if spec.packet is not None else []
+    parts += [spec.replay] if spec.replay != "event-atomic" else []
+    if spec.ssd is not None:
+        held = "" if spec.host_memory is None else f" under {spec.host_memory / 2**30:g} GiB"
+        parts.append(f"{spec.ssd}{held} {spec.host_evict}")
     return ", ".join(parts)
 
 

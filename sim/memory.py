@@ -117,21 +117,6 @@ def with_all_contexts(memory: DeviceMemory, n_devices: int) -> DeviceMemory:
     return replace(memory, kv_bytes=memory.kv_bytes * n_devices, requests=memory.requests * n_devices)
 
 
-def check_host(setting: Setting, placement: Placement, spec: MemorySpec) -> None:
-    """Raise MemoryInfeasible where offloaded experts do not fit into the memory of the hosts."""
-    host = setting.cluster.host
-    if spec.offload is None or host is None or host.dram_bytes is None:
-        return
-    needed = placement.n_slots * placement.n_layers * setting.model.expert_bytes / setting.cluster.n_nodes
-    short = needed - host.dram_bytes.value
-    if short > 0:
-        raise MemoryInfeasible(
-            f"{placement.name}: experts of {needed / GIB:.1f} GiB live in each {host.name}, which has "
-            f"{host.dram_bytes.value / GIB:.1f} GiB; short by {short / GIB:.1f} GiB. Levers: more nodes, a smaller "
-            "weight dtype, another host"
-        )
-
-
 def with_copies(memory: DeviceMemory, moves: Moves, model: ModelCard, *, buffers: int) -> DeviceMemory:
     """Memory with the copies of experts that a device fetches for a layer, in so many buffers of the fullest layer."""
     copies = moves.fetched.sum(axis=-1).max(axis=(0, 1))

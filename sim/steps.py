@@ -13,6 +13,7 @@ from scenarios.routing_specs import MaskSpec, RoutingSpec
 from scenarios.workload_specs import WorkloadSpec
 from traces.batches import Batches, compose_batches, with_prompts
 from traces.drops import Capacity, capped_sequences, capped_steps
+from traces.formers import Forming, formed_batches
 from traces.routes import best_choices, iterated, joined, masked, most_loaded, nucleus, spaced, without_null
 from traces.routing import RoutingTrace
 
@@ -138,14 +139,19 @@ def as_chosen(
     rng: np.random.Generator,
 ) -> Batches:
     """The steps with the choices of the trace, whether their experts have room or not."""
-    return compose_batches(
+    pool = workload.batches.pool
+    waiting = compose_batches(
         trace,
         sequences,
         phase=workload.phase,
-        shape=(*shape, workload.tokens_per_device),
+        shape=(*shape, workload.tokens_per_device * pool),
         context_tokens=workload.context_tokens,
         rng=rng,
     )
+    if pool == 1:
+        return waiting
+    forming = Forming(by=workload.batches.by, pool=pool, recall=workload.batches.recall)
+    return formed_batches(waiting, workload.tokens_per_device, forming, rng)
 
 
 def _kept_experts(trace: RoutingTrace, mask: MaskSpec) -> list[list[int]]:

@@ -30,6 +30,8 @@ def check_together(setting: Setting, plan: Plan) -> None:
         "serving": plan.serving is not None,
     }
     _check_guesses(plan, workload.routing)
+    if plan.serving is not None and workload.batches.pool > 1:
+        raise ScenarioError("workload.batches and serving do not go together: under load requests come and go in turn")
     for first in (name for name, there in special.items() if there):
         for second in (name for name, there in others.items() if there):
             raise ScenarioError(f"{first} and {second} do not go together yet; leave one of them out")

@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from placement.plan import Placement
 from scenarios.errors import ScenarioError
 from scenarios.models import ModelCard
-from scenarios.offload_specs import GradesSpec, OffloadSpec
+from scenarios.offload_specs import LEARNED, GradesSpec, OffloadSpec
 from scenarios.schedule_specs import ScheduleSpec
 from sim.setting import Setting
 
@@ -48,6 +48,11 @@ def check_offload(setting: Setting, placement: Placement, schedule: ScheduleSpec
         raise ScenarioError(
             f"memory.offload: {slots} slots cannot hold the {least} experts of one token; give slots: {least} or more, "
             "or miss: host"
+        )
+    if spec.prefetch is not None and spec.prefetch.by in LEARNED and not setting.fit_sequences:
+        raise ScenarioError(
+            f"memory.offload.prefetch: {spec.prefetch.by} learns from the fitted part, and workload.split.fit 0 leaves "
+            "only the sequences that judge it; give split: {fit: 0.5, evaluate: 0.5}"
         )
     if spec.prefetch is not None and (spec.prefetch.width or 0) > slots:
         raise ScenarioError(

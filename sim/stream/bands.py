@@ -11,7 +11,7 @@ from hwmodels.moe import expert_shape
 from scenarios.models import GroupedQueryAttention
 from scenarios.stream_specs import HOST_ATTENTION
 from sim.bands import StepBand
-from sim.offload.prices import host_bands
+from sim.offload.tiers import host_bands
 from sim.session import Plan
 from sim.setting import Setting
 from sim.stream.generation import Generation

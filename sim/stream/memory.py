@@ -14,13 +14,13 @@ from scenarios.workload_specs import GenerateSpec
 from sim.memory import (
     GIB,
     DeviceMemory,
-    check_host,
     check_memory,
     device_memory,
     fullest,
     kv_bytes_per_request,
     pool_memories,
 )
+from sim.offload.host_cache import check_tiers
 from sim.session import Plan
 from sim.setting import Setting
 from sim.stream.generation import check_streams
@@ -42,7 +42,8 @@ def checked_memory(setting: Setting, placement: Placement, plan: Plan, *, spills
     if not spills:
         for held in memories:
             check_memory(held, setting, placement)
-    check_host(setting, placement, plan.memory)
+    if plan.memory.offload is not None:
+        check_tiers(setting, placement, plan.memory.offload)
     return fullest(memories)
 
 
