@@ -14,6 +14,7 @@ from placement.problem import PlacementProblem, with_sample
 from placement.reduction import Reduction, reduce_trace
 from placement.sample import TokenSample
 from placement.solve import SOLVERS, Solved, solve
+from scenarios.budget_specs import BitsSpec
 from scenarios.catalog import find_model
 from scenarios.cluster_specs import ClusterSpec, ParallelSpec
 from scenarios.errors import PlacementError, ScenarioError
@@ -24,6 +25,7 @@ from scenarios.serving_specs import ServingSpec
 from scenarios.specs import MemorySpec, ScenarioSpec
 from scenarios.workload_specs import WorkloadSpec
 from sim.coherent import check_coherent
+from sim.expert_widths import with_widths
 from sim.kernel_pricing import machine_of
 from sim.pipelines.parts import Part, cut_model
 from sim.pipelines.tasks import PipelineShape
@@ -47,6 +49,7 @@ class Plan:
     schedule: ScheduleSpec
     memory: MemorySpec
     serving: ServingSpec | None = None
+    bits: BitsSpec | None = None
 
     @classmethod
     def of(cls, spec: ScenarioSpec) -> Plan:
@@ -58,6 +61,7 @@ class Plan:
             schedule=spec.schedule,
             memory=spec.memory,
             serving=spec.serving,
+            bits=spec.bits,
         )
 
 
@@ -96,8 +100,16 @@ class Session:
     def __post_init__(self) -> None:
         self.model = find_model(self.spec.model, self.base)
 
-    def setting(self, cluster: ClusterSpec, parallel: ParallelSpec, workload: WorkloadSpec) -> Setting:
+    def setting(
+        self, cluster: ClusterSpec, parallel: ParallelSpec, workload: WorkloadSpec, bits: BitsSpec | None = None
+    ) -> Setting:
         """The setting of one combination of the scenario's axes."""
+        if bits is not None:
+            key = f"{cluster} {parallel} {workload} {self.spec.training} {bits}"
+            if key not in self.settings:
+                plain = self.setting(cluster, parallel, workload)
+                self.settings[key] = with_widths(plain, bits, self.spec.seed, self.base)
+            return self.settings[key]
         model = self.model
         routing = (model.name, model.expert_counts, model.top_k, model.iterations, model.moe_layers)
         trace_key = f"{workload.trace} {workload.synthetic} {routing}"
@@ -239,7 +251,7 @@ def current_plan(setting: Setting, spec: PlacementSpec, base: Path) -> Placement
 
 
 def placement_problem(setting: Setting, spec: PlacementSpec, seed: int, exchange: ExchangeSpec) -> PlacementProblem:
-    """What the solver of `spec` is told: loads and machine, and steps where it needs them.
+    """What the solver of `spec` is told: loads and machine, and steps where it needs them; all experts count as alike.
 
     Raises PlacementError where the plan is that of a file.
     """
@@ -261,7 +273,7 @@ def placement_problem(setting: Setting, spec: PlacementSpec, seed: int, exchange
         shared=shared,
         n_groups=setting.model.n_group,
         seed=seed,
-        machine=machine_of(setting, exchange),
+        machine=replace(machine_of(setting, exchange), widths=None),
     )
     if not solver.needs or setting.fit_batches is None:
         return problem

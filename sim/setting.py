@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hwmodels.cluster import Cluster, build_cluster
+from hwmodels.widths import ExpertWidths
 from placement.layout import ExpertLayout
 from scenarios.catalog import find_trace
 from scenarios.cluster_specs import ClusterSpec, ParallelSpec
@@ -49,6 +50,7 @@ class Setting:
     pool         the machine of the experts, where it is another one; layout: of the experts on either.
     is_first, is_last  whether the model's embedding and its head are here: parts of a pipeline lack one or both.
     updates      whether a training step ends with the update; all microbatches of a step but the last one do not.
+    widths       of the routed experts, where they are not all stored in the model's own data type.
     """
 
     model: ModelCard
@@ -70,6 +72,16 @@ class Setting:
     is_last: bool = True
     updates: bool = True
     training: TrainingSpec = field(default_factory=TrainingSpec)
+    widths: ExpertWidths | None = None
+
+    @property
+    def expert_bytes(self) -> NDArray[np.float64]:
+        """Bytes of every routed expert as it is stored, whole: float64[MoE layer, expert]."""
+        model = self.model
+        if self.widths is None:
+            return np.full((len(model.moe_layers), model.n_experts), model.expert_bytes)
+        sizes: NDArray[np.float64] = self.widths.value_bytes * model.expert_parameters
+        return sizes
 
     @property
     def n_devices(self) -> int:

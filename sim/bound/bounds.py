@@ -61,12 +61,17 @@ def bounds_of(session: Session, progress: Callable[[str, float], None] | None = 
         raise ScenarioError(
             "serving: bounds are of steps of workload.tokens_per_device, not of requests under load; leave serving out"
         )
-    setting = session.setting(plan.cluster, plan.parallel, spec.workload)
+    setting = session.setting(plan.cluster, plan.parallel, spec.workload, plan.bits)
     check_plain(setting, "moesim bound")
     if setting.n_stages * setting.n_groups > 1:
         raise ScenarioError(
             f"parallel: bounds are of one group of experts that fills the cluster, not of {setting.n_stages} stages of "
             f"{setting.n_groups} groups (pp, edp); take one group's nodes"
+        )
+    if setting.widths is not None and (plan.memory.offload is not None or plan.schedule.pim != "none"):
+        raise ScenarioError(
+            "bits: no bound is known of experts in several widths that leave the device (memory.offload, "
+            "schedule.pim); leave one of them out"
         )
     if setting.trains:
         raise ScenarioError(
@@ -149,7 +154,7 @@ def batch_setting(session: Session, plan: Plan, tokens_per_device: int) -> Setti
     """The setting of another batch, on a few steps."""
     steps = min(session.spec.workload.steps, SCAN_STEPS)
     changed = {"tokens_per_device": tokens_per_device, "steps": steps}
-    return session.setting(plan.cluster, plan.parallel, session.spec.workload.model_copy(update=changed))
+    return session.setting(plan.cluster, plan.parallel, session.spec.workload.model_copy(update=changed), plan.bits)
 
 
 def _scan(

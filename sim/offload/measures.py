@@ -5,6 +5,7 @@ from __future__ import annotations
 from sim.durations import Seconds
 from sim.metrics import Execution, lane_busy_s
 from sim.offload.offloaded import Offloaded
+from sim.offload.prices import summed
 
 
 def offload_metrics(offloaded: Offloaded, execution: Execution, free_step_times_s: Seconds) -> dict[str, float]:
@@ -17,6 +18,8 @@ def offload_metrics(offloaded: Offloaded, execution: Execution, free_step_times_
     ahead = int(served.fetched_ahead.sum())
     step_s = execution.step_times_s
     copied = (int(served.loaded.sum()) + ahead) / len(step_s)
+    copies = (served.loaded, served.fetched_ahead)
+    copied_bytes = float(sum(summed(mask, offloaded.tiers.expert_bytes).sum() for mask in copies))
     lower: dict[str, float] = {}
     low_copied = 0.0
     if low is not None:
@@ -31,7 +34,7 @@ def offload_metrics(offloaded: Offloaded, execution: Execution, free_step_times_
         "cache_hit_frac": hits / used,
         "hosted_frac": int(served.hosted.sum()) / used,
         "experts_copied": copied + low_copied,
-        "copied_bytes": copied * offloaded.tiers.expert_bytes + low_copied * offloaded.tiers.low_bytes,
+        "copied_bytes": copied_bytes / len(step_s) + low_copied * offloaded.tiers.low_bytes,
         **lower,
         "exposed_copy_s": float((step_s - free_step_times_s).mean()),
         "busy_frac.to-device": lane_busy_s(execution, "to-device") / step_s.mean(),

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 from hwmodels import host as host_laws
 from hwmodels.cards import LinkCard
@@ -14,6 +16,7 @@ from hwmodels.host import Host
 from hwmodels.library import find_copies, find_cpu_kernels
 from hwmodels.moe import expert_shape, grouped_gemm_moe_s
 from hwmodels.sharing import fair_shares
+from hwmodels.widths import Width
 from placement.moe_time import expert_times_s
 from placement.plan import Placement
 from placement.reduction import Reduction
@@ -45,22 +48,25 @@ PIECES = 8
 class Tiers:
     """What a device's host adds: time of one expert's copy, the host's cores for its experts, and the way there.
 
-    low_copy_s, low_bytes  of an expert in the lower precision of `grades`, 0 without; expert_bytes: of any other.
+    copy_s, expert_bytes   of an expert, alike for all or float64[layer, rank, place]; low_copy_s, low_bytes: in the
+                           lower precision of `grades`, 0 without.
     dram_bytes_per_s  share of the host's memory bandwidth that each device's experts have, all devices at once.
     """
 
-    copy_s: float
+    copy_s: Seconds | float
     cores: Host
     dram_bytes_per_s: float
     link_bytes_per_s: float
     link_latency_s: float
-    expert_bytes: float
+    expert_bytes: Seconds | float
     low_copy_s: float = 0.0
     low_bytes: float = 0.0
 
 
-def tiers_of(setting: Setting, spec: OffloadSpec) -> Tiers:
+def tiers_of(setting: Setting, spec: OffloadSpec, wanted: Wanted | None = None) -> Tiers:
     """The host of every device of the setting; devices of a node share its cores and its memory bandwidth evenly.
+
+    wanted  which expert is at which place, where they are stored in several widths.
 
     Where a plan both copies and leaves work to the cores, they share the bandwidth as if they always met: max-min fair.
     Raises ScenarioError where the node has no host, or fewer cores than are asked for.
@@ -81,13 +87,13 @@ def tiers_of(setting: Setting, spec: OffloadSpec) -> Tiers:
     host = Host(card=cluster.host, constants=find_cpu_kernels(cluster.host.kernels).constants, n_threads=threads)
     dram_bytes_per_s = cluster.host.dram_bytes_per_s.value / n_devices
     both = spec.miss in ("cheaper", "balanced") or (spec.miss == "host" and spec.prefetch is not None)
-    expert_bytes = setting.model.expert_bytes / setting.layout.tp
+    expert_bytes, mean_bytes = _sizes(setting, wanted)
     low_bytes = 0.0 if spec.grades is None else lowered(setting.model, spec.grades).expert_bytes / setting.layout.tp
-    copy_s, low_copy_s = _copy_s(expert_bytes, link), _copy_s(low_bytes, link) if low_bytes else 0.0
-    users = (expert_bytes / copy_s, host.dram_bytes_per_s)
+    low_copy_s = float(_copy_s(low_bytes, link)) if low_bytes else 0.0
+    users = (mean_bytes / float(_copy_s(mean_bytes, link)), host.dram_bytes_per_s)
     copies, experts = fair_shares(users, dram_bytes_per_s) if both else np.minimum(users, dram_bytes_per_s)
     return Tiers(
-        copy_s=max(copy_s, expert_bytes / float(copies)),
+        copy_s=np.maximum(_copy_s(expert_bytes, link), expert_bytes / float(copies))[()],
         low_copy_s=max(low_copy_s, low_bytes / float(copies)),
         expert_bytes=expert_bytes,
         low_bytes=low_bytes,
@@ -98,12 +104,20 @@ def tiers_of(setting: Setting, spec: OffloadSpec) -> Tiers:
     )
 
 
-def _copy_s(expert_bytes: float, link: LinkCard) -> float:
+def _sizes(setting: Setting, wanted: Wanted | None) -> tuple[Seconds | float, float]:
+    """Bytes that a device holds of an expert, of each place where they differ, and their mean."""
+    sizes, tp = setting.expert_bytes / setting.layout.tp, setting.layout.tp
+    if setting.widths is None or wanted is None:
+        return setting.model.expert_bytes / tp, float(sizes.mean())
+    return sizes[np.arange(len(wanted.expert))[:, None, None], np.maximum(wanted.expert, 0)], float(sizes.mean())
+
+
+def _copy_s(expert_bytes: ArrayLike, link: LinkCard) -> Seconds:
     """Time of one expert's copy over the link, as fast as the host's memory may be."""
     law = copy_law(link)
     if law is not None:
-        return float(block_s(expert_bytes, law, link.bytes_per_s.value))
-    return link.latency_s.value + expert_bytes / link.effective_bytes_per_s
+        return block_s(expert_bytes, law, link.bytes_per_s.value)
+    return np.asarray(link.latency_s.value + np.asarray(expert_bytes) / link.effective_bytes_per_s)
 
 
 def copy_law(link: LinkCard) -> CopyLaw | None:
@@ -125,17 +139,40 @@ def host_bands(setting: Setting) -> dict[str, tuple[float, float]]:
 
 def miss_costs(setting: Setting, wanted: Wanted, tiers: Tiers) -> MissCosts:
     """Times of every single expert, by its tokens."""
-    shape = expert_shape(setting.model, setting.layout.tp)
     counts = np.arange(wanted.tokens.max() + 1)
-    device_s = grouped_gemm_moe_s(counts[:, None], shape, setting.cluster.device)
-    host_s = host_laws.expert_s(counts, shape, tiers.cores, tiers.dram_bytes_per_s)
-    by_row = wanted.tokens.reshape(len(wanted.tokens), -1, wanted.tokens.shape[-1])
+    rows = (len(wanted.tokens), -1, wanted.tokens.shape[-1])
+
+    def device_s(width: Width | None) -> Seconds:
+        shape, factor = expert_shape(setting.model, setting.layout.tp), 1.0
+        shape, factor = (shape, factor) if width is None else width.multiplied(shape)
+        return np.where(counts > 0, factor * grouped_gemm_moe_s(counts[:, None], shape, setting.cluster.device), 0.0)
+
     return MissCosts(
-        host_s=host_s[by_row],
-        device_s=np.where(counts > 0, device_s, 0.0)[by_row],
-        copy_s=tiers.copy_s,
+        host_s=_by_width(setting, wanted, wanted.tokens, partial(_host_expert_s, setting, tiers, counts)).reshape(rows),
+        device_s=_by_width(setting, wanted, wanted.tokens, device_s).reshape(rows),
+        copy_s=np.reshape(tiers.copy_s, rows[1:]) if np.ndim(tiers.copy_s) else tiers.copy_s,
         call_s=tiers.cores.constants.call_s + 2 * tiers.link_latency_s,
     )
+
+
+def _host_expert_s(setting: Setting, tiers: Tiers, counts: NDArray[np.int64], width: Width | None) -> Seconds:
+    """Time of one expert on the host, by its tokens."""
+    shape = expert_shape(setting.model, setting.layout.tp)
+    stored = shape if width is None else width.stored(shape)
+    return host_laws.expert_s(counts, stored, tiers.cores, tiers.dram_bytes_per_s)
+
+
+def _by_width(
+    setting: Setting, wanted: Wanted, tokens: NDArray[np.int64], table_of: Callable[[Width | None], Seconds]
+) -> Seconds:
+    """Values of every expert by its tokens int64[step, layer, rank, place], of tables by its width."""
+    if setting.widths is None:
+        return table_of(None)[tokens]
+    found: Seconds = np.zeros(tokens.shape)
+    layer = np.arange(len(wanted.expert))[:, None, None]
+    for width, whose in setting.widths.used():
+        found = np.where(whose[layer, np.maximum(wanted.expert, 0)], table_of(width)[tokens], found)
+    return found
 
 
 def caching(step: Step, pricing: OffloadPricing) -> Step:
@@ -165,6 +202,13 @@ def _stored(layer: Layer, pricing: OffloadPricing, row: int) -> Stored:
     )
 
 
+def summed(mask: Mask, each: Seconds | float) -> Seconds:
+    """Sum over the places of a mask of what each is worth, alike for all or float64[layer, rank, place]."""
+    if np.ndim(each) == 0:
+        return np.asarray(mask.sum(axis=-1) * each)
+    return np.asarray((mask * each).sum(axis=-1))
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OffloadPricing:
     """What the works of a setting's offloaded experts are priced by."""
@@ -185,12 +229,12 @@ class OffloadPricing:
 
     def prices(self) -> dict[str, list[list[Duration]]]:
         """Times of all works: kind -> [MoE layer][piece] -> float64[step, device]."""
-        served, copy_s = self.served, self.tiers.copy_s
+        served = self.served
         hosted_s = self._on_host()
         parts_s = {
             "resident": self._on_device(served.resident) + self._low_on_device("resident"),
             "coming": self._on_device(served.coming),
-            "ahead": served.fetched_ahead.sum(axis=-1) * copy_s,
+            "ahead": summed(served.fetched_ahead, self.tiers.copy_s),
             "hosted": hosted_s * (1 - self.spec.defer),
             "deferred": hosted_s * self.spec.defer,
         }
@@ -206,7 +250,7 @@ class OffloadPricing:
             self._copied(slice(None)),
             self._on_device(self.served.loaded) + self._low_on_device("loaded"),
         )
-        copies_s = self.served.loaded.sum(axis=-1) * self.tiers.copy_s
+        copies_s = summed(self.served.loaded, self.tiers.copy_s)
         if self.low is not None:
             copies_s = copies_s + self.low.loaded.sum(axis=-1) * self.tiers.low_copy_s
         loads: list[list[Duration]] = []
@@ -234,7 +278,7 @@ class OffloadPricing:
         if not mask.any():
             return np.zeros(mask.shape[:-1])
         machine = machine_of(self.setting, self.exchange)
-        shape = expert_shape(model or self.setting.model, self.setting.layout.tp)
+        shape = None if model is None else expert_shape(model, self.setting.layout.tp)
         only = np.moveaxis(mask, 1, 0)
         return np.moveaxis(expert_times_s(machine, self.placement, self.reduction, shape, only=only), 1, 0)
 
@@ -244,9 +288,9 @@ class OffloadPricing:
         if not self.served.hosted.any():
             return np.zeros(self.wanted.tokens.shape[:-1])
         tokens = np.where(self.served.hosted, self.wanted.tokens, 0)
-        shape = expert_shape(setting.model, setting.layout.tp)
-        each_s = host_laws.expert_s(np.arange(tokens.max() + 1), shape, tiers.cores, tiers.dram_bytes_per_s)
-        work_s = each_s[tokens].sum(axis=-1)
+        counts = np.arange(tokens.max() + 1)
+        each_s = _by_width(setting, self.wanted, tokens, partial(_host_expert_s, setting, tiers, counts))
+        work_s = each_s.sum(axis=-1)
         machine = machine_of(setting, self.exchange)
         choices, summed = tokens.sum(axis=-1), np.moveaxis(self.reduction.summed_tokens, 1, 0)
         rows = np.where(summed > 0, np.minimum(choices, summed), choices)

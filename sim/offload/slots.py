@@ -42,6 +42,11 @@ def check_offload(setting: Setting, placement: Placement, schedule: ScheduleSpec
             f"memory.offload has a schedule of its own: leave schedule.overlap ({schedule.overlap}), pim, move and "
             "payload out"
         )
+    if setting.widths is not None and (spec.pool == "model" or spec.grades is not None):
+        raise ScenarioError(
+            "memory.offload: slots are as large as the widest expert of their layer; with `bits` leave pool: model and "
+            "grades out"
+        )
     least = min(setting.model.top_k, int(placement.slots_per_rank().max()))
     slots = int(slots_of(placement, spec).min())
     if spec.miss != "host" and slots < least:

@@ -56,7 +56,7 @@ def serve_plan(session: Session, plan: Plan, spec: ServingSpec, step_of: StepOf)
                 "steps": max(1, min(TABLE_STEPS, TABLE_TOKENS // (tokens * n_devices))),
             }
         )
-        return session.setting(plan.cluster, plan.parallel, workload)
+        return session.setting(plan.cluster, plan.parallel, workload, plan.bits)
 
     first = setting_of("decode", plan.schedule.n_parts)
     tp, n_ranks = first.attention_tp, first.cluster.n_devices // first.attention_tp

@@ -72,7 +72,7 @@ def check_streamed_host(setting: Setting, stream: StreamSpec) -> None:
     host, model, generate = setting.cluster.host, setting.model, setting.workload.generate
     if host is None or host.dram_bytes is None:
         return
-    weights = len(model.moe_layers) * model.n_experts * model.expert_bytes * (1 - stream.held)
+    weights = float(setting.expert_bytes.sum()) * (1 - stream.held)
     weights += _other_streamed_bytes(model) if stream.weights == "layers" else 0.0
     cache = 0.0
     if generate is not None:
