@@ -21,7 +21,17 @@ from scenarios.training_specs import TrainingSpec
 from scenarios.workload_specs import WorkloadSpec
 from sim.ranks import Ranks, group_cluster, layout_of, ranks_of
 from sim.size import check_workload
-from sim.steps import chosen, dropped, judged_steps, numbered, routed_model, spread_steps, with_room
+from sim.steps import (
+    chosen,
+    dropped,
+    judged_steps,
+    kept_in_memory,
+    numbered,
+    pruned_model,
+    routed_model,
+    spread_steps,
+    with_room,
+)
 from traces.batches import Batches
 from traces.drops import RouteShares, route_shares
 from traces.routes import masked
@@ -150,7 +160,10 @@ def make_setting(
     check_workload(workload, model, machine.n_devices)
     check_trace(trace, model)
     own_model = routed_model(model, workload.routing)
-    if alike is not None:
+    n_kept = kept_in_memory(own_model, workload.routing, layout)
+    if alike is not None and n_kept is None:
+        if workload.routing.mask is not None and workload.routing.mask.prune:
+            own_model = pruned_model(own_model, alike.model.n_experts)
         return replace(
             alike,
             model=own_model,
@@ -161,9 +174,10 @@ def make_setting(
             pool=pool,
             training=training or TrainingSpec(),
         )
-    asked = chosen(numbered(trace, model, workload.routing), workload.routing)
-    trace = with_room(asked, workload.routing)
     parts = sequence_parts(trace, workload, seed)
+    asked = chosen(numbered(trace, model, workload.routing), workload.routing, parts.fit, n_kept)
+    trace = with_room(asked, workload.routing)
+    own_model = pruned_model(own_model, trace.n_experts)
 
     own = (parts.judged, workload, machine.n_devices, ranks.attention.tp, seed)
     batches = dropped(judged_steps(trace, *own), workload.routing)
