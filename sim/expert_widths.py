@@ -11,9 +11,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hwmodels.widths import ExpertWidths, Width
+from placement.plan import Placement
+from placement.reduction import Reduction
 from scenarios.budget_specs import BitsSpec, WidthSpec
 from scenarios.errors import ScenarioError
 from scenarios.models import BYTES_PER_VALUE, DType, ModelCard
+from sim.bound.demand import demands, slot_visits
 from sim.expert_budgets import choose_bits
 from sim.setting import Setting
 
@@ -96,3 +99,12 @@ def _width(spec: WidthSpec, model: ModelCard) -> Width:
         time_frac=spec.kernel.time_frac,
         source=spec.kernel.source or "",
     )
+
+
+def width_metrics(setting: Setting, placement: Placement, reduction: Reduction) -> dict[str, float]:
+    """Mean bits of an expert's weights, and bytes of weights that all devices read in a step; nothing without widths."""
+    if setting.widths is None:
+        return {}
+    asked = demands(setting, slot_visits(placement, reduction, setting.widths))
+    read_bytes = sum(demand.read_bytes for demand in asked if demand.kind != "attention")
+    return {"bits_per_expert_weight": setting.widths.mean_bits, "weight_read_bytes": read_bytes}

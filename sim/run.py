@@ -22,6 +22,7 @@ from sim.describe import described, notes, plan_name, provenance, table_title
 from sim.energy import cost_metrics, energy_metrics
 from sim.engine import replay
 from sim.execution import executed
+from sim.expert_widths import width_metrics
 from sim.memory import DeviceMemory, check_memory, with_all_contexts, with_copies
 from sim.metrics import Execution
 from sim.moving import moved_bytes
@@ -235,6 +236,7 @@ def _measured(session: Session, plan: Plan, ran: _Ran) -> RunResult:
         **measure.error_metrics(times, band, schedule.step_overhead),
         **measure.load_metrics(setting, placement, reduction),
         **measure.route_metrics(setting),
+        **width_metrics(setting, placement, reduction),
         **measure.traffic_metrics(setting, reduction, schedule, moved),
         **measure.memory_metrics(ran.memory),
         **_offload_metrics(ran),
