@@ -102,7 +102,7 @@ def _width(spec: WidthSpec, model: ModelCard) -> Width:
 
 
 def width_metrics(setting: Setting, placement: Placement, reduction: Reduction) -> dict[str, float]:
-    """Mean bits of an expert's weights, and bytes of weights that all devices read in a step; nothing without widths."""
+    """Mean bits of a weight of the experts, and bytes of weights that a step reads; nothing without widths."""
     if setting.widths is None:
         return {}
     asked = demands(setting, slot_visits(placement, reduction, setting.widths))

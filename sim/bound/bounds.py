@@ -8,11 +8,13 @@ from dataclasses import dataclass, replace
 from placement.plan import Placement
 from scenarios.errors import ScenarioError
 from scenarios.offload_specs import OffloadSpec
+from scenarios.schedule_specs import ScheduleSpec
 from scenarios.workload_specs import WorkloadSpec
 from sim.bound.bound import Bound
 from sim.bound.grid import BATCHES, Cell, cells
 from sim.bound.levers import Lever, Rows, levers, slots_lever
 from sim.bound.near import near_resources, near_uses
+from sim.bound.order import cuts_tried, device_s, holds, microbatches_of, order_resource, parts_of
 from sim.bound.resources import resources
 from sim.bound.stored import served_of, stored_resources
 from sim.memory import DeviceMemory, check_memory, device_memory
@@ -33,7 +35,8 @@ class Bounds:
     batches    bounds of other batches, ascending; the largest is what the memory holds, where it limits.
     largest    tokens per device that the memory holds; None where more than was tried fit.
     memory_tokens_per_s_per_gib  what one more GiB a device adds to the bound of the largest batch; None as above.
-    simulated  the scenario's own plan and schedule.
+    simulated  the scenario's own plan and schedule; cut: its microbatches, and its time on every device at least, by
+               the kernel laws, of a step in so many [s].
     grid       of decode: bounds over batch and context length, those that do not fit included.
     """
 
@@ -45,6 +48,7 @@ class Bounds:
     largest: int | None
     memory_tokens_per_s_per_gib: float | None
     simulated: RunResult
+    cut: tuple[int, float]
     grid: tuple[Cell, ...] = ()
 
 
@@ -97,8 +101,15 @@ def bounds_of(session: Session, progress: Callable[[str, float], None] | None = 
         largest=largest,
         memory_tokens_per_s_per_gib=extra,
         simulated=simulated,
+        cut=_cut_of(session, setting, placement, simulated),
         grid=tuple(_grid(session, plan, placement)) if setting.workload.phase == "decode" else (),
     )
+
+
+def _cut_of(session: Session, setting: Setting, placement: Placement, simulated: RunResult) -> tuple[int, float]:
+    schedule = ScheduleSpec.model_validate(simulated.plan["schedule"])
+    (cut,) = microbatches_of(session, setting, placement, schedule, {parts_of(schedule)})
+    return cut.number, device_s(setting, placement, cut) / setting.cluster.n_devices
 
 
 def bound_of(session: Session, setting: Setting, placement: Placement, plan: Plan) -> Bound:
@@ -114,6 +125,12 @@ def rows_of(session: Session, setting: Setting, placement: Placement, plan: Plan
     if schedule.pim != "none":
         uses = near_uses(setting, placement, reduction)
         return lambda one: near_resources(one, placement, reduction, schedule, uses)
+    if spec is None and holds(setting, schedule):
+        cuts = microbatches_of(session, setting, placement, schedule, cuts_tried(schedule))
+        return lambda one: (
+            *resources(one, placement, reduction, schedule.exchange),
+            order_resource(one, placement, reduction, schedule, cuts),
+        )
     if spec is None:
         return lambda one: resources(one, placement, reduction, schedule.exchange)
     served = served_of(setting, placement, reduction, schedule, spec)

@@ -68,12 +68,12 @@ def resources(
     """The rows of a setting under a plan with this exchange; `visits` default to those of any plan."""
     visits, prices = visits or visits_of(placement, reduction, setting.widths), layer_prices(setting)
     asked = demands(setting, visits)
-    busy_s = _other_kernels_s(setting, prices) + experts_floor_s(setting, placement, visits)
+    busy_s = other_kernels_s(setting, prices) + experts_floor_s(setting, placement, visits)
     return (
         _multiplication(setting, asked),
         _memory(setting, asked),
         _kernels(setting, busy_s),
-        *_links(setting, prices, exchange_prices(setting, reduction, exchange), exchange.kernel),
+        *link_resources(setting, prices, reduction, exchange),
     )
 
 
@@ -129,8 +129,8 @@ def _kernels(setting: Setting, busy_s: float) -> Resource:
     )
 
 
-def _other_kernels_s(setting: Setting, prices: LayerPrices) -> float:
-    """Device seconds of a mean step outside the experts."""
+def other_kernels_s(setting: Setting, prices: LayerPrices) -> float:
+    """Device seconds of a mean step outside the experts, of all microbatches; of some kinds, of those alone."""
     model = setting.model
     n_moe = len(model.moe_layers)
     windowed = 0
@@ -145,9 +145,10 @@ def _other_kernels_s(setting: Setting, prices: LayerPrices) -> float:
         "head": 1,
     }
     total_s = 0.0
-    for kind, (price,) in prices.items():
-        if not isinstance(price, ExchangeTime) and kind not in PARTS_OF_ATTENTION:
-            total_s += counts[kind] * float(price.sum(axis=-1).mean())
+    for kind, parts in prices.items():
+        for price in parts:
+            if not isinstance(price, ExchangeTime) and kind not in PARTS_OF_ATTENTION:
+                total_s += counts[kind] * float(price.sum(axis=-1).mean())
     return total_s
 
 
@@ -175,10 +176,11 @@ def _floor_of_widths_s(setting: Setting, visits: Visits, cells: int) -> float:
     return (min(calls_s) + beside_s) * cells
 
 
-def _links(
-    setting: Setting, prices: LayerPrices, exchanged: dict[str, list[list[Duration]]], kernel: str
+def link_resources(
+    setting: Setting, prices: LayerPrices, reduction: Reduction, exchange: ExchangeSpec
 ) -> tuple[Resource, ...]:
     """Send and receive ports of all devices, under the plan's own traffic, evenly spread."""
+    exchanged, kernel = exchange_prices(setting, reduction, exchange), exchange.kernel
     others = [price for (price,) in prices.values() if isinstance(price, ExchangeTime)]
     return tuple(
         Resource(

@@ -87,7 +87,7 @@ def batch_table(bounds: Bounds) -> rich.table.Table:
 
 def gap_lines(bounds: Bounds) -> list[str]:
     """What stands between the simulated plan and the bound, by cause [s of a step]."""
-    metrics, rows = bounds.simulated.metrics, {row.name: row for row in bounds.at.rows}
+    metrics, (n_parts, floor_s) = bounds.simulated.metrics, bounds.cut
     n_tokens = bounds.at.tokens_per_device * bounds.setting.cluster.n_devices
     step_s, bound_s = metrics["step_time_s"], n_tokens / bounds.at.tokens_per_s
     share = shown_percent(metrics["tokens_per_s"] / bounds.at.tokens_per_s)
@@ -100,13 +100,12 @@ def gap_lines(bounds: Bounds) -> list[str]:
         busy = ", ".join(f"{who} {shown_percent(metrics[f'busy_frac.{lane}'])}" for who, lane in lanes.items())
         return [f"{reached}. Busy: {busy}; the rest is waiting for each other."]
     computing_s = metrics["busy_frac.compute"] * (step_s - bounds.simulated.breakdown_s.get("host", 0.0))
-    floor_s = n_tokens / rows["device time"].tokens_per_s
     parts = {
         "tiles, waves and uneven experts": computing_s - floor_s,
         "own transfers not hidden": bounds.simulated.breakdown_s["transfer"],
         "waiting for other devices": bounds.simulated.breakdown_s["waiting"],
         "host between steps": bounds.simulated.breakdown_s.get("host", 0.0),
-        "transfers above computing": floor_s - bound_s,
+        f"kernels of {n_parts} microbatches" if n_parts > 1 else "transfers above computing": floor_s - bound_s,
     }
     named = ", ".join(f"{what} {shown_time(time_s)}" for what, time_s in parts.items() if abs(time_s) > 0.001 * step_s)
     return [f"{reached}: {named}."]

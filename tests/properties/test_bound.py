@@ -70,7 +70,10 @@ def random_scenario(rng: np.random.Generator) -> list[str]:
     devices = 8 * nodes
     overlap = "none" if chunks == 1 else f"chunked, chunks: {chunks}"
     launch = str(rng.choice(["graph", "eager"]))
-    dedup = str(rng.choice(["none", "device", "node"]))
+    exchange = f"dedup: {rng.choice(['none', 'device', 'node'])}"
+    if kernels in ("h200-trtllm", "h200-sglang") and rng.integers(4):  # calls of their own, of which DeepEP was timed
+        exchange, launch = "kernel: deepep-low-latency", "graph"
+        overlap = str(rng.choice([overlap, "two-batch, chunks: 2", "two-batch, chunks: 3", "two-batch-decode"]))
     return [
         f"cluster={{node: {node}, nodes: {nodes}, kernels: {kernels}}}",
         f"parallel={{attention: {{dp: {devices}}}, experts: {{ep: {devices}}}}}",
@@ -80,7 +83,7 @@ def random_scenario(rng: np.random.Generator) -> list[str]:
         "workload.steps=2",
         f"workload.context_tokens={int(rng.choice([128, 2048]))}",
         f"placement={{solver: {solver}, redundant: {redundant}}}",
-        f"schedule={{overlap: {overlap}, launch: {launch}, exchange: {{dedup: {dedup}}}}}",
+        f"schedule={{overlap: {overlap}, launch: {launch}, exchange: {{{exchange}}}}}",
         "memory.reserve=0.0",
     ]
 
