@@ -139,7 +139,9 @@ def expert_times_s(
         held = places.sum(axis=-1)
         multiplied, factor = width.multiplied(own)
         called = held > 0 if only is None else (chosen & (tokens > 0)).any(axis=-1)
-        total_s += np.where(called, factor * _call_s(machine, reduction, multiplied, tokens, chosen, held[:, 0]), 0.0)
+        total_s += np.where(
+            called, factor * _call_s(machine, reduction, multiplied, tokens, chosen, np.maximum(held[:, 0], 1)), 0.0
+        )
     return total_s
 
 

@@ -55,6 +55,7 @@ class CompareSpec(Spec):
     memory: tuple[MemorySpec, ...] = ()
     serving: tuple[ServingSpec, ...] = ()
     bits: tuple[BitsSpec, ...] = ()
+    training: tuple[TrainingSpec, ...] = ()
 
 
 class OfferSpec(Spec):

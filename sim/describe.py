@@ -16,6 +16,7 @@ from scenarios.offload_specs import OffloadSpec
 from scenarios.schedule_specs import GradientsSpec, ScheduleSpec
 from scenarios.serving_specs import ServingSpec
 from scenarios.specs import CompareSpec, MemorySpec, ScenarioSpec
+from scenarios.training_specs import TrainingSpec
 from scenarios.workload_specs import WorkloadSpec
 from sim.session import Plan, Session
 from sim.setting import Setting
@@ -77,13 +78,15 @@ def plan_name(spec: ScenarioSpec, plan: Plan, placement: Placement) -> str:
         parts.append(bits_name(plan.bits))
     if len(axes.serving) > 1 and plan.serving is not None:
         parts.append(serving_name(plan.serving))
+    if len(axes.training) > 1:
+        parts.append(training_name(plan.training))
     if len(axes.cluster) > 1:
         parts.append(f"{plan.cluster.nodes} x {plan.cluster.node}")
     return ", ".join(parts)
 
 
 def _varies(axes: CompareSpec) -> bool:
-    varied = (axes.schedule, axes.parallel, axes.memory, axes.serving, axes.cluster, axes.bits)
+    varied = (axes.schedule, axes.parallel, axes.memory, axes.serving, axes.training, axes.cluster, axes.bits)
     return max(map(len, varied)) > 1
 
 
@@ -155,6 +158,14 @@ def serving_name(serving: ServingSpec) -> str:
     return serving.name or (requests.file if requests.speed == 1 else f"{requests.file} x{requests.speed:g}")
 
 
+def training_name(training: TrainingSpec) -> str:
+    """The name that the scenario gives a way of training, or one of what it keeps and divides."""
+    kept = {"none": "keeps all", "selective": "selective recompute", "full": "full recompute"}
+    parts = [kept[training.recompute], f"ZeRO-{training.zero}"]
+    parts += [f"{training.replicas} replicas"] if training.replicas > 1 else []
+    return training.name or ", ".join(parts)
+
+
 def _parallel_name(parallel: ParallelSpec) -> str:
     attention, experts = parallel.attention, parallel.experts
     words: list[str] = []
@@ -175,6 +186,8 @@ def described(plan: Plan, placement: Placement) -> dict[str, Any]:
     }
     if plan.bits is not None:
         sections["bits"] = plan.bits.model_dump(exclude_none=True)
+    if plan.training != TrainingSpec():
+        sections["training"] = plan.training.model_dump(exclude_none=True)
     return sections | {"slots_per_layer": placement.n_slots, "wasted_slots": int(placement.duplicate_slots().sum())}
 
 

@@ -58,7 +58,7 @@ def levers(
 def _pulled(session: Session, setting: Setting, plan: Plan, base: RunResult, change: _Change) -> Lever:
     changed = replace(plan, cluster=change.cluster, parallel=change.parallel, placement=change.placement)
     try:
-        other = session.setting(change.cluster, change.parallel, setting.workload, plan.bits)
+        other = session.setting(change.cluster, change.parallel, setting.workload, bits=plan.bits)
         result = simulate(session, other, changed)
     except MoesimError as error:
         return Lever(

@@ -76,18 +76,19 @@ def compare_in(session: Session, axes: CompareSpec, version: str, progress: Prog
         axes.schedule or [spec.schedule],
         axes.memory or [spec.memory],
         axes.serving or [spec.serving],
+        axes.training or [spec.training],
         axes.bits or [spec.bits],
     )
     plans = [
-        Plan(cluster=c, parallel=p, placement=e, schedule=s, memory=m, serving=load, bits=b)
-        for c, p, e, s, m, load, b in combinations
+        Plan(cluster=c, parallel=p, placement=e, schedule=s, memory=m, serving=load, training=t, bits=b)
+        for c, p, e, s, m, load, t, b in combinations
     ]
     workloads = axes.workload or (spec.workload,)
     tables: list[Table] = []
     for workload in workloads:
         results = []
         for plan in plans:
-            setting = session.setting(plan.cluster, plan.parallel, workload, plan.bits)
+            setting = session.setting(plan.cluster, plan.parallel, workload, plan.training, plan.bits)
             results.append(simulate(session, setting, plan))
             if progress is not None:
                 done = len(tables) * len(plans) + len(results)
@@ -156,10 +157,9 @@ def _served(session: Session, plan: Plan, spec: ServingSpec) -> RunResult:
         )
     if plan.schedule.overlap in GENERATING:
         raise ScenarioError(f"serving: {plan.schedule.overlap} generates for all requests at once; leave serving out")
-    alone = replace(plan, serving=None)
 
-    def step_s(setting: Setting) -> float:
-        steps = _steps(session, setting, alone, session.plan_of(setting, alone).placement)
+    def step_s(plan: Plan, setting: Setting) -> float:
+        steps = _steps(session, setting, plan, session.plan_of(setting, plan).placement)
         return float(priced(steps).executed().step_times_s.mean())
 
     load = serve_plan(session, plan, spec, step_s)
@@ -268,5 +268,5 @@ def _table(spec: ScenarioSpec, setting: Setting, results: list[RunResult]) -> Ta
         ranked_by=ranked_by,
         first=results[0].name,
         moe_layers=setting.model.moe_layers,
-        notes=(*notes(setting), *(note for result in results for note in result.notes)),
+        notes=tuple(dict.fromkeys((*notes(setting), *(note for result in results for note in result.notes)))),
     )

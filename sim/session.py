@@ -23,6 +23,7 @@ from scenarios.placement_specs import PlacementSpec
 from scenarios.schedule_specs import ExchangeSpec, ScheduleSpec
 from scenarios.serving_specs import ServingSpec
 from scenarios.specs import MemorySpec, ScenarioSpec
+from scenarios.training_specs import TrainingSpec
 from scenarios.workload_specs import WorkloadSpec
 from sim.coherent import check_coherent
 from sim.expert_widths import with_widths
@@ -50,6 +51,7 @@ class Plan:
     memory: MemorySpec
     serving: ServingSpec | None = None
     bits: BitsSpec | None = None
+    training: TrainingSpec = field(default_factory=TrainingSpec)
 
     @classmethod
     def of(cls, spec: ScenarioSpec) -> Plan:
@@ -62,6 +64,7 @@ class Plan:
             memory=spec.memory,
             serving=spec.serving,
             bits=spec.bits,
+            training=spec.training,
         )
 
 
@@ -101,13 +104,19 @@ class Session:
         self.model = find_model(self.spec.model, self.base)
 
     def setting(
-        self, cluster: ClusterSpec, parallel: ParallelSpec, workload: WorkloadSpec, bits: BitsSpec | None = None
+        self,
+        cluster: ClusterSpec,
+        parallel: ParallelSpec,
+        workload: WorkloadSpec,
+        training: TrainingSpec | None = None,
+        bits: BitsSpec | None = None,
     ) -> Setting:
-        """The setting of one combination of the scenario's axes."""
+        """The setting of one combination of the scenario's axes; training: default that of the scenario."""
+        training = training or self.spec.training
         if bits is not None:
-            key = f"{cluster} {parallel} {workload} {self.spec.training} {bits}"
+            key = f"{cluster} {parallel} {workload} {training} {bits}"
             if key not in self.settings:
-                plain = self.setting(cluster, parallel, workload)
+                plain = self.setting(cluster, parallel, workload, training)
                 self.settings[key] = with_widths(plain, bits, self.spec.seed, self.base)
             return self.settings[key]
         model = self.model
@@ -116,7 +125,7 @@ class Session:
         traces, steps = self.shared.traces, self.shared.steps
         if trace_key not in traces:
             traces[trace_key] = open_trace(workload, self.model, self.base)
-        key = f"{cluster} {parallel} {workload} {self.spec.training}"
+        key = f"{cluster} {parallel} {workload} {training}"
         if key not in self.settings:
             group = parallel.experts and parallel.experts.ep * parallel.experts.tp
             devices = (cluster.node, cluster.nodes, cluster.devices_per_node, cluster.cards, group)
@@ -130,7 +139,7 @@ class Session:
                 seed=self.spec.seed,
                 base=self.base,
                 alike=steps.get(alike),
-                training=self.spec.training,
+                training=training,
             )
             steps.setdefault(alike, self.settings[key])
         return self.settings[key]

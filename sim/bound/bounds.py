@@ -64,7 +64,7 @@ def bounds_of(session: Session, progress: Callable[[str, float], None] | None = 
         raise ScenarioError(
             "serving: bounds are of steps of workload.tokens_per_device, not of requests under load; leave serving out"
         )
-    setting = session.setting(plan.cluster, plan.parallel, spec.workload, plan.bits)
+    setting = session.setting(plan.cluster, plan.parallel, spec.workload, bits=plan.bits)
     check_plain(setting, "moesim bound")
     if setting.n_stages * setting.n_groups > 1:
         raise ScenarioError(
@@ -128,7 +128,7 @@ def _streamed(
 
     def requests(n: int) -> Setting:
         changed = setting.workload.model_copy(update={"tokens_per_device": n, "steps": SCAN_STEPS})
-        return session.setting(plan.cluster, plan.parallel, changed, plan.bits)
+        return session.setting(plan.cluster, plan.parallel, changed, bits=plan.bits)
 
     whole = requests(most)
     placement = session.plan_of(whole, plan).placement
@@ -220,7 +220,9 @@ def batch_setting(session: Session, plan: Plan, tokens_per_device: int) -> Setti
     """The setting of another batch, on a few steps."""
     steps = min(session.spec.workload.steps, SCAN_STEPS)
     changed = {"tokens_per_device": tokens_per_device, "steps": steps}
-    return session.setting(plan.cluster, plan.parallel, session.spec.workload.model_copy(update=changed), plan.bits)
+    return session.setting(
+        plan.cluster, plan.parallel, session.spec.workload.model_copy(update=changed), bits=plan.bits
+    )
 
 
 def _scan(

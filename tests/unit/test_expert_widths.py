@@ -51,7 +51,7 @@ def result_of(bits: dict[str, Any] | None, **fields: Any) -> RunResult:
 def setting_of(bits: dict[str, Any], base: Path = Path()) -> tuple[Session, Setting]:
     spec = scenario(bits)
     session = Session(spec, base)
-    return session, session.setting(spec.cluster, spec.parallel, spec.workload, spec.bits)
+    return session, session.setting(spec.cluster, spec.parallel, spec.workload, bits=spec.bits)
 
 
 def test_every_width_is_a_call_of_its_own() -> None:
