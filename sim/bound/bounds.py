@@ -8,19 +8,19 @@ from dataclasses import dataclass, replace
 from placement.plan import Placement
 from scenarios.errors import ScenarioError
 from scenarios.offload_specs import OffloadSpec
-from scenarios.schedule_specs import ScheduleSpec
 from scenarios.stream_specs import StreamSpec
 from scenarios.workload_specs import WorkloadSpec
 from sim.bound.bound import Bound
 from sim.bound.grid import BATCHES, Cell, cells
 from sim.bound.levers import Lever, Rows, levers, slots_lever
 from sim.bound.near import near_resources, near_uses
-from sim.bound.order import cuts_tried, device_s, holds, microbatches_of, order_resource, parts_of
+from sim.bound.order import cuts_tried, device_s, holds, microbatches_of, order_resource
 from sim.bound.resources import resources
 from sim.bound.stored import served_of, stored_resources
 from sim.bound.streamed import requests_in_host, streamed_resources
 from sim.memory import DeviceMemory, check_memory, device_memory
 from sim.offload.slots import slots_of
+from sim.policies import MICROBATCHED
 from sim.result import RunResult
 from sim.run import simulate
 from sim.session import Plan, Session
@@ -151,8 +151,9 @@ def _streamed(
 
 
 def _cut_of(session: Session, setting: Setting, placement: Placement, simulated: RunResult) -> tuple[int, float]:
-    schedule = ScheduleSpec.model_validate(simulated.plan["schedule"])
-    (cut,) = microbatches_of(session, setting, placement, schedule, {parts_of(schedule)})
+    chosen = simulated.plan["schedule"]  # of a search the best one
+    number = chosen["chunks"] if chosen["overlap"] in MICROBATCHED else 1
+    (cut,) = microbatches_of(session, setting, placement, session.spec.schedule, {number})
     return cut.number, device_s(setting, placement, cut) / setting.cluster.n_devices
 
 

@@ -50,12 +50,7 @@ def microbatches_of(
 
 def cuts_tried(schedule: ScheduleSpec) -> set[int]:
     """Numbers of microbatches that the best order is sought among: 1, 2, and those of the plan's schedules."""
-    return {1, 2, *(parts_of(one) for one in schedule.search or (schedule,))}
-
-
-def parts_of(schedule: ScheduleSpec) -> int:
-    """Microbatches of a schedule, whose kernels are called once for each."""
-    return schedule.chunks if schedule.overlap in MICROBATCHED else 1
+    return {1, 2, *(one.chunks for one in schedule.search or (schedule,) if one.overlap in MICROBATCHED)}
 
 
 def device_s(setting: Setting, placement: Placement, cut: Microbatches) -> float:
