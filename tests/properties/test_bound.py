@@ -121,7 +121,7 @@ def test_a_device_alone_with_one_expert_reaches_its_bound_but_for_the_tiles() ->
 @pytest.mark.parametrize("example", ["moe-lens", "deepseek-decode"])
 def test_the_best_schedule_comes_within_15_percent_of_the_bound(example: str) -> None:
     scenario = api.load(f"examples/{example}")
-    session = Session(scenario.spec, scenario.path.parent, banded=False)
+    session = Session(scenario.spec, scenario.folder, banded=False)
     plan = Plan.of(scenario.spec)
     setting = session.setting(plan.cluster, plan.parallel, scenario.spec.workload)
     bound = bound_of(session, setting, session.plan_of(setting, plan).placement, plan)
