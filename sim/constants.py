@@ -66,6 +66,14 @@ def _stated(setting: Setting) -> Iterator[Constant]:
     if device.experts_slowdown != 1:
         name, value = f"{device.card.name} experts_slowdown", f"{device.experts_slowdown:g}"
         yield Constant(name=name, value=value, kind="assumed", source="scenario")
+    for width, whose in () if setting.widths is None else setting.widths.used():
+        law = f"{width.dtype} law" if width.time_frac is None else f"{width.time_frac:g} x {width.dtype} law"
+        yield Constant(
+            name=f"experts of {width.bits:g} bits",
+            value=f"{whose.mean():.1%}, {width.value_bytes:g} bytes a weight, {law}",
+            kind="assumed" if width.time_frac is None else "published",
+            source=width.source or "scenario; no kernel of these bits was timed for this project",
+        )
 
 
 def _host_cards(cluster: Cluster) -> Iterator[tuple[str, BaseModel]]:

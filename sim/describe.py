@@ -10,6 +10,7 @@ import numpy as np
 import simpy
 
 from placement.plan import Placement
+from scenarios.budget_specs import BitsSpec
 from scenarios.cluster_specs import ParallelSpec
 from scenarios.offload_specs import OffloadSpec
 from scenarios.schedule_specs import GradientsSpec, ScheduleSpec
@@ -75,6 +76,8 @@ def plan_name(spec: ScenarioSpec, plan: Plan, placement: Placement) -> str:
         parts.append(_parallel_name(plan.parallel))
     if len(axes.memory) > 1:
         parts.append(memory_name(plan.memory))
+    if len(axes.bits) > 1 and plan.bits is not None:
+        parts.append(bits_name(plan.bits))
     if len(axes.serving) > 1 and plan.serving is not None:
         parts.append(serving_name(plan.serving))
     if len(axes.training) > 1:
@@ -85,7 +88,8 @@ def plan_name(spec: ScenarioSpec, plan: Plan, placement: Placement) -> str:
 
 
 def _varies(axes: CompareSpec) -> bool:
-    return max(map(len, (axes.schedule, axes.parallel, axes.memory, axes.serving, axes.training, axes.cluster))) > 1
+    varied = (axes.schedule, axes.parallel, axes.memory, axes.serving, axes.training, axes.cluster, axes.bits)
+    return max(map(len, varied)) > 1
 
 
 def schedule_name(schedule: ScheduleSpec) -> str:
@@ -146,6 +150,15 @@ def way_name(spec: OffloadSpec) -> str:
     return ", ".join(parts)
 
 
+def bits_name(bits: BitsSpec) -> str:
+    """The name that the scenario gives a table of bits, or what it says of them."""
+    if bits.name is not None:
+        return bits.name
+    if bits.mean_bits is not None or bits.uniform is not None:
+        return f"mean of {bits.mean_bits:g} bits" if bits.mean_bits is not None else f"{bits.uniform:g} bits"
+    return f"bits of {bits.file}" if bits.file is not None else "bits of a table"
+
+
 def serving_name(serving: ServingSpec) -> str:
     """The name that the scenario gives a load, or that of its requests."""
     requests = serving.requests
@@ -180,6 +193,8 @@ def described(plan: Plan, placement: Placement) -> dict[str, Any]:
         name: getattr(plan, name).model_dump(exclude_none=True, exclude={"search"})
         for name in ("cluster", "parallel", "placement", "schedule", "memory")
     }
+    if plan.bits is not None:
+        sections["bits"] = plan.bits.model_dump(exclude_none=True)
     if plan.training != TrainingSpec():
         sections["training"] = plan.training.model_dump(exclude_none=True)
     return sections | {"slots_per_layer": placement.n_slots, "wasted_slots": int(placement.duplicate_slots().sum())}

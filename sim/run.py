@@ -23,6 +23,7 @@ from sim.describe import described, notes, plan_name, provenance, table_title
 from sim.energy import cost_metrics, energy_metrics
 from sim.engine import replay
 from sim.execution import executed
+from sim.expert_widths import width_metrics
 from sim.memory import DeviceMemory, check_memory, with_all_contexts, with_copies
 from sim.metrics import Execution
 from sim.moving import moved_bytes
@@ -83,17 +84,18 @@ def compare_in(session: Session, axes: CompareSpec, version: str, progress: Prog
         axes.memory or [spec.memory],
         axes.serving or [spec.serving],
         axes.training or [spec.training],
+        axes.bits or [spec.bits],
     )
     plans = [
-        Plan(cluster=c, parallel=p, placement=e, schedule=s, memory=m, serving=load, training=t)
-        for c, p, e, s, m, load, t in combinations
+        Plan(cluster=c, parallel=p, placement=e, schedule=s, memory=m, serving=load, training=t, bits=b)
+        for c, p, e, s, m, load, t, b in combinations
     ]
     workloads = axes.workload or (spec.workload,)
     tables: list[Table] = []
     for workload in workloads:
         results = []
         for plan in plans:
-            setting = session.setting(plan.cluster, plan.parallel, workload, plan.training)
+            setting = session.setting(plan.cluster, plan.parallel, workload, plan.training, plan.bits)
             results.append(simulate(session, setting, plan))
             if progress is not None:
                 done = len(tables) * len(plans) + len(results)
@@ -238,6 +240,7 @@ def _measured(session: Session, plan: Plan, ran: _Ran) -> RunResult:
         **measure.load_metrics(setting, placement, reduction),
         **former_metrics(setting, placement),
         **measure.route_metrics(setting),
+        **width_metrics(setting, placement, reduction),
         **measure.traffic_metrics(setting, reduction, schedule, moved),
         **measure.memory_metrics(ran.memory),
         **_offload_metrics(ran),

@@ -84,7 +84,7 @@ def _host_rows(setting: Setting, spec: OffloadSpec, uses: Uses) -> Iterator[Row]
     yield Row(
         resource=empty_resource("host link", "links", "s", n_devices, "copies of experts, one at a time on a device"),
         fixed=0.0,
-        per_other=tp * tiers.copy_s,
+        per_other=tp * float(tiers.copy_s),
         per_away=0 * each,
     )
     dram = cluster.host.dram_bytes_per_s.value * cluster.n_nodes

@@ -33,7 +33,8 @@ def check_tiers(setting: Setting, placement: Placement, spec: OffloadSpec) -> No
         return
     stated = None if host.dram_bytes is None else host.dram_bytes.value
     room = spec.host_memory or stated
-    needed = placement.n_slots * placement.n_layers * setting.model.expert_bytes / setting.cluster.n_nodes
+    sizes = np.take_along_axis(setting.expert_bytes, np.maximum(placement.expert_of_slot.astype(np.intp), 0), axis=1)
+    needed = float(sizes.sum()) / setting.cluster.n_nodes
     drive = drive_of(setting, spec)
     if stated is not None and room is not None and room > stated:
         raise MemoryInfeasible(

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import numpy as np
+
 from scenarios.offload_specs import OffloadSpec
 from sim.durations import Seconds
 from sim.metrics import Execution, lane_busy_s
 from sim.offload.offloaded import Offloaded
+from sim.offload.prices import summed
 from traces.caches import CONTRACTS
 
 
@@ -18,8 +21,11 @@ def offload_metrics(offloaded: Offloaded, execution: Execution, free_step_times_
     hits = int((served.resident | served.coming).sum())
     ahead = int(served.fetched_ahead.sum())
     step_s = execution.step_times_s
-    unsent = _unsent_s(execution) * offloaded.slots.shape[-1] / offloaded.tiers.copy_s
+    unsent = _unsent_s(execution) * offloaded.slots.shape[-1] / float(np.mean(offloaded.tiers.copy_s))
     copied = (int(served.loaded.sum()) + ahead) / len(step_s) - unsent
+    copies = (served.loaded, served.fetched_ahead)
+    copied_bytes = float(sum(summed(mask, offloaded.tiers.expert_bytes).sum() for mask in copies))
+    unsent_bytes = unsent * float(np.mean(offloaded.tiers.expert_bytes))
     lower: dict[str, float] = {}
     low_copied = 0.0
     if low is not None:
@@ -34,7 +40,7 @@ def offload_metrics(offloaded: Offloaded, execution: Execution, free_step_times_
         "cache_hit_frac": hits / used,
         "hosted_frac": int(served.hosted.sum()) / used,
         "experts_copied": copied + low_copied,
-        "copied_bytes": copied * offloaded.tiers.expert_bytes + low_copied * offloaded.tiers.low_bytes,
+        "copied_bytes": copied_bytes / len(step_s) - unsent_bytes + low_copied * offloaded.tiers.low_bytes,
         **lower,
         "exposed_copy_s": float((step_s - free_step_times_s).mean()),
         "busy_frac.to-device": _copying_s(execution) / step_s.mean(),
@@ -56,7 +62,7 @@ def _drive_metrics(offloaded: Offloaded, execution: Execution) -> dict[str, floa
     step_s = execution.step_times_s
     return {
         "host_hit_frac": 1 - read / max(asked, 1),
-        "ssd_bytes": read / len(step_s) * offloaded.tiers.expert_bytes,
+        "ssd_bytes": read / len(step_s) * float(np.mean(offloaded.tiers.expert_bytes)),
         "busy_frac.from-ssd": lane_busy_s(execution, "from-ssd") / float(step_s.mean()),
     }
 

@@ -64,7 +64,7 @@ def offloaded_of(
     """The replay of the setting's steps, which follow each other. Raises ScenarioError for what does not fit."""
     check_offload(setting, placement, schedule, spec)
     wanted = wanted_of(setting, placement, reduction, scored=RULES[spec.evict].needs_scores, grades=spec.grades)
-    tiers, slots = tiers_of(setting, spec), slots_of(placement, spec)
+    tiers, slots = tiers_of(setting, spec, wanted), slots_of(placement, spec)
     seen = pooled(wanted) if spec.pool == "model" else wanted
     low = None
     if spec.grades is not None and seen.dear is not None and seen.cheap is not None:

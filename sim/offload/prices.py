@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
 
 from hwmodels import host as host_laws
 from hwmodels.moe import expert_shape, grouped_gemm_moe_s
+from hwmodels.widths import Width
 from placement.moe_time import expert_times_s
 from placement.plan import Placement
 from placement.reduction import Reduction
@@ -32,17 +35,40 @@ PIECES = 8
 
 def miss_costs(setting: Setting, wanted: Wanted, tiers: Tiers) -> MissCosts:
     """Times of every single expert, by its tokens."""
-    shape = expert_shape(setting.model, setting.layout.tp)
     counts = np.arange(wanted.tokens.max() + 1)
-    device_s = grouped_gemm_moe_s(counts[:, None], shape, setting.cluster.device)
-    host_s = host_laws.expert_s(counts, shape, tiers.cores, tiers.dram_bytes_per_s)
-    by_row = wanted.tokens.reshape(len(wanted.tokens), -1, wanted.tokens.shape[-1])
+    rows = (len(wanted.tokens), -1, wanted.tokens.shape[-1])
+
+    def device_s(width: Width | None) -> Seconds:
+        shape, factor = expert_shape(setting.model, setting.layout.tp), 1.0
+        shape, factor = (shape, factor) if width is None else width.multiplied(shape)
+        return np.where(counts > 0, factor * grouped_gemm_moe_s(counts[:, None], shape, setting.cluster.device), 0.0)
+
     return MissCosts(
-        host_s=host_s[by_row],
-        device_s=np.where(counts > 0, device_s, 0.0)[by_row],
-        copy_s=tiers.copy_s,
+        host_s=_by_width(setting, wanted, wanted.tokens, partial(_host_expert_s, setting, tiers, counts)).reshape(rows),
+        device_s=_by_width(setting, wanted, wanted.tokens, device_s).reshape(rows),
+        copy_s=np.reshape(tiers.copy_s, rows[1:]) if np.ndim(tiers.copy_s) else tiers.copy_s,
         call_s=tiers.cores.constants.call_s + 2 * tiers.link_latency_s,
     )
+
+
+def _host_expert_s(setting: Setting, tiers: Tiers, counts: NDArray[np.int64], width: Width | None) -> Seconds:
+    """Time of one expert on the host, by its tokens."""
+    shape = expert_shape(setting.model, setting.layout.tp)
+    stored = shape if width is None else width.stored(shape)
+    return host_laws.expert_s(counts, stored, tiers.cores, tiers.dram_bytes_per_s)
+
+
+def _by_width(
+    setting: Setting, wanted: Wanted, tokens: NDArray[np.int64], table_of: Callable[[Width | None], Seconds]
+) -> Seconds:
+    """Values of every expert by its tokens int64[step, layer, rank, place], of tables by its width."""
+    if setting.widths is None:
+        return table_of(None)[tokens]
+    found: Seconds = np.zeros(tokens.shape)
+    layer = np.arange(len(wanted.expert))[:, None, None]
+    for width, whose in setting.widths.used():
+        found = np.where(whose[layer, np.maximum(wanted.expert, 0)], table_of(width)[tokens], found)
+    return found
 
 
 def caching(step: Step, pricing: OffloadPricing) -> Step:
@@ -79,6 +105,13 @@ def _stored(layer: Layer, pricing: OffloadPricing, row: int) -> Stored:
     )
 
 
+def summed(mask: Mask, each: Seconds | float) -> Seconds:
+    """Sum over the places of a mask of what each is worth, alike for all or float64[layer, rank, place]."""
+    if np.ndim(each) == 0:
+        return np.asarray(mask.sum(axis=-1) * each)
+    return np.asarray((mask * each).sum(axis=-1))
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OffloadPricing:
     """What the works of a setting's offloaded experts are priced by."""
@@ -106,7 +139,7 @@ class OffloadPricing:
         parts_s = {
             "resident": self._on_device(served.resident) + self._low_on_device("resident"),
             "coming": self._on_device(served.coming),
-            "ahead": (served.coming if lets_pass else served.fetched_ahead).sum(axis=-1) * copy_s,
+            "ahead": summed(served.coming if lets_pass else served.fetched_ahead, copy_s),
             "rest": np.zeros(served.coming.shape[:-1]),
             "hosted": hosted_s * (1 - self.spec.defer),
             "deferred": hosted_s * self.spec.defer,
@@ -142,7 +175,7 @@ class OffloadPricing:
             return (np.zeros(wrong.shape[:-1]),) * 2
         last = np.where(served.coming, guess, np.inf).min(axis=-1, keepdims=True)
         before = wrong & (guess > last)
-        return before.sum(axis=-1) * self.tiers.copy_s, (wrong & ~before).sum(axis=-1) * self.tiers.copy_s
+        return summed(before, self.tiers.copy_s), summed(wrong & ~before, self.tiers.copy_s)
 
     def _loads(self) -> dict[str, list[list[Duration]]]:
         """Copies of missed experts and their work, piece by piece: pieces differ by one expert at most.
@@ -153,7 +186,7 @@ class OffloadPricing:
             self._copied(slice(None)),
             self._on_device(self.served.loaded) + self._low_on_device("loaded"),
         )
-        copies_s = self.served.loaded.sum(axis=-1) * self.tiers.copy_s
+        copies_s = summed(self.served.loaded, self.tiers.copy_s)
         if self.low is not None:
             copies_s = copies_s + self.low.loaded.sum(axis=-1) * self.tiers.low_copy_s
         loads: list[list[Duration]] = []
@@ -184,7 +217,7 @@ class OffloadPricing:
         if not mask.any():
             return np.zeros(mask.shape[:-1])
         machine = machine_of(self.setting, self.exchange)
-        shape = expert_shape(model or self.setting.model, self.setting.layout.tp)
+        shape = None if model is None else expert_shape(model, self.setting.layout.tp)
         only = np.moveaxis(mask, 1, 0)
         return np.moveaxis(expert_times_s(machine, self.placement, self.reduction, shape, only=only), 1, 0)
 
@@ -194,9 +227,9 @@ class OffloadPricing:
         if not self.served.hosted.any():
             return np.zeros(self.wanted.tokens.shape[:-1])
         tokens = np.where(self.served.hosted, self.wanted.tokens, 0)
-        shape = expert_shape(setting.model, setting.layout.tp)
-        each_s = host_laws.expert_s(np.arange(tokens.max() + 1), shape, tiers.cores, tiers.dram_bytes_per_s)
-        work_s = each_s[tokens].sum(axis=-1)
+        counts = np.arange(tokens.max() + 1)
+        each_s = _by_width(setting, self.wanted, tokens, partial(_host_expert_s, setting, tiers, counts))
+        work_s = each_s.sum(axis=-1)
         machine = machine_of(setting, self.exchange)
         choices, summed = tokens.sum(axis=-1), np.moveaxis(self.reduction.summed_tokens, 1, 0)
         rows = np.where(summed > 0, np.minimum(choices, summed), choices)

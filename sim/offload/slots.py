@@ -42,6 +42,13 @@ def check_offload(setting: Setting, placement: Placement, schedule: ScheduleSpec
             f"memory.offload has a schedule of its own: leave schedule.overlap ({schedule.overlap}), pim, move and "
             "payload out"
         )
+    cancels = spec.prefetch is not None and spec.prefetch.cancel
+    timed = spec.priority != "fifo" or spec.packet is not None or spec.ssd is not None or cancels
+    if setting.widths is not None and (spec.pool == "model" or spec.grades is not None or timed):
+        raise ScenarioError(
+            "memory.offload: slots are as large as the widest expert of their layer, and copies and reads of one "
+            "size; with `bits` leave pool: model, grades, priority, packet, cancel and ssd out"
+        )
     least = min(setting.model.top_k, int(placement.slots_per_rank().max()))
     slots = int(slots_of(placement, spec).min())
     if spec.miss != "host" and slots < least:

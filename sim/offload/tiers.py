@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 from hwmodels.cards import READ_BAND, LinkCard, SsdCard
 from hwmodels.copies import CopyLaw, block_s, find_copy_law
@@ -19,6 +19,7 @@ from scenarios.offload_specs import OffloadSpec
 from sim.durations import Seconds
 from sim.offload.host_cache import drive_of
 from sim.offload.slots import lowered
+from sim.offload.wanted import Wanted
 from sim.setting import Setting
 
 COPIES = ("load", "ahead", "astray")
@@ -35,19 +36,20 @@ HOSTED = ("hosted", "deferred")
 class Tiers:
     """What a device's host adds: time of one expert's copy, the host's cores for its experts, and the way there.
 
+    copy_s, expert_bytes  of an expert, alike for all or float64[layer, rank, place].
     packet_s  what one expert's copy takes of a packet, the time that it cannot be interrupted for.
-    low_copy_s, low_bytes  of an expert in the lower precision of `grades`, 0 without; expert_bytes: of any other.
+    low_copy_s, low_bytes  of an expert in the lower precision of `grades`, 0 without.
     drive, drive_share  the host's drive, if it has experts, and what each device has of its rate; queue_depth of reads.
     dram_bytes_per_s  share of the host's memory bandwidth that each device's experts have, all devices at once.
     """
 
-    copy_s: float
+    copy_s: Seconds | float
     packet_s: float
     cores: Host
     dram_bytes_per_s: float
     link_bytes_per_s: float
     link_latency_s: float
-    expert_bytes: float
+    expert_bytes: Seconds | float
     low_copy_s: float = 0.0
     low_bytes: float = 0.0
     drive: SsdCard | None = None
@@ -58,11 +60,13 @@ class Tiers:
         """Time to read so many experts from the drive one after another, float64[...] [s]."""
         if self.drive is None:
             return np.zeros(n_experts.shape)
-        return read_s(n_experts * self.expert_bytes, self.drive, self.queue_depth, self.drive_share)
+        return read_s(n_experts * float(np.mean(self.expert_bytes)), self.drive, self.queue_depth, self.drive_share)
 
 
-def tiers_of(setting: Setting, spec: OffloadSpec) -> Tiers:
+def tiers_of(setting: Setting, spec: OffloadSpec, wanted: Wanted | None = None) -> Tiers:
     """The host of every device of the setting; devices of a node share its cores and its memory bandwidth evenly.
+
+    wanted  which expert is at which place, where they are stored in several widths.
 
     Where a plan both copies and leaves work to the cores, they share the bandwidth as if they always met: max-min fair.
     Raises ScenarioError where the node has no host, or fewer cores than are asked for.
@@ -73,18 +77,18 @@ def tiers_of(setting: Setting, spec: OffloadSpec) -> Tiers:
     link, n_devices = cluster.host_link, cluster.devices_per_node
     dram_bytes_per_s = host.card.dram_bytes_per_s.value / n_devices
     both = spec.miss in ("cheaper", "balanced") or (spec.miss == "host" and spec.prefetch is not None)
-    expert_bytes = setting.model.expert_bytes / setting.layout.tp
+    expert_bytes, mean_bytes = _sizes(setting, wanted)
     low_bytes = 0.0 if spec.grades is None else lowered(setting.model, spec.grades).expert_bytes / setting.layout.tp
-    n_packets = 1 if spec.packet is None else math.ceil(expert_bytes / spec.packet)
-    copy_s, low_copy_s = _copy_s(expert_bytes, link, n_packets), _copy_s(low_bytes, link) if low_bytes else 0.0
+    n_packets = 1 if spec.packet is None else math.ceil(mean_bytes / spec.packet)
+    low_copy_s = float(_copy_s(low_bytes, link)) if low_bytes else 0.0
     drive = drive_of(setting, spec)
     reads = 0.0 if drive is None else read_bytes_per_s(drive, spec.ssd_queue) / n_devices
-    users = (expert_bytes / copy_s, host.dram_bytes_per_s)
+    users = (mean_bytes / float(_copy_s(mean_bytes, link, n_packets)), host.dram_bytes_per_s)
     copies, experts = _dram_shares(users, reads, dram_bytes_per_s, together=both)
-    copy_s = max(copy_s, expert_bytes / copies)
+    copy_s: Seconds | float = np.maximum(_copy_s(expert_bytes, link, n_packets), expert_bytes / copies)[()]
     return Tiers(
         copy_s=copy_s,
-        packet_s=copy_s / n_packets,
+        packet_s=float(np.mean(copy_s)) / n_packets,
         low_copy_s=max(low_copy_s, low_bytes / copies),
         expert_bytes=expert_bytes,
         low_bytes=low_bytes,
@@ -126,12 +130,20 @@ def _dram_shares(
     return float(copies), float(experts)
 
 
-def _copy_s(expert_bytes: float, link: LinkCard, n_packets: int = 1) -> float:
+def _sizes(setting: Setting, wanted: Wanted | None) -> tuple[Seconds | float, float]:
+    """Bytes that a device holds of an expert, of each place where they differ, and their mean."""
+    sizes, tp = setting.expert_bytes / setting.layout.tp, setting.layout.tp
+    if setting.widths is None or wanted is None:
+        return setting.model.expert_bytes / tp, float(sizes.mean())
+    return sizes[np.arange(len(wanted.expert))[:, None, None], np.maximum(wanted.expert, 0)], float(sizes.mean())
+
+
+def _copy_s(expert_bytes: ArrayLike, link: LinkCard, n_packets: int = 1) -> Seconds:
     """Time of one expert's copy over the link in packets of equal size, as fast as the host's memory may be."""
     law = copy_law(link)
     if law is not None:
-        return n_packets * float(block_s(expert_bytes / n_packets, law, link.bytes_per_s.value))
-    return n_packets * link.latency_s.value + expert_bytes / link.effective_bytes_per_s
+        return n_packets * block_s(np.asarray(expert_bytes) / n_packets, law, link.bytes_per_s.value)
+    return np.asarray(n_packets * link.latency_s.value + np.asarray(expert_bytes) / link.effective_bytes_per_s)
 
 
 def copy_law(link: LinkCard) -> CopyLaw | None:

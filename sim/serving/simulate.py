@@ -194,7 +194,7 @@ def setting_of(
             "steps": max(1, min(TABLE_STEPS, TABLE_TOKENS // (tokens * n_devices))),
         }
     )
-    return session.setting(plan.cluster, plan.parallel, workload)
+    return session.setting(plan.cluster, plan.parallel, workload, bits=plan.bits)
 
 
 def _sizes(least: int, most: int) -> list[int]:

@@ -39,6 +39,7 @@ def metric_names() -> set[str]:
             "metrics.py",
             "batch_measures.py",
             "energy.py",
+            "expert_widths.py",
             "offload/measures.py",
             "serving/measures.py",
             "stream/measures.py",
