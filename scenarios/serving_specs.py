@@ -6,6 +6,7 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
+from scenarios.scaling_specs import FailureSpec, ScalingSpec, StagesSpec
 from scenarios.sources import Spec
 from scenarios.units import Seconds
 
@@ -60,7 +61,22 @@ class ServingSpec(Spec):
     cached_frac: float = Field(default=0.0, ge=0, lt=1, description="share of each prompt whose prefill is cached")
     router: RouterName = Field(default="round-robin", description="to which rank a request goes when it arrives")
     slo: SloSpec | None = None
+    scaling: ScalingSpec | None = Field(default=None, description="devices that come and go under load")
+    failures: tuple[FailureSpec, ...] = Field(default=(), description="devices that die under load")
+    stages: StagesSpec = Field(default=StagesSpec(), description="of scaling and failures: times beside bytes")
     name: str | None = None
+
+    @property
+    def changes(self) -> bool:
+        """Whether the engine changes while it serves."""
+        return self.scaling is not None or bool(self.failures)
+
+    @model_validator(mode="after")
+    def _observed(self) -> ServingSpec:
+        controller = self.scaling and self.scaling.controller
+        if controller and controller.slo_attainment is not None and self.slo is None:
+            raise ValueError("scaling.controller.slo_attainment: give the limits that are met, slo: {ttft: 1 s}")
+        return self
 
     @model_validator(mode="after")
     def _room(self) -> ServingSpec:

@@ -19,6 +19,7 @@ from sim.bands import UNREAD, step_band
 from sim.coherent import context_bytes
 from sim.constants import constants_of
 from sim.describe import described, notes, plan_name, provenance, table_title
+from sim.elastic.serve import serve_changing_plan
 from sim.energy import cost_metrics, energy_metrics
 from sim.engine import replay
 from sim.execution import executed
@@ -159,7 +160,8 @@ def _served(session: Session, plan: Plan, spec: ServingSpec) -> RunResult:
         steps = _steps(session, setting, plan, session.plan_of(setting, plan).placement)
         return float(priced(steps).executed().step_times_s.mean())
 
-    load = serve_plan(session, plan, spec, step_s)
+    serve = serve_changing_plan if spec.changes else serve_plan
+    load = serve(session, plan, spec, step_s)
     shown = _simulated(session, load.typical, plan, session.plan_of(load.typical, plan).placement)
     kept = {name: value for name, value in shown.metrics.items() if not name.startswith(OF_STEPS)}
     return replace(

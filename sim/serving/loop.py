@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from scenarios.errors import MemoryInfeasible
 from scenarios.serving_specs import ServingSpec
 from sim.serving.engine import Engine, IterationPrices, Progress
+from sim.serving.history import History
 from sim.serving.ranks import Rank
 from traces.requests import RequestTrace
 
@@ -24,6 +25,8 @@ class Served:
     end_s                  float64[iteration]; busy_s: how long each took.
     decoding, prompt_tokens, waiting, used_blocks  int64[iteration], sums over ranks; waiting: requests in queues.
     most_tokens            int64[iteration]: tokens of the fullest rank.
+    history                where devices change: of the requests that were answered, and sums over engines; ranks and
+                           blocks are then the most that there were.
     """
 
     requests: RequestTrace
@@ -39,6 +42,7 @@ class Served:
     n_ranks: int
     n_blocks: int
     n_preempted: int
+    history: History | None = None
 
 
 def serve(requests: RequestTrace, spec: ServingSpec, n_ranks: int, n_blocks: int, prices: IterationPrices) -> Served:
@@ -46,13 +50,7 @@ def serve(requests: RequestTrace, spec: ServingSpec, n_ranks: int, n_blocks: int
 
     Raises MemoryInfeasible where a request is longer than the KV cache of a rank.
     """
-    longest = int(np.argmax(requests.input_tokens + requests.output_tokens))
-    needed = int(requests.input_tokens[longest] + requests.output_tokens[longest])
-    if -(-needed // spec.block_tokens) > n_blocks:
-        raise MemoryInfeasible(
-            f"request {longest} of {requests.source} has {needed:,} tokens, and the KV cache of a rank holds "
-            f"{n_blocks * spec.block_tokens:,}; levers: fewer weights on a device, a smaller kv_dtype, shorter requests"
-        )
+    check_longest(requests, spec, n_blocks)
     env = simpy.Environment()
     progress = Progress.of(len(requests), env)
     lengths = requests.input_tokens.tolist(), requests.output_tokens.tolist()
@@ -61,6 +59,17 @@ def serve(requests: RequestTrace, spec: ServingSpec, n_ranks: int, n_blocks: int
     env.process(engine.run())
     env.run(until=progress.all_done)
     return served(requests, engine, progress)
+
+
+def check_longest(requests: RequestTrace, spec: ServingSpec, n_blocks: int) -> None:
+    """Raise MemoryInfeasible where a request is longer than a KV cache of `n_blocks` blocks."""
+    longest = int(np.argmax(requests.input_tokens + requests.output_tokens))
+    needed = int(requests.input_tokens[longest] + requests.output_tokens[longest])
+    if -(-needed // spec.block_tokens) > n_blocks:
+        raise MemoryInfeasible(
+            f"request {longest} of {requests.source} has {needed:,} tokens, and the KV cache of a rank holds "
+            f"{n_blocks * spec.block_tokens:,}; levers: fewer weights on a device, a smaller kv_dtype, shorter requests"
+        )
 
 
 def arrivals(

@@ -90,8 +90,52 @@ class Rank:
 
     def arrive(self, request: int) -> None:
         """A request joins the queue."""
-        self.waiting.append(_Prompt(request, self.input_tokens[request], 0))
-        self.waiting_tokens += self.input_tokens[request]
+        self.come_back(request, 0)
+
+    def evict(self, iteration: int) -> list[tuple[int, int, int]]:
+        """Drop all requests: (request, tokens that it has written, tokens of it in the cache), before an iteration."""
+        gone = []
+        for one in self._order:
+            if not one.gone:
+                steps = iteration - one.since
+                gone.append((one.request, one.written + steps, one.context + steps))
+                self._remove(one, one.context + steps)
+        for prompt in (*self.prompts, *self.waiting):
+            gone.append((prompt.request, prompt.length - self.input_tokens[prompt.request], prompt.held))
+        self.prompts.clear()
+        self.waiting.clear()
+        self.waiting_tokens, self.free_blocks = 0, self.n_blocks
+        return gone
+
+    def come_back(self, request: int, written: int) -> None:
+        """A request that lost its cache joins the queue, as a prompt with all that it has written."""
+        length = self.input_tokens[request] + written
+        self.waiting.append(_Prompt(request, length, 0))
+        self.waiting_tokens += length
+
+    def adopt(self, request: int, cached: int, iteration: int) -> bool:
+        """Take over a request that decodes, with `cached` tokens in its cache; whether there is room for it."""
+        blocks = self._blocks(cached)
+        if blocks > self.free_blocks or self.n_decoding + len(self.prompts) >= self.spec.max_requests:
+            return False
+        self.free_blocks -= blocks
+        self._begin_to_decode(_Prompt(request, cached, cached), iteration)
+        return True
+
+    def resize(self, n_blocks: int, iteration: int) -> None:
+        """Another size of the KV cache; where it is full, the last to have come are pre-empted."""
+        self.free_blocks += n_blocks - self.n_blocks
+        self.n_blocks = n_blocks
+        while self.free_blocks < 0 and self.n_decoding:
+            victim = self._order.pop()
+            if not victim.gone:
+                self._preempt(victim, iteration)
+        while self.free_blocks < 0:
+            prompt = self.prompts.pop()
+            self.free_blocks += self._blocks(prompt.length)
+            self.waiting.appendleft(_Prompt(prompt.request, prompt.length, 0))
+            self.waiting_tokens += prompt.held
+            self.n_preempted += 1
 
     def plan(self, iteration: int) -> RankLoad:
         """What the rank does in this iteration: blocks for tokens to be written, then prompts within the budget."""

@@ -20,7 +20,7 @@ from sim.serving.prices import Phase, TablePrices, fill_tables
 from sim.serving.ranks import RankLoad
 from sim.session import Plan, Session
 from sim.setting import Setting
-from traces.requests import requests_of
+from traces.requests import RequestTrace, requests_of
 
 StepOf = Callable[[Plan, Setting], float]
 """Mean time of the steps of a setting under a plan, host time left out [s]."""
@@ -76,18 +76,26 @@ def serve_plan(session: Session, plan: Plan, spec: ServingSpec, step_of: StepOf)
     deployment = deployed(session, plan, spec, step_of)
     requests = requests_of(spec.requests, session.base, session.spec.seed)
     served = serve(requests, spec, deployment.n_ranks, deployment.n_blocks, deployment.prices)
-    tokens = np.average(served.decoding + served.prompt_tokens, weights=served.busy_s) / deployment.n_devices
-    typical = setting_of(session, plan, "decode", max(round(float(tokens)), plan.schedule.n_parts), None)
-    note = (
-        f"Requests: {requests.source}, {len(requests):,}, {requests.input_tokens.mean():,.0f} tokens in and "
-        f"{requests.output_tokens.mean():,.0f} out on average. {deployment.note} Loads, traffic and timeline are of a "
-        "decode step of typical size."
-    )
     return LoadResult(
         served=served,
         metrics=serving_metrics(served, spec.slo, deployment.table_error),
-        typical=typical,
-        note=note,
+        typical=typical_of(session, plan, served, deployment.n_devices),
+        note=load_note(requests, deployment),
+    )
+
+
+def typical_of(session: Session, plan: Plan, served: Served, n_devices: float) -> Setting:
+    """The setting of a decode step of the load's mean size."""
+    tokens = np.average(served.decoding + served.prompt_tokens, weights=served.busy_s) / n_devices
+    return setting_of(session, plan, "decode", max(round(float(tokens)), plan.schedule.n_parts), None)
+
+
+def load_note(requests: RequestTrace, deployment: Deployment) -> str:
+    """What a reader must know of a load."""
+    return (
+        f"Requests: {requests.source}, {len(requests):,}, {requests.input_tokens.mean():,.0f} tokens in and "
+        f"{requests.output_tokens.mean():,.0f} out on average. {deployment.note} Loads, traffic and timeline are of a "
+        "decode step of typical size."
     )
 
 
