@@ -27,8 +27,8 @@ def check_changes(spec: ServingSpec, former: Former, first: Formation) -> None:
         check_size(n_devices, former, total)
     if spec.scaling.method == "extravagant" and sizes and max(sizes) + len(first.devices) > total:
         raise ScenarioError(
-            f"serving.scaling: extravagant holds the {len(first.devices)} devices of the old engine and the {max(sizes)} "
-            f"of the new one at once, and there are {total}; raise scaling.nodes"
+            f"serving.scaling: extravagant holds the {len(first.devices)} devices of the old engine and the "
+            f"{max(sizes)} of the new one at once, and there are {total}; raise scaling.nodes"
         )
 
 

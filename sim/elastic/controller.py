@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from scenarios.errors import MemoryInfeasible
-from scenarios.scaling_specs import ControllerSpec, ScaleEventSpec
+from scenarios.scaling_specs import ControllerSpec
 from sim.elastic.fleet import Fleet, Steps
 from sim.elastic.scaling import scale
 
@@ -38,7 +38,7 @@ class Controller:
                 continue
             self.decisions.append((fleet.env.now, wanted - fleet.n_devices))
             try:
-                yield from scale(fleet, ScaleEventSpec(at=fleet.env.now, devices=wanted))
+                yield from scale(fleet, wanted)
             except MemoryInfeasible as short:
                 if wanted > fleet.n_devices:
                     raise

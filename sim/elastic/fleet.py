@@ -135,19 +135,19 @@ class Fleet:
         return self.holds[-1]
 
     def at_rest(self, engine: Engine) -> simpy.Event:
-        """Happens when no iteration of the engine is under way; none begins until `resume`."""
+        """Happens when no iteration of the engine is under way; none begins, and requests wait, until `resume`."""
         resting = self.env.event()
 
         def rest(engine: Engine) -> None:
-            engine.halted = True
+            engine.halted, engine.open = True, False
             resting.succeed()
 
         engine.between(rest)
         return resting
 
-    def resume(self, engine: Engine) -> None:
-        """The engine takes requests, and goes on."""
-        engine.halted, engine.open = False, True
+    def resume(self, engine: Engine, *, takes: bool = True) -> None:
+        """The engine goes on, and takes requests."""
+        engine.halted, engine.open = False, takes
         engine.between(lambda _: None)
 
     def evict(self, ranks: Iterable[Rank], engine: Engine, record: Change) -> list[Evicted]:

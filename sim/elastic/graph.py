@@ -37,7 +37,7 @@ def add_task(
 
 
 def executed(graph: nx.DiGraph) -> dict[str, Span]:
-    """When each task runs: list scheduling. Whenever one ends, those that can begin do, in the order of their adding."""
+    """When each task runs: list scheduling. Whenever one ends, those that can begin do, in order of adding."""
     env = simpy.Environment()
     run = _Run(env, graph)
     env.process(run.dispatch())

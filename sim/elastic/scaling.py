@@ -7,7 +7,6 @@ from collections.abc import Generator
 import simpy
 
 from scenarios.placement_specs import PlacementSpec
-from scenarios.scaling_specs import ScaleEventSpec
 from sim.elastic.copies import change_between
 from sim.elastic.fleet import Evicted, Fleet, Replica, Steps
 from sim.elastic.formations import Formation
@@ -15,21 +14,21 @@ from sim.elastic.methods import Reconfiguration, reconfigured
 from sim.serving.history import Change
 
 
-def scale(fleet: Fleet, event: ScaleEventSpec) -> Steps:
-    """Carry out an event, by the method of the scenario.
+def scale(fleet: Fleet, n_devices: int | None, placement: PlacementSpec | None = None) -> Steps:
+    """Another number of devices, or as many with another placement, by the method of the scenario.
 
     Raises MemoryInfeasible where it does not fit, ScenarioError where there are too few devices.
     """
     with fleet.lock.request() as turn:
         yield turn
-        n_devices = fleet.n_devices if event.devices is None else event.devices
+        n_devices = n_devices or fleet.n_devices
         method = fleet.scaling.method
         if method == "horizontal":
             yield from _replicate(fleet, n_devices)
         elif method in ("extravagant", "colocated"):
-            yield from _beside(fleet, fleet.open_replicas[-1], n_devices, event.placement)
+            yield from _beside(fleet, fleet.open_replicas[-1], n_devices, placement)
         else:
-            yield from _in_place(fleet, fleet.open_replicas[-1], n_devices, event.placement)
+            yield from _in_place(fleet, fleet.open_replicas[-1], n_devices, placement)
 
 
 def _in_place(fleet: Fleet, replica: Replica, n_devices: int, placement: PlacementSpec | None) -> Steps:
@@ -43,15 +42,15 @@ def _in_place(fleet: Fleet, replica: Replica, n_devices: int, placement: Placeme
     taken = reconfigured(fleet.program(difference), fleet.scaling)
     record, held = _begun(fleet, taken, len(before.devices), n_devices), fleet.hold(devices)
     ready_s, stopped_s, homeless = env.now + taken.ready_s, env.now, list[Evicted]()
-    engine.open = not (taken.stops or fleet.scaling.gate)
+    gated = taken.stops or fleet.scaling.gate
+    engine.open = not gated
     if taken.stops:
         yield fleet.at_rest(engine)
         homeless = fleet.evict(engine.ranks, engine, record)
     elif taken.room is not None:
         yield fleet.at_rest(engine)
         fleet.shrink(engine, taken.room)
-        engine.halted = False
-        engine.between(lambda _: None)
+        fleet.resume(engine, takes=not gated)
     yield env.timeout(max(ready_s - env.now, 0.0))
     yield fleet.at_rest(engine)
     if not taken.stops:

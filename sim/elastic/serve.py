@@ -88,7 +88,10 @@ def serve_changing(
 def _at(fleet: Fleet, event: ScaleEventSpec | FailureSpec) -> Generator[simpy.Event, None, None]:
     if event.at > 0:
         yield fleet.env.timeout(delay_until(event.at, fleet.env.now))
-    yield from fail(fleet, event) if isinstance(event, FailureSpec) else scale(fleet, event)
+    if isinstance(event, FailureSpec):
+        yield from fail(fleet, event)
+    else:
+        yield from scale(fleet, event.devices, event.placement)
 
 
 def _recorded(fleet: Fleet, progress: Progress) -> Served:
