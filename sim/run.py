@@ -17,10 +17,10 @@ from scenarios.stream_specs import GENERATING
 from sim import metrics as measure
 from sim.bands import UNREAD, step_band
 from sim.coherent import context_bytes
-from sim.constants import constants_of
+from sim.constants import constants_of, stage_constants
 from sim.describe import described, notes, plan_name, provenance, table_title
 from sim.elastic.serve import serve_changing_plan
-from sim.energy import cost_metrics, energy_metrics
+from sim.energy import cost_metrics, energy_metrics, served_energy_and_cost
 from sim.engine import replay
 from sim.execution import executed
 from sim.memory import DeviceMemory, check_memory, with_all_contexts, with_copies
@@ -94,6 +94,7 @@ def compare_in(session: Session, axes: CompareSpec, version: str, progress: Prog
         tables.append(_table(spec, setting, results))
     settings = [side for setting in session.settings.values() for side in sides_of(setting)]
     kernels = {one.exchange.kernel for plan in plans for one in plan.schedule.search or (plan.schedule,)}
+    stages = [plan.serving.stages for plan in plans if plan.serving is not None and plan.serving.changes]
     hosts = any(plan.memory.offload is not None or plan.memory.stream is not None for plan in plans)
     return Comparison(
         scenario=spec.name,
@@ -101,7 +102,14 @@ def compare_in(session: Session, axes: CompareSpec, version: str, progress: Prog
         model=session.model.name,
         cluster=", ".join(dict.fromkeys(setting.cluster.name for setting in settings)),
         tables=tuple(tables),
-        constants=tuple(dict.fromkeys(c for setting in settings for c in constants_of(setting, kernels, hosts=hosts))),
+        constants=tuple(
+            dict.fromkeys(
+                (
+                    *(c for setting in settings for c in constants_of(setting, kernels, hosts=hosts)),
+                    *(c for one in stages for c in stage_constants(one)),
+                )
+            )
+        ),
         provenance=provenance(spec, session, version),
         wall_s=time.perf_counter() - started,
     )
@@ -164,10 +172,12 @@ def _served(session: Session, plan: Plan, spec: ServingSpec) -> RunResult:
     load = serve(session, plan, spec, step_s)
     shown = _simulated(session, load.typical, plan, session.plan_of(load.typical, plan).placement)
     kept = {name: value for name, value in shown.metrics.items() if not name.startswith(OF_STEPS)}
+    metrics, history = load.metrics | kept, load.served.history
+    changes = {} if history is None else {"changes": [change.as_json() for change in history.changes]}
     return replace(
         shown,
-        plan=shown.plan | {"serving": spec.model_dump(exclude_none=True)},
-        metrics=load.metrics | kept,
+        plan=shown.plan | {"serving": spec.model_dump(exclude_none=True)} | changes,
+        metrics=metrics | served_energy_and_cost(load.typical, session.spec.prices, metrics),
         notes=(load.note,),
         served=load.served,
     )
