@@ -43,7 +43,8 @@ def _survived(fleet: Fleet, replica: Replica, dead: set[int]) -> Steps:
         record.downtime_s = env.now - record.at_s
         _given_up(fleet, replica, homeless, record, short)
         return
-    record.n_after, record.moved_bytes, record.peak_bytes = len(devices), taken.moved_bytes, taken.peak_bytes
+    record.n_after, record.moved_bytes = len(devices), taken.moved_bytes
+    record.peak_bytes, record.total_bytes = taken.peak_bytes, taken.total_bytes
     yield env.timeout(taken.ready_s)
     fleet.regroup(replica, after, homeless, record)
     record.ready_s, record.downtime_s = env.now, env.now - record.at_s

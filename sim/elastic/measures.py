@@ -29,9 +29,9 @@ def elastic_metrics(served: Served, history: History, spec: ServingSpec) -> dict
     }
     if scalings:
         metrics["scale_s"] = float(np.mean([change.takes_s for change in scalings]))
-        held = [change.peak_bytes.values() for change in scalings if change.peak_bytes]
-        metrics["scale_memory_bytes.device"] = max((max(one) for one in held), default=0.0)
-        metrics["scale_memory_bytes.all"] = max((sum(one) for one in held), default=0.0)
+        held = [max(change.peak_bytes.values(), default=0.0) for change in scalings]
+        metrics["scale_memory_bytes.device"] = max(held)
+        metrics["scale_memory_bytes.all"] = max(change.total_bytes for change in scalings)
     if failures:
         metrics["recover_s"] = float(max(change.takes_s for change in failures))
     return metrics | moved_metrics(history.changes) | _rates(served, history, spec)

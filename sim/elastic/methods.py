@@ -24,7 +24,7 @@ class Reconfiguration:
 
     ready_s      until the new formation serves [s]; stops: whether nothing is served until then.
     moved_bytes  by kind of link, or `host` or `disk`.
-    peak_bytes   device -> most that it holds meanwhile.
+    peak_bytes   device -> most that it holds meanwhile; total_bytes: most that all of them hold at once.
     room         blocks of the KV cache of each rank that stays, while copies come; None: as many as before.
     """
 
@@ -32,6 +32,7 @@ class Reconfiguration:
     stops: bool
     moved_bytes: Mapping[str, float]
     peak_bytes: Mapping[int, float]
+    total_bytes: float
     room: int | None = None
     tasks: Mapping[str, Span] = field(default_factory=dict)
 
@@ -175,7 +176,8 @@ def outcome(program: Program, *, stops: bool = False, beside: bool = False, anew
     """
     change, spans = program.change, executed(program.graph)
     room = None if stops or beside or change.before is None else _room(change.before, change, anew)
-    peaks = _peaks(change, room, stops=stops, beside=beside, anew=anew)
+    phases = _phases(change, room, stops=stops, beside=beside, anew=anew)
+    peaks = {d: max(phase.get(d, 0.0) for phase in phases) for phase in phases for d in phase}
     for device, held in peaks.items():
         usable = change.after.usable_bytes
         if held > usable * (1 + 1e-9):
@@ -184,7 +186,13 @@ def outcome(program: Program, *, stops: bool = False, beside: bool = False, anew
                 "levers: a smaller KV cache (serving.kv_tokens), more devices, method elastic-moe"
             )
     return Reconfiguration(
-        ready_s=makespan_s(spans), stops=stops, moved_bytes=program.moved, peak_bytes=peaks, room=room, tasks=spans
+        ready_s=makespan_s(spans),
+        stops=stops,
+        moved_bytes=program.moved,
+        peak_bytes=peaks,
+        total_bytes=max(sum(phase.values()) for phase in phases),
+        room=room,
+        tasks=spans,
     )
 
 
@@ -204,21 +212,22 @@ def _weights_meanwhile(before: Formation, change: Change, device: int, anew: boo
     return before.weight_bytes(device) + change.incoming.get(device, 0.0) + kept
 
 
-def _peaks(change: Change, room: int | None, *, stops: bool, beside: bool, anew: bool) -> dict[int, float]:
+def _phases(change: Change, room: int | None, *, stops: bool, beside: bool, anew: bool) -> list[dict[int, float]]:
+    """Bytes of every device before, during and after a change; where all stops, old and new are never together."""
     before, after = change.before, change.after
-    peaks = {device: after.weight_bytes(device) + after.kv_bytes for device in after.devices}
+    then = {device: after.weight_bytes(device) + after.kv_bytes for device in after.devices}
     if before is None:
-        return peaks
+        return [then]
+    held = {device: before.weight_bytes(device) + before.kv_bytes for device in before.devices}
+    if stops:
+        return [held, then]
+    during = dict(then)
     kv_bytes = before.kv_bytes * (1.0 if room is None else room / before.n_blocks)
     for device in before.devices:
-        held, then = before.weight_bytes(device) + before.kv_bytes, peaks.get(device, 0.0)
-        if stops:
-            peaks[device] = max(held, then)
-        elif beside:
-            peaks[device] = held + then
-        else:
-            peaks[device] = max(held, then, _weights_meanwhile(before, change, device, anew) + kv_bytes)
-    return peaks
+        during[device] = _weights_meanwhile(before, change, device, anew) + kv_bytes
+        if beside:
+            during[device] = held[device] + then.get(device, 0.0)
+    return [held, during, then]
 
 
 def _sum_from(source: Source, *copies: Mapping[tuple[Source, int], float]) -> dict[int, float]:

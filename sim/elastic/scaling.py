@@ -126,6 +126,7 @@ def _begun(fleet: Fleet, taken: Reconfiguration, n_before: int, n_after: int) ->
         takes_s=taken.ready_s,
         moved_bytes=taken.moved_bytes,
         peak_bytes=taken.peak_bytes,
+        total_bytes=taken.total_bytes,
     )
     fleet.changes.append(record)
     return record

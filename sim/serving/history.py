@@ -16,7 +16,7 @@ class Change:
 
     kind        the method, or `failure`; takes_s: how long it takes, at a failure as long as nothing is served.
     downtime_s  time without any iteration; moved_bytes: by kind of link, or `host` or `disk`.
-    peak_bytes  device -> most bytes that it held meanwhile.
+    peak_bytes  device -> most bytes that it held meanwhile; total_bytes: most that all held at once.
     lost_tokens tokens of KV caches that were lost, to be computed again.
     """
 
@@ -29,11 +29,11 @@ class Change:
     downtime_s: float = 0.0
     moved_bytes: Mapping[str, float] = field(default_factory=dict)
     peak_bytes: Mapping[int, float] = field(default_factory=dict)
+    total_bytes: float = 0.0
     lost_tokens: int = 0
 
     def as_json(self) -> dict[str, Any]:
         """Its numbers, as result.json holds them."""
-        total = sum(self.peak_bytes.values())
         return {
             "kind": self.kind,
             "at_s": self.at_s,
@@ -42,7 +42,7 @@ class Change:
             "downtime_s": self.downtime_s,
             "devices": [self.n_before, self.n_after],
             "moved_bytes": dict(self.moved_bytes),
-            "peak_bytes": {"device": max(self.peak_bytes.values(), default=0.0), "all": total},
+            "peak_bytes": {"device": max(self.peak_bytes.values(), default=0.0), "all": self.total_bytes},
             "lost_tokens": self.lost_tokens,
         }
 

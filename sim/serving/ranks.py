@@ -71,7 +71,7 @@ class Rank:
     waiting_tokens: int = 0
     _due: list[int] = field(init=False)
     _order: list[_Decoding] = field(default_factory=list)
-    _ends: list[tuple[int, int, _Decoding]] = field(default_factory=list)
+    _ends: list[tuple[int, int, int, _Decoding]] = field(default_factory=list)
     _taken: list[tuple[_Prompt, int]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
@@ -102,8 +102,8 @@ class Rank:
                 self._remove(one, one.context + steps)
         for prompt in (*self.prompts, *self.waiting):
             gone.append((prompt.request, prompt.length - self.input_tokens[prompt.request], prompt.held))
-        self.prompts.clear()
-        self.waiting.clear()
+        for kept in (self.prompts, self.waiting, self._order, self._ends):
+            kept.clear()
         self.waiting_tokens, self.free_blocks = 0, self.n_blocks
         return gone
 
@@ -194,7 +194,7 @@ class Rank:
     def _leave(self, iteration: int) -> list[int]:
         left: list[int] = []
         while self._ends and self._ends[0][0] == iteration:
-            one = heappop(self._ends)[2]
+            one = heappop(self._ends)[-1]
             if not one.gone:
                 self._remove(one, one.context + iteration - one.since + 1)
                 left.append(one.request)
@@ -214,7 +214,7 @@ class Rank:
             return 0
         if not self.n_decoding:
             return UNBOUNDED
-        while self._ends[0][2].gone:
+        while self._ends[0][-1].gone:
             heappop(self._ends)
         return min(self._ends[0][0] - iteration, self.free_blocks // self.n_decoding * self.spec.block_tokens)
 
@@ -260,7 +260,7 @@ class Rank:
         if len(self._order) > 2 * self.spec.max_requests:
             self._order = [other for other in self._order if not other.gone]
         self._order.append(one)
-        heappush(self._ends, (one.end, request, one))
+        heappush(self._ends, (one.end, request, iteration, one))
         return True
 
     def _blocks(self, tokens: int) -> int:
