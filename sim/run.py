@@ -178,7 +178,7 @@ def _served(session: Session, plan: Plan, spec: ServingSpec) -> RunResult:
         shown,
         plan=shown.plan | {"serving": spec.model_dump(exclude_none=True)} | changes,
         metrics=metrics | served_energy_and_cost(load.typical, session.spec.prices, metrics),
-        notes=(load.note,),
+        notes=load.notes,
         served=load.served,
     )
 
@@ -276,5 +276,5 @@ def _table(spec: ScenarioSpec, setting: Setting, results: list[RunResult]) -> Ta
         ranked_by=ranked_by,
         first=results[0].name,
         moe_layers=setting.model.moe_layers,
-        notes=(*notes(setting), *(note for result in results for note in result.notes)),
+        notes=tuple(dict.fromkeys((*notes(setting), *(note for result in results for note in result.notes)))),
     )

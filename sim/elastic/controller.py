@@ -12,7 +12,7 @@ from sim.elastic.fleet import Fleet, Steps
 from sim.elastic.scaling import scale
 
 NEAR = 3
-"""A decision against the last one within so many times the cooldown (or window) is going back and forth."""
+"""A decision against the last one within so many times the cooldown, or window of limits, is going back and forth."""
 
 
 @dataclass(slots=True)
@@ -84,7 +84,8 @@ class Controller:
 
     def note(self) -> list[str]:
         """A sentence where it went back and forth."""
-        near_s = NEAR * max(self.fleet.scaling.cooldown, self.spec.window)
+        window_s = 0.0 if self.spec.slo_attainment is None else self.spec.window
+        near_s = NEAR * max(self.fleet.scaling.cooldown, window_s, self.spec.every)
         pairs = zip(self.decisions, self.decisions[1:], strict=False)
         back = [later for (at, by), (later, then) in pairs if by * then < 0 and later - at <= near_s]
         if len(back) < 2:

@@ -50,12 +50,12 @@ def serve_changing_plan(session: Session, plan: Plan, spec: ServingSpec, step_of
     metrics |= {"step_time_s": history.iteration_s, "n_iterations": float(history.n_iterations)}
     if "slo_frac" in metrics:
         metrics["slo_frac"] *= len(load.requests) / (len(load.requests) + history.n_unfinished)
-    notes = [load_note(requests, ready[0]), *history.notes]
+    named = "" if spec.name is None else f"{spec.name}: "
     return LoadResult(
         served=load,
         metrics=metrics,
         typical=typical_of(session, plan, load, history.device_s(float(load.done_s.max())) / float(load.done_s.max())),
-        note=" ".join(notes),
+        notes=(load_note(requests, ready[0]), *(named + note for note in history.notes)),
     )
 
 

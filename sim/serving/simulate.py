@@ -36,7 +36,7 @@ class LoadResult:
     served: Served
     metrics: dict[str, float]
     typical: Setting
-    note: str
+    notes: tuple[str, ...]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -80,7 +80,7 @@ def serve_plan(session: Session, plan: Plan, spec: ServingSpec, step_of: StepOf)
         served=served,
         metrics=serving_metrics(served, spec.slo, deployment.table_error),
         typical=typical_of(session, plan, served, deployment.n_devices),
-        note=load_note(requests, deployment),
+        notes=(load_note(requests, deployment),),
     )
 
 
