@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.optimize import linear_sum_assignment
 
+from placement.copies import held_by_rank
 from placement.plan import EMPTY, Placement
 
 Held = NDArray[np.bool_]
@@ -18,10 +19,7 @@ Held = NDArray[np.bool_]
 
 def held_by(placement: Placement) -> Held:
     """What each rank holds, bool[layer, expert, rank]."""
-    held = np.zeros((placement.n_layers, placement.n_experts, placement.n_ranks), bool)
-    layer, slot = np.nonzero(placement.filled)
-    held[layer, placement.expert_of_slot[layer, slot], placement.rank_of_slot[layer, slot]] = True
-    return held
+    return np.stack([held_by_rank(placement, layer).T for layer in range(placement.n_layers)])
 
 
 def held_after(placement: Placement, origins: Sequence[int | None]) -> Held:

@@ -76,17 +76,18 @@ def compare_in(session: Session, axes: CompareSpec, version: str, progress: Prog
         axes.schedule or [spec.schedule],
         axes.memory or [spec.memory],
         axes.serving or [spec.serving],
+        axes.training or [spec.training],
     )
     plans = [
-        Plan(cluster=c, parallel=p, placement=e, schedule=s, memory=m, serving=load)
-        for c, p, e, s, m, load in combinations
+        Plan(cluster=c, parallel=p, placement=e, schedule=s, memory=m, serving=load, training=t)
+        for c, p, e, s, m, load, t in combinations
     ]
     workloads = axes.workload or (spec.workload,)
     tables: list[Table] = []
     for workload in workloads:
         results = []
         for plan in plans:
-            setting = session.setting(plan.cluster, plan.parallel, workload)
+            setting = session.setting(plan.cluster, plan.parallel, workload, plan.training)
             results.append(simulate(session, setting, plan))
             if progress is not None:
                 done = len(tables) * len(plans) + len(results)

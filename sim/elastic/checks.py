@@ -11,6 +11,11 @@ from sim.elastic.formations import Formation, Former
 def check_changes(spec: ServingSpec, former: Former, first: Formation) -> None:
     """Raise ScenarioError where an event, a controller or a failure names devices that are not there."""
     total = former.n_nodes * former.node_devices
+    if spec.routes is not None:
+        raise ScenarioError(
+            "serving.routes: with scaling or failures tables alone price iterations; leave routes and rebalance "
+            "out, or change placements by scaling.events"
+        )
     for failure in spec.failures:
         if failure.device is not None and failure.device not in first.devices and failure.device >= total:
             raise ScenarioError(f"serving.failures: there is no device {failure.device}; there are {total}, from 0")

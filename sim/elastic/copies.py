@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Collection, Iterable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
 from hwmodels.cards import LinkCard
 from hwmodels.cluster import Cluster
+from placement.copies import NOBODY, copies_of
 from sim.elastic.formations import Formation
 
 Source = int | None
@@ -52,62 +53,55 @@ class Change:
     @property
     def is_none(self) -> bool:
         """Whether nothing changes."""
-        return self.before is not None and self.before.devices == self.after.devices and not self.experts
-
-
-@dataclass(slots=True)
-class _Senders:
-    """Chooses the nearest source, and of equally near ones that which has sent least."""
-
-    node_devices: int
-    sent: dict[int, float] = field(default_factory=lambda: defaultdict(float))
-
-    def nearest(self, holders: Iterable[int], target: int, size: float) -> Source:
-        """The holder to copy `size` bytes from."""
-        holders = list(holders)
-        if not holders:
-            return None
-        node = target // self.node_devices
-        source = min(holders, key=lambda one: (one // self.node_devices != node, self.sent[one], one))
-        self.sent[source] += size
-        return source
+        same = self.before is not None and self.before.devices == self.after.devices
+        return same and not any((*self.arrived.values(), *self.left.values()))
 
 
 def change_between(before: Formation | None, after: Formation, dead: Collection[int] = ()) -> Change:
     """What the devices of `after` lack, from devices of `before` that are not dead, else from host or disk."""
-    senders = _Senders(after.node_devices)
-    experts: dict[tuple[Source, int], float] = defaultdict(float)
-    others: dict[tuple[Source, int], float] = defaultdict(float)
-    arrived: dict[int, int] = {}
-    left: dict[int, int] = {}
-    lost: dict[int, NDArray[np.bool_]] = {}
     had = {} if before is None else before.held
-    alive = [device for device in had if device not in dead]
-    holders = _holders(before, alive)
+    experts: dict[tuple[Source, int], float] = defaultdict(float)
+    lost: dict[int, NDArray[np.bool_]] = {}
+    nothing = np.zeros_like(after.held[after.devices[0]])
+    for shard in range(after.expert_tp):
+        devices = [device for device in sorted({*had, *after.held}) if after.expert_shard(device) == shard]
+        held = np.stack([nothing if d in dead else had.get(d, nothing) for d in devices], axis=1)
+        wanted = np.stack([after.held.get(d, nothing) for d in devices], axis=1)
+        copies = copies_of(held, wanted, np.array(devices) // after.node_devices)
+        for layer, expert, source, target in np.stack(
+            [copies.layer, copies.expert, copies.source, copies.target], axis=1
+        ).tolist():
+            sender = None if source == NOBODY else devices[source]
+            experts[sender, devices[target]] += after.expert_bytes
+            if sender is None:
+                lost.setdefault(devices[target], nothing.copy())[layer, expert] = True
+    there = {device: had.get(device, nothing) for device in after.devices}
+    return Change(
+        before=before,
+        after=after,
+        experts=experts,
+        others=_others(before, after, dead),
+        arrived={device: int((after.held[device] & ~held).sum()) for device, held in there.items()},
+        left={device: int((held & ~after.held[device]).sum()) for device, held in there.items()},
+        lost=lost,
+    )
+
+
+def _others(before: Formation | None, after: Formation, dead: Collection[int]) -> dict[tuple[Source, int], float]:
+    """All other weights of new devices, each from the nearest device with the same part; in turn where several are."""
+    old = () if before is None else before.devices
+    sent = dict.fromkeys((device for device in old if device not in dead), 0)
+    copies: dict[tuple[Source, int], float] = {}
     for target in after.devices:
-        wanted = after.held[target]
-        there = had.get(target, np.zeros_like(wanted))
-        for layer, expert in np.argwhere(wanted & ~there).tolist():
-            shard = (after.expert_shard(target), layer, expert)
-            source = senders.nearest(holders.get(shard, ()), target, after.expert_bytes)
-            experts[source, target] += after.expert_bytes
-            if source is None:
-                lost.setdefault(target, np.zeros_like(wanted))[layer, expert] = True
-        arrived[target], left[target] = int((wanted & ~there).sum()), int((there & ~wanted).sum())
-        if target not in had:
-            alike = [d for d in alive if before and before.attention_shard(d) == after.attention_shard(target)]
-            others[senders.nearest(alike, target, after.other_bytes), target] += after.other_bytes
-    return Change(before=before, after=after, experts=experts, others=others, arrived=arrived, left=left, lost=lost)
-
-
-def _holders(formation: Formation | None, devices: Iterable[int]) -> dict[tuple[int, int, int], list[int]]:
-    """Devices by (shard, layer, expert) that they hold."""
-    holders: dict[tuple[int, int, int], list[int]] = defaultdict(list)
-    if formation is not None:
-        for device in devices:
-            for layer, expert in np.argwhere(formation.held[device]).tolist():
-                holders[formation.expert_shard(device), layer, expert].append(device)
-    return holders
+        if target in old:
+            continue
+        node, shard = target // after.node_devices, after.attention_shard(target)
+        alike = [device for device in sent if before and before.attention_shard(device) == shard]
+        source = min(alike, key=lambda d: (d // after.node_devices != node, sent[d], d), default=None)
+        if source is not None:
+            sent[source] += 1
+        copies[source, target] = after.other_bytes
+    return copies
 
 
 def distinct_bytes(after: Formation, targets: Mapping[int, NDArray[np.bool_]], fresh: Collection[int]) -> float:
@@ -123,8 +117,8 @@ def distinct_bytes(after: Formation, targets: Mapping[int, NDArray[np.bool_]], f
     return len(experts) * after.expert_bytes + len(shards) * after.other_bytes
 
 
-def link_between(cluster: Cluster, node_devices: int, source: int, target: int) -> LinkCard:
-    """The link that bytes of two devices travel on."""
+def link_between(cluster: Cluster, node_devices: int, source: int, target: int) -> tuple[str, LinkCard]:
+    """The link that bytes of two devices travel on, with its class: `intra` or `inter`."""
     if source // node_devices == target // node_devices or cluster.inter is None:
-        return cluster.intra
-    return cluster.inter
+        return "intra", cluster.intra
+    return "inter", cluster.inter

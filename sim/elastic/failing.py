@@ -78,6 +78,6 @@ def _given_up(fleet: Fleet, replica: Replica, homeless: list[Evicted], record: C
     fleet.retire(replica)
     for i, (request, written, _) in enumerate((*homeless, *waiting)):
         ranks = others[i % len(others)].engine.ranks
-        min(ranks, key=lambda one: one.tokens).come_back(request, written)
+        min(ranks, key=lambda one: one.n_tokens).come_back(request, written)
     for other in others:
         other.engine.between(lambda _: None)

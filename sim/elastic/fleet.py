@@ -102,7 +102,7 @@ class Fleet:
 
     def _tokens_per_device(self, replica: Replica) -> float:
         inbox = sum(int(self.requests.input_tokens[request]) for request in replica.engine.inbox)
-        return (inbox + sum(rank.tokens for rank in replica.engine.ranks)) / len(replica.formation.devices)
+        return (inbox + sum(rank.n_tokens for rank in replica.engine.ranks)) / len(replica.formation.devices)
 
     def program(self, difference: Difference) -> Program:
         """An empty program of a change."""
@@ -171,7 +171,7 @@ class Fleet:
         for rank in engine.ranks:
             rank.resize(after.n_blocks, engine.n_iterations)
         for request, written, cached in homeless:
-            rank = min(engine.ranks, key=lambda one: one.tokens)
+            rank = min(engine.ranks, key=lambda one: one.n_tokens)
             decodes = written > 0 and cached == self.requests.input_tokens[request] + written - 1
             if not (decodes and rank.adopt(request, cached, engine.n_iterations)):
                 record.lost_tokens += cached

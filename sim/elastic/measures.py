@@ -38,11 +38,10 @@ def elastic_metrics(served: Served, history: History, spec: ServingSpec) -> dict
 
 
 def moved_metrics(changes: tuple[Change, ...]) -> dict[str, float]:
-    """Bytes of all changes, by kind of link."""
+    """Bytes of all changes, by where they went."""
     metrics: dict[str, float] = {}
-    for change in changes:
-        for kind, size in change.moved_bytes.items():
-            metrics[f"moved_bytes.{kind}"] = metrics.get(f"moved_bytes.{kind}", 0.0) + size
+    for link in sorted({link for change in changes for link in change.moved_bytes}):
+        metrics[f"moved_bytes.{link}"] = sum(change.moved_bytes.get(link, 0.0) for change in changes)
     return metrics
 
 

@@ -23,7 +23,7 @@ class Reconfiguration:
     """What a change takes.
 
     ready_s      until the new formation serves [s]; stops: whether nothing is served until then.
-    moved_bytes  by kind of link, or `host` or `disk`.
+    moved_bytes  by class of link (`intra`, `inter`), or `host` or `disk`.
     peak_bytes   device -> most that it holds meanwhile; total_bytes: most that all of them hold at once.
     room         blocks of the KV cache of each rank that stays, while copies come; None: as many as before.
     """
@@ -62,9 +62,9 @@ class Program:
                     total[source, target] = total.get((source, target), 0.0) + size
         names = []
         for (source, target), size in total.items():
-            link = link_between(self.cluster, node, source, target)
-            self._count(link.kind, size)
-            ports = f"{link.name} from {source}", f"{link.name} to {target}"
+            where, link = link_between(self.cluster, node, source, target)
+            self._count(where, size)
+            ports = f"{where} from {source}", f"{where} to {target}"
             duration_s = link.latency_s.value + size / link.effective_bytes_per_s
             names.append(add_task(self.graph, f"copy {source} to {target}", duration_s, after=after, needs=ports))
         return names
@@ -117,8 +117,8 @@ class Program:
         duration_s = link.latency_s.value + size / link.effective_bytes_per_s
         return [add_task(self.graph, f"load {device}", duration_s, after=after, needs=[f"host to {device}"])]
 
-    def _count(self, kind: str, size: float) -> None:
-        self.moved[kind] = self.moved.get(kind, 0.0) + size
+    def _count(self, where: str, size: float) -> None:
+        self.moved[where] = self.moved.get(where, 0.0) + size
 
 
 def elastic_moe(program: Program, without: Collection[Part]) -> None:

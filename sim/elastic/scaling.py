@@ -79,7 +79,7 @@ def _handed_over(
         link, size = fleet.cluster.intra, max(max(cached), sum(cached) / n_ports) * token_bytes
         yield fleet.env.timeout(link.latency_s.value + size / link.effective_bytes_per_s)
         total = sum(cached) * token_bytes * before.attention_tp
-        record.moved_bytes = {**record.moved_bytes, link.kind: record.moved_bytes.get(link.kind, 0.0) + total}
+        record.moved_bytes = {**record.moved_bytes, "intra": record.moved_bytes.get("intra", 0.0) + total}
     return [one for requests in evicted for one in requests]
 
 

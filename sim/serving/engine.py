@@ -31,6 +31,19 @@ class IterationPrices(Protocol):
         """
 
 
+class Correction(Protocol):
+    """What an engine's own tokens make of the times of its iterations; see `sim.serving.corrected`."""
+
+    def iteration_s(self, engine: Engine, loads: Sequence[RankLoad], table_s: float) -> float:
+        """Time of the iteration that it begins, priced at `table_s` [s]."""
+
+    def stretch_s(self, engine: Engine, table_s: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Times of the iterations that it begins, up to its environment's next event at least [s]."""
+
+    def quiet(self, iteration: int) -> int:
+        """Iterations that may be priced at once."""
+
+
 @dataclass(slots=True)
 class Progress:
     """When every request got its first token and its last one, by all engines [s]; NaN where not yet.
@@ -69,6 +82,7 @@ class Engine:
            waiting, blocks in use, tokens of the fullest rank.
     open   whether requests are taken from `inbox`; they wait there otherwise.
     halted whether iterations may begin.
+    correction  of the prices, by the experts that its tokens visit.
     """
 
     env: simpy.Environment
@@ -76,6 +90,7 @@ class Engine:
     ranks: list[Rank]
     prices: IterationPrices
     progress: Progress
+    correction: Correction | None = None
     inbox: deque[int] = field(default_factory=deque)
     log: list[tuple[float | NDArray[Any], ...]] = field(default_factory=list)
     n_iterations: int = 0
@@ -109,13 +124,18 @@ class Engine:
             quiet = self._quiet(time_s)
             if quiet >= LEAST_STRETCH:
                 begin_s, loads = self.env.now, [rank.load() for rank in self.ranks]
-                times_s = self._until_event(begin_s, self.prices.stretch_s(loads, quiet))
+                times_s = self.prices.stretch_s(loads, quiet)
+                if self.correction is not None:
+                    times_s = self.correction.stretch_s(self, times_s)
+                times_s = self._until_event(begin_s, times_s)
                 time_s = float(times_s[-1])
-                yield self.env.timeout(times_s.sum())
+                yield self.env.timeout(float(times_s.sum()))
                 self._pass_by(begin_s, times_s)
                 continue
             loads = [rank.plan(self.n_iterations) for rank in self.ranks]
             time_s = self.prices.iteration_s(loads)
+            if self.correction is not None:
+                time_s = self.correction.iteration_s(self, loads, time_s)
             yield self.env.timeout(time_s)
             self._finish()
             self._note(time_s, loads)
@@ -133,6 +153,8 @@ class Engine:
         quiet, until_s = MOST, self.env.peek() - self.env.now
         if time_s > 0 and until_s < MOST * time_s:
             quiet = int(until_s / time_s) + 1
+        if self.correction is not None:
+            quiet = min(quiet, self.correction.quiet(self.n_iterations))
         for rank in self.ranks:
             if quiet < LEAST_STRETCH:
                 return 0
@@ -159,7 +181,7 @@ class Engine:
             if self.spec.router == "round-robin":
                 rank = self.ranks[self.n_routed % len(self.ranks)]
             else:
-                rank = min(self.ranks, key=lambda one: one.tokens)
+                rank = min(self.ranks, key=lambda one: one.n_tokens)
             rank.arrive(self.inbox.popleft())
             self.n_routed += 1
 

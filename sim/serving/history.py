@@ -15,7 +15,7 @@ class Change:
     """A reconfiguration or a failure, from `at_s` to `ready_s`, when the engine goes on as it is then.
 
     kind        the method, or `failure`; takes_s: how long it takes, at a failure as long as nothing is served.
-    downtime_s  time without any iteration; moved_bytes: by kind of link, or `host` or `disk`.
+    downtime_s  time without any iteration; moved_bytes: by class of link (`intra`, `inter`), or `host` or `disk`.
     peak_bytes  device -> most bytes that it held meanwhile; total_bytes: most that all held at once.
     lost_tokens tokens of KV caches that were lost, to be computed again.
     """

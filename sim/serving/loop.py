@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Generator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import simpy
@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from scenarios.errors import MemoryInfeasible
 from scenarios.serving_specs import ServingSpec
-from sim.serving.engine import Engine, IterationPrices, Progress
+from sim.serving.engine import Correction, Engine, IterationPrices, Progress
 from sim.serving.history import History
 from sim.serving.ranks import Rank
 from traces.requests import RequestTrace
@@ -27,6 +27,9 @@ class Served:
     most_tokens            int64[iteration]: tokens of the fullest rank.
     history                where devices change: of the requests that were answered, and sums over engines; ranks and
                            blocks are then the most that there were.
+    whole_s, imbalance     float64[sample]: ends of iterations that were simulated whole, and how many tokens their
+                           fullest rank's experts had over the mean.
+    changes                (copies began, plan took effect) of changes of placement [s].
     """
 
     requests: RequestTrace
@@ -43,9 +46,19 @@ class Served:
     n_blocks: int
     n_preempted: int
     history: History | None = None
+    whole_s: NDArray[np.float64] = field(default_factory=lambda: np.empty(0))
+    imbalance: NDArray[np.float64] = field(default_factory=lambda: np.empty(0))
+    changes: tuple[tuple[float, float], ...] = ()
 
 
-def serve(requests: RequestTrace, spec: ServingSpec, n_ranks: int, n_blocks: int, prices: IterationPrices) -> Served:
+def serve(
+    requests: RequestTrace,
+    spec: ServingSpec,
+    n_ranks: int,
+    n_blocks: int,
+    prices: IterationPrices,
+    correction: Correction | None = None,
+) -> Served:
     """All requests, served by `n_ranks` ranks with a KV cache of `n_blocks` blocks each.
 
     Raises MemoryInfeasible where a request is longer than the KV cache of a rank.
@@ -54,7 +67,7 @@ def serve(requests: RequestTrace, spec: ServingSpec, n_ranks: int, n_blocks: int
     env = simpy.Environment()
     progress = Progress.of(len(requests), env)
     lengths = requests.input_tokens.tolist(), requests.output_tokens.tolist()
-    engine = Engine(env, spec, [Rank(spec, n_blocks, *lengths) for _ in range(n_ranks)], prices, progress)
+    engine = Engine(env, spec, [Rank(spec, n_blocks, *lengths) for _ in range(n_ranks)], prices, progress, correction)
     env.process(arrivals(env, requests.arrival_s, engine.submit))
     env.process(engine.run())
     env.run(until=progress.all_done)

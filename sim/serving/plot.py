@@ -17,6 +17,7 @@ from sim.serving.measures import e2e_s, tpot_s, ttft_s
 from sim.wording import shown_name, time_unit
 
 Array = NDArray[np.float64]
+Load = tuple[RunResult, Served]
 SHOWN = 6
 """Plans that are drawn: the best ones, and the baseline."""
 BINS = 200
@@ -25,13 +26,21 @@ BINS = 200
 def serving_figure(table: Table) -> Figure:
     """Above, how many requests waited how long; below, requests in batches, in queues, and the KV cache over time.
 
-    Where devices come and go a third row shows how many there were, and what each held at most during a change.
+    Where iterations were simulated whole, also how uneven the ranks' tokens were, with copies of experts as bars; where
+    devices come and go, how many there were, and what each held at most during a change.
     """
     loads = [(result, result.served) for result in _drawn(table) if result.served is not None]
     changing = any(served.history is not None for _, served in loads)
     with mpl.rc_context(STYLE):
-        figure = Figure(figsize=(WIDTH_IN, 6.4 if changing else 4.4), layout="constrained")
-        panels = figure.subplots(3 if changing else 2, 3)
+        routed = [load for load in loads if load[1].whole_s.size]
+        more = bool(routed) + changing
+        figure = Figure(figsize=(WIDTH_IN, 4.4 + 1.9 * more), layout="constrained")
+        mosaic = figure.add_gridspec(2 + more, 3)
+        panels = [[figure.add_subplot(mosaic[row, column]) for column in range(3)] for row in range(2)]
+        if routed:
+            _imbalance(figure.add_subplot(mosaic[2, :]), routed, loads)
+        if changing:
+            _devices([figure.add_subplot(mosaic[-1, column]) for column in range(3)], loads)
         for axes, (name, of) in zip(panels[0], LATENCIES.items(), strict=True):
             _shares(axes, name, [(result, of(served)) for result, served in loads])
         for axes, (name, over_time) in zip(panels[1], STATES.items(), strict=True):
@@ -39,9 +48,7 @@ def serving_figure(table: Table) -> Figure:
                 axes.plot(*_binned(served, over_time(served)), lw=1.1, color=LINE_COLORS[number])
             axes.set(title=name, xlabel="time (s)", ylim=(0, None), xlim=(0, None))
             axes.grid(True)
-            _mark_changes(axes, [served for _, served in loads])
-        if changing:
-            _devices(panels[2], [served for _, served in loads])
+            _mark_changes(axes, loads)
         handles, labels = panels[0][0].get_legend_handles_labels()
         figure.legend(handles, labels, loc="outside lower center", ncols=3)
     return figure
@@ -59,17 +66,17 @@ STATES: dict[str, Callable[[Served], Array]] = {
 }
 
 
-def _mark_changes(axes: Axes, loads: Sequence[Served]) -> None:
+def _mark_changes(axes: Axes, loads: Sequence[Load]) -> None:
     """Where changes begin (dotted) and are ready (dashed)."""
-    for number, served in enumerate(loads):
+    for number, (_, served) in enumerate(loads):
         for change in served.history.changes if served.history is not None else ():
             axes.axvline(change.at_s, color=LINE_COLORS[number], lw=0.7, ls=":")
             axes.axvline(change.ready_s, color=LINE_COLORS[number], lw=0.7, ls="--")
 
 
-def _devices(panels: Array, loads: Sequence[Served]) -> None:
+def _devices(panels: Sequence[Axes], loads: Sequence[Load]) -> None:
     """Devices held over time, most memory of every device during a change, and when nothing was served."""
-    for number, served in enumerate(loads):
+    for number, (_, served) in enumerate(loads):
         color, end_s = LINE_COLORS[number], float(served.end_s[-1])
         if served.history is None:
             continue
@@ -86,6 +93,23 @@ def _devices(panels: Array, loads: Sequence[Served]) -> None:
     panels[0].set(title="devices", xlabel="time (s)", ylim=(0, None), xlim=(0, None))
     panels[1].set(title="most memory during a change", xlabel="device", ylabel="GiB")
     panels[2].set(title="no service", xlabel="time (s)", xlim=panels[0].get_xlim(), ylim=(len(loads), -1), yticks=[])
+
+
+def _imbalance(axes: Axes, routed: Sequence[Load], loads: Sequence[Load]) -> None:
+    """Tokens of the fullest rank over time; bars below are copies of experts on their way."""
+    for load in routed:
+        served, color = load[1], LINE_COLORS[loads.index(load)]
+        n = max(1, len(served.whole_s) // BINS)
+        means = [
+            values[: len(values) // n * n].reshape(-1, n).mean(axis=1) for values in (served.whole_s, served.imbalance)
+        ]
+        axes.plot(*means, lw=1.1, color=color)
+        spans = [(begin, max(end - begin, float(served.end_s[-1]) / 400)) for begin, end in served.changes]
+        axes.broken_barh(spans, (1.0 - 0.02 * (loads.index(load) + 1), 0.015), color=color)
+    usual = np.quantile(np.concatenate([served.imbalance for _, served in routed]), 0.85)
+    axes.set(title="tokens of the fullest rank over the mean, experts of a layer", xlabel="time (s)", xlim=(0, None))
+    axes.set_ylim(1 - 0.02 * (len(loads) + 1), 1 + (usual - 1) * 1.2)
+    axes.grid(True)
 
 
 def _drawn(table: Table) -> Sequence[RunResult]:
@@ -105,9 +129,9 @@ def _shares(axes: Axes, name: str, times: Sequence[tuple[RunResult, Array]]) -> 
 
 
 def _binned(served: Served, values: Array) -> tuple[Array, Array]:
-    """Means over equal stretches of time, weighted by how long iterations take; 0 where the engine idles."""
+    """Means over equal stretches of time: an iteration has its value while it lasts, and an idle engine 0."""
     edges = np.linspace(0, float(served.end_s[-1]), BINS + 1)
-    place = np.minimum(np.searchsorted(edges, served.end_s - served.busy_s / 2, side="right") - 1, BINS - 1)
-    total = np.bincount(place, values * served.busy_s, BINS)
-    busy = np.bincount(place, served.busy_s, BINS)
-    return (edges[1:] + edges[:-1]) / 2, total / np.maximum(np.maximum(busy, edges[1] * 0.5), 1e-12)
+    summed = np.cumsum(values * served.busy_s)
+    times_s = np.stack([served.end_s - served.busy_s, served.end_s], axis=1).ravel()
+    until = np.interp(edges, times_s, np.stack([summed - values * served.busy_s, summed], axis=1).ravel())
+    return (edges[1:] + edges[:-1]) / 2, np.diff(until) / edges[1]

@@ -14,12 +14,16 @@ from scenarios.errors import MemoryInfeasible
 from scenarios.serving_specs import ServingSpec
 from scenarios.workload_specs import tokens_by_phase
 from sim.memory import GIB, DeviceMemory, device_memory, kv_bytes_per_request
+from sim.serving.corrected import Corrected
 from sim.serving.loop import Served, serve
-from sim.serving.measures import serving_metrics
+from sim.serving.measures import expert_metrics, serving_metrics, with_samples
 from sim.serving.prices import Phase, TablePrices, fill_tables
 from sim.serving.ranks import RankLoad
+from sim.serving.rebalance import Rebalancing
+from sim.serving.routed import Experts, check_routed
 from sim.session import Plan, Session
-from sim.setting import Setting
+from sim.setting import Setting, sequence_parts
+from traces.request_routes import request_routes
 from traces.requests import RequestTrace, requests_of
 
 StepOf = Callable[[Plan, Setting], float]
@@ -43,10 +47,12 @@ class LoadResult:
 class Deployment:
     """A plan ready to serve: its ranks, the KV cache of each in blocks, and tables of its iterations.
 
+    setting  of its smallest decode step.
     errors  by how much the tables miss steps of sizes between their entries, simulated whole.
     """
 
     plan: Plan
+    setting: Setting
     n_devices: int
     n_ranks: int
     n_blocks: int
@@ -75,10 +81,15 @@ def serve_plan(session: Session, plan: Plan, spec: ServingSpec, step_of: StepOf)
     """
     deployment = deployed(session, plan, spec, step_of)
     requests = requests_of(spec.requests, session.base, session.spec.seed)
-    served = serve(requests, spec, deployment.n_ranks, deployment.n_blocks, deployment.prices)
+    corrected, rebalancing = _correction(session, deployment, spec, requests)
+    served = serve(requests, spec, deployment.n_ranks, deployment.n_blocks, deployment.prices, corrected)
+    experts = {}
+    if corrected is not None:
+        served = with_samples(served, corrected, rebalancing)
+        experts = expert_metrics(served, corrected, rebalancing)
     return LoadResult(
         served=served,
-        metrics=serving_metrics(served, spec.slo, deployment.table_error),
+        metrics=serving_metrics(served, spec.slo, deployment.table_error) | experts,
         typical=typical_of(session, plan, served, deployment.n_devices),
         notes=(load_note(requests, deployment),),
     )
@@ -99,6 +110,40 @@ def load_note(requests: RequestTrace, deployment: Deployment) -> str:
     )
 
 
+def _correction(
+    session: Session, deployment: Deployment, spec: ServingSpec, requests: RequestTrace
+) -> tuple[Corrected | None, Rebalancing | None]:
+    """What the routes of the requests make of the tables, and who changes placements meanwhile.
+
+    Raises ScenarioError where iterations cannot be simulated one by one.
+    """
+    if spec.routes is None:
+        return None, None
+    plan, setting = deployment.plan, deployment.setting
+    check_routed(setting, plan)
+    workload, seed = session.spec.workload, session.spec.seed
+    parts = sequence_parts(setting.trace, workload, seed)
+    rng = np.random.default_rng([seed, 4])
+    own = np.union1d(parts.judged, parts.shifted)
+    experts = Experts(
+        setting=setting,
+        placement=session.plan_of(setting, plan).placement,
+        schedule=plan.schedule,
+        memory=plan.memory,
+        routes=request_routes(setting.trace, own, requests, spec.routes.mix, rng),
+    )
+    corrected = Corrected(experts=experts, every=spec.routes.exact_every, host_s=plan.schedule.step_overhead)
+    if spec.rebalance is None:
+        return corrected, None
+    rebalance = spec.rebalance
+    rebalancing = Rebalancing(
+        spec=rebalance, plan=rebalance.placement or plan.placement, seed=seed, corrected=corrected
+    )
+    corrected.look, corrected.look_every = rebalancing.look, rebalance.every
+    corrected.n_loads = -(-rebalance.window // spec.routes.exact_every)
+    return corrected, rebalancing
+
+
 def deployed(session: Session, plan: Plan, spec: ServingSpec, step_of: StepOf) -> Deployment:
     """The plan with tables filled by its own simulation. Raises MemoryInfeasible where no KV cache is left."""
 
@@ -116,6 +161,7 @@ def deployed(session: Session, plan: Plan, spec: ServingSpec, step_of: StepOf) -
     checked += [of("decode", tokens, None, tokens // 2) for tokens in _between(sizes) if tokens > 1]
     return Deployment(
         plan=plan,
+        setting=first,
         n_devices=first.cluster.n_devices,
         n_ranks=first.cluster.n_devices // tp,
         n_blocks=_kv_tokens(session, plan, first, spec) // spec.block_tokens,
