@@ -8,45 +8,44 @@ import numpy as np
 
 from scenarios.errors import MemoryInfeasible
 from scenarios.scaling_specs import ControllerSpec
+from sim.elastic.devices import TooFewDevices
 from sim.elastic.fleet import Fleet, Steps
 from sim.elastic.scaling import scale
 
 NEAR = 3
-"""A decision against the last one within so many times the cooldown, or window of limits, is going back and forth."""
+"""Undoing a change within so many times the cooldown, or window of limits, is going back and forth."""
 
 
 @dataclass(slots=True)
 class Controller:
-    """Looks at the fleet from time to time. `decisions`: (time, devices that came, or went where negative)."""
+    """Looks at the fleet from time to time.
+
+    decisions  (time, devices that came, or went where negative, when they were ready).
+    """
 
     fleet: Fleet
     spec: ControllerSpec
-    decisions: list[tuple[float, int]] = field(default_factory=list)
-    floor: int = 1
+    decisions: list[tuple[float, int, float]] = field(default_factory=list)
 
     def run(self) -> Steps:
         """Look, decide, change; no sooner than the cooldown after the last change was ready."""
         fleet, scaling, ready_s = self.fleet, self.fleet.scaling, -np.inf
-        most = scaling.most or fleet.pool.n_devices
-        self.floor = scaling.least
+        least, most = scaling.least, scaling.most or fleet.pool.n_devices
         while True:
             yield fleet.env.timeout(self.spec.every)
             if fleet.is_changing or not fleet.open_replicas or fleet.env.now < ready_s + scaling.cooldown:
                 continue
             wanted = fleet.n_devices + scaling.by * self.wish()
-            if wanted == fleet.n_devices or not self.floor <= wanted <= most:
+            if wanted == fleet.n_devices or not least <= wanted <= most:
                 continue
-            self.decisions.append((fleet.env.now, wanted - fleet.n_devices))
+            decided_s, by = fleet.env.now, wanted - fleet.n_devices
             try:
                 yield from scale(fleet, wanted)
-            except MemoryInfeasible as short:
-                if wanted > fleet.n_devices:
-                    raise
-                fleet.notes.append(
-                    f"The controller keeps {fleet.n_devices} devices: {wanted} have too little memory. {short}"
-                )
-                self.floor = fleet.n_devices
+            except (MemoryInfeasible, TooFewDevices) as short:
+                fleet.notes.append(f"The controller keeps {fleet.n_devices} devices instead of {wanted}: {short}.")
+                least, most = (least, fleet.n_devices) if wanted > fleet.n_devices else (fleet.n_devices, most)
             ready_s = fleet.env.now
+            self.decisions.append((decided_s, by, ready_s))
 
     def wish(self) -> int:
         """1 for more devices, -1 for fewer, 0 for as many."""
@@ -87,11 +86,11 @@ class Controller:
         window_s = 0.0 if self.spec.slo_attainment is None else self.spec.window
         near_s = NEAR * max(self.fleet.scaling.cooldown, window_s, self.spec.every)
         pairs = zip(self.decisions, self.decisions[1:], strict=False)
-        back = [later for (at, by), (later, then) in pairs if by * then < 0 and later - at <= near_s]
+        back = [later for (_, by, ready), (later, then, _) in pairs if by * then < 0 and later - ready <= near_s]
         if len(back) < 2:
             return []
         times = ", ".join(f"{at:,.0f}" for at in back[:6])
         return [
-            f"The controller oscillates: {len(back)} of its {len(self.decisions)} decisions undid the last one within "
+            f"The controller oscillates: {len(back)} of its {len(self.decisions)} decisions undid the last change within "
             f"{near_s:g} s (at {times} s). Raise scaling.cooldown or scaling.controller.window, or lower its calm."
         ]

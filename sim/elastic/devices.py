@@ -9,6 +9,10 @@ from scenarios.errors import ScenarioError
 from scenarios.scaling_specs import FailureSpec
 
 
+class TooFewDevices(ScenarioError):
+    """Devices that a change asks for are in use, or dead by now."""
+
+
 @dataclass(slots=True, kw_only=True)
 class Devices:
     """Devices numbered node by node; groups of `unit` neighbours come and go together."""
@@ -37,7 +41,7 @@ class Devices:
     def resized(self, current: Sequence[int], n_devices: int) -> tuple[int, ...]:
         """`n_devices` of which as many as can be are those in use, which keep their order; new ones are taken.
 
-        Raises ScenarioError where too few are left.
+        Raises TooFewDevices.
         """
         if n_devices <= len(current):
             return tuple(current[:n_devices])
@@ -52,7 +56,7 @@ class Devices:
         return self.take(d for node in order for d in (*current, *added) if d // self.per_node == node)
 
     def fresh(self, n_devices: int) -> tuple[int, ...]:
-        """`n_devices` that are free: of one node where they fit, else whole nodes. Raises ScenarioError."""
+        """`n_devices` that are free: of one node where they fit, else whole nodes. Raises TooFewDevices."""
         by_node = [[d for unit in self._free_units({node}) for d in unit] for node in range(self.n_nodes)]
         whole = min(n_devices, self.per_node)
         fitting = [devices[:whole] for devices in by_node if len(devices) >= whole]
@@ -84,8 +88,8 @@ class Devices:
 
     def _check(self, found: int, wanted: int) -> None:
         if found < wanted:
-            raise ScenarioError(
-                f"serving.scaling: {wanted} more devices are asked for, and {found} are left that fit: {self.n_nodes} "
-                f"nodes of {self.per_node}, {len(self.used)} in use, {len(self.dead)} dead; raise scaling.nodes, or "
-                "ask for fewer"
+            raise TooFewDevices(
+                f"{wanted} more devices are asked for, and {found} are left that fit: {self.n_nodes} "
+                f"nodes of {self.per_node}, {len(self.used)} in use, {len(self.dead)} dead; raise scaling.nodes, "
+                "or ask for fewer"
             )

@@ -6,29 +6,36 @@ from collections.abc import Generator
 
 import simpy
 
+from scenarios.errors import MemoryInfeasible
 from scenarios.placement_specs import PlacementSpec
 from sim.elastic.copies import change_between
+from sim.elastic.devices import TooFewDevices
 from sim.elastic.fleet import Evicted, Fleet, Replica, Steps
 from sim.elastic.formations import Formation
 from sim.elastic.methods import Reconfiguration, reconfigured
 from sim.serving.history import Change
+from sim.serving.loop import check_longest
 
 
 def scale(fleet: Fleet, n_devices: int | None, placement: PlacementSpec | None = None) -> Steps:
     """Another number of devices, or as many with another placement, by the method of the scenario.
 
-    Raises MemoryInfeasible where it does not fit, ScenarioError where there are too few devices.
+    Raises MemoryInfeasible where it does not fit, TooFewDevices where too few are left.
     """
     with fleet.lock.request() as turn:
         yield turn
-        n_devices = n_devices or fleet.n_devices
+        n_devices, used = n_devices or fleet.n_devices, set(fleet.pool.used)
         method = fleet.scaling.method
-        if method == "horizontal":
-            yield from _replicate(fleet, n_devices)
-        elif method in ("extravagant", "colocated"):
-            yield from _beside(fleet, fleet.open_replicas[-1], n_devices, placement)
-        else:
-            yield from _in_place(fleet, fleet.open_replicas[-1], n_devices, placement)
+        try:
+            if method == "horizontal":
+                yield from _replicate(fleet, n_devices)
+            elif method in ("extravagant", "colocated"):
+                yield from _beside(fleet, fleet.open_replicas[-1], n_devices, placement)
+            else:
+                yield from _in_place(fleet, fleet.open_replicas[-1], n_devices, placement)
+        except (MemoryInfeasible, TooFewDevices):
+            fleet.pool.used = used
+            raise
 
 
 def _in_place(fleet: Fleet, replica: Replica, n_devices: int, placement: PlacementSpec | None) -> Steps:
@@ -40,6 +47,7 @@ def _in_place(fleet: Fleet, replica: Replica, n_devices: int, placement: Placeme
     if difference.is_none:
         return
     taken = reconfigured(fleet.program(difference), fleet.scaling)
+    check_longest(fleet.requests, fleet.spec, after.n_blocks if taken.room is None else min(taken.room, after.n_blocks))
     record, held = _begun(fleet, taken, len(before.devices), n_devices), fleet.hold(devices)
     ready_s, stopped_s, homeless = env.now + taken.ready_s, env.now, list[Evicted]()
     gated = taken.stops or fleet.scaling.gate

@@ -15,6 +15,7 @@ from scenarios.scaling_specs import FailureSpec, ScaleEventSpec
 from scenarios.serving_specs import ServingSpec
 from sim.elastic.checks import check_changes
 from sim.elastic.controller import Controller
+from sim.elastic.devices import TooFewDevices
 from sim.elastic.failing import fail
 from sim.elastic.fleet import Fleet
 from sim.elastic.formations import Former, PlanFormer
@@ -90,8 +91,11 @@ def _at(fleet: Fleet, event: ScaleEventSpec | FailureSpec) -> Generator[simpy.Ev
         yield fleet.env.timeout(delay_until(event.at, fleet.env.now))
     if isinstance(event, FailureSpec):
         yield from fail(fleet, event)
-    else:
+        return
+    try:
         yield from scale(fleet, event.devices, event.placement)
+    except TooFewDevices as short:
+        fleet.notes.append(f"The change at {event.at:g} s did not happen: {short}.")
 
 
 def _recorded(fleet: Fleet, progress: Progress) -> Served:
