@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from itertools import product
+from itertools import chain, product
 from pathlib import Path
 
 from placement.plan import Placement
@@ -32,7 +32,7 @@ from sim.outcome import Outcome, result_of
 from sim.pipelines.piped import piped
 from sim.pools import on_devices
 from sim.priced_steps import PricedSteps, Steps, priced
-from sim.result import Comparison, RunResult, Table, is_cost
+from sim.result import Comparison, Constant, RunResult, Table, is_cost
 from sim.schedule_search import Speed, search
 from sim.serving.simulate import serve_plan
 from sim.session import Plan, Session
@@ -94,26 +94,25 @@ def compare_in(session: Session, axes: CompareSpec, version: str, progress: Prog
                 progress(results[-1].name, done / (len(plans) * len(workloads)))
         tables.append(_table(spec, setting, results))
     settings = [side for setting in session.settings.values() for side in sides_of(setting)]
-    kernels = {one.exchange.kernel for plan in plans for one in plan.schedule.search or (plan.schedule,)}
-    stages = [plan.serving.stages for plan in plans if plan.serving is not None and plan.serving.changes]
-    hosts = any(plan.memory.offload is not None or plan.memory.stream is not None for plan in plans)
     return Comparison(
         scenario=spec.name,
         description=spec.description,
         model=session.model.name,
         cluster=", ".join(dict.fromkeys(setting.cluster.name for setting in settings)),
         tables=tuple(tables),
-        constants=tuple(
-            dict.fromkeys(
-                (
-                    *(c for setting in settings for c in constants_of(setting, kernels, hosts=hosts)),
-                    *(c for one in stages for c in stage_constants(one)),
-                )
-            )
-        ),
+        constants=_constants(settings, plans),
         provenance=provenance(spec, session, version),
         wall_s=time.perf_counter() - started,
     )
+
+
+def _constants(settings: Sequence[Setting], plans: Sequence[Plan]) -> tuple[Constant, ...]:
+    """All that the plans rest on, each once."""
+    kernels = {one.exchange.kernel for plan in plans for one in plan.schedule.search or (plan.schedule,)}
+    hosts = any(plan.memory.offload is not None or plan.memory.stream is not None for plan in plans)
+    stages = [plan.serving.stages for plan in plans if plan.serving is not None and plan.serving.changes]
+    found = [constants_of(setting, kernels, hosts=hosts) for setting in settings]
+    return tuple(dict.fromkeys(chain(*found, *map(stage_constants, stages))))
 
 
 def simulate(session: Session, setting: Setting, plan: Plan) -> RunResult:

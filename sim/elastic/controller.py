@@ -92,5 +92,5 @@ class Controller:
         times = ", ".join(f"{at:,.0f}" for at in back[:6])
         return [
             f"The controller oscillates: {len(back)} of its {len(self.decisions)} decisions undid the last change "
-            f"within {near_s:g} s (at {times} s). Raise scaling.cooldown or scaling.controller.window, or lower its calm."
+            f"within {near_s:g} s (at {times} s). Raise scaling.cooldown or the controller's window, or lower its calm."
         ]

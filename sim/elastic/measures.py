@@ -32,8 +32,9 @@ def elastic_metrics(served: Served, history: History, spec: ServingSpec) -> dict
         held = [max(change.peak_bytes.values(), default=0.0) for change in scalings]
         metrics["scale_memory_bytes.device"] = max(held)
         metrics["scale_memory_bytes.all"] = max(change.total_bytes for change in scalings)
-    if failures:
-        metrics["recover_s"] = float(max(change.takes_s for change in failures))
+    recovered = [change.takes_s for change in failures if not np.isnan(change.ready_s)]
+    if recovered:
+        metrics["recover_s"] = max(recovered)
     return metrics | moved_metrics(history.changes) | _rates(served, history, spec)
 
 
@@ -61,7 +62,7 @@ def windows(served: Served, history: History, spec: ServingSpec) -> dict[str, Wi
         return {}
     else:
         begin_s = history.changes[0].at_s
-        ready_s = float(np.nanmax([begin_s, *(change.ready_s for change in history.changes)]))
+        ready_s = max(end_s if np.isnan(change.ready_s) else change.ready_s for change in history.changes)
     times = [0.0, begin_s, min(ready_s, end_s), end_s]
     named = zip(("before", "during", "after"), times, times[1:], strict=False)
     return {name: (low, high) for name, low, high in named if high > low}

@@ -32,6 +32,11 @@ class Change:
     total_bytes: float = 0.0
     lost_tokens: int = 0
 
+    @property
+    def stopped_s(self) -> float:
+        """When its downtime began [s]."""
+        return self.at_s if np.isnan(self.ready_s) else self.ready_s - self.downtime_s
+
     def as_json(self) -> dict[str, Any]:
         """Its numbers, as result.json holds them."""
         return {

@@ -85,7 +85,7 @@ def _devices(panels: Sequence[Axes], loads: Sequence[Load]) -> None:
         peaks: dict[int, float] = {}
         for change in served.history.changes:
             peaks = {d: max(peaks.get(d, 0.0), change.peak_bytes.get(d, 0.0)) for d in {**peaks, **change.peak_bytes}}
-            down = [(change.ready_s - change.downtime_s, change.downtime_s)] if change.downtime_s else []
+            down = [(change.stopped_s, change.downtime_s)] if change.downtime_s else []
             panels[2].broken_barh(down, (number - 0.4, 0.8), color=color)
         width = 0.8 / len(loads)
         shifted = [device + (number - (len(loads) - 1) / 2) * width for device in peaks]

@@ -14,6 +14,7 @@ from sim.serving.loop import serve
 from sim.serving.measures import e2e_s
 from sim.serving.ranks import RankLoad
 from tests.elastic_fakes import RoundPrices, ToyFormer, contiguous, requests_with, served_by, spec_of
+from tests.oracles.naive_engine import naive_serve
 
 
 def random_tasks(seed: int, n: int) -> list[tuple[float, set[int], set[str]]]:
@@ -133,6 +134,20 @@ def test_every_request_is_answered_once_and_tokens_are_conserved(fields: dict[st
     assert not any(
         ((got.end_s > c.ready_s - c.downtime_s + 0.01) & (got.end_s < c.ready_s - 1e-9)).any() for c in stopped
     )
+
+
+@pytest.mark.parametrize("router", ["round-robin", "least-tokens"])
+@pytest.mark.parametrize("rate", [4.0, 30.0])
+def test_more_ranks_behind_a_gate_equal_a_loop_over_requests(router: str, rate: float) -> None:
+    requests, fields = requests_with(requests_per_s=rate), {"router": router}
+    got = served_by(ToyFormer(contiguous(2)), requests, **UP, **fields)
+    assert got.history is not None
+    change = got.history.changes[0]
+    growth = change.at_s, change.at_s + change.takes_s, 2
+    prices = RoundPrices().iteration_s
+    first_s, done_s, _ = naive_serve(requests, spec_of(**fields), 2, 10_000, prices, growth)
+    np.testing.assert_allclose(got.first_token_s, first_s, rtol=1e-9)
+    np.testing.assert_allclose(got.done_s, done_s, rtol=1e-9)
 
 
 def test_an_event_that_changes_nothing_changes_no_result() -> None:
