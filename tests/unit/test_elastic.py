@@ -1,7 +1,7 @@
 """Reconfigurations and failures: placements, memory and times by hand, controllers, what is refused."""
 
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import pytest
@@ -9,9 +9,11 @@ import pytest
 from placement.copies import copies_of
 from placement.resizing import held_after, held_by, least_changed, placed, relabelled_onto
 from scenarios.errors import MemoryInfeasible, ScenarioError
+from scenarios.scaling_specs import MethodName
 from scenarios.specs import ScenarioSpec
 from sim.elastic.checks import check_changes
 from sim.elastic.measures import elastic_metrics
+from sim.outputs import write_outputs
 from sim.run import compare, run
 from tests.elastic_fakes import ToyFormer, contiguous, requests_with, served_by, spec_of
 
@@ -65,6 +67,7 @@ def test_memory_of_methods_by_hand() -> None:
         ("colocated",): old + new,
         ("horizontal",): old,  # one replica of two devices
     }
+    assert {method for method, *_ in expected} == set(get_args(MethodName))
     for (method, *without), total in expected.items():
         scaling = EVENT | {"method": method, "without": without}
         got = served_by(ToyFormer(contiguous(2)), requests_with(), scaling=scaling)
@@ -206,7 +209,7 @@ BASE: dict[str, Any] = {
 
 
 @pytest.mark.slow
-def test_plans_of_a_scenario_scale_fail_and_pay_for_devices_over_time() -> None:
+def test_plans_of_a_scenario_scale_fail_and_pay_for_devices_over_time(tmp_path: Path) -> None:
     event = [{"at": "0.1 s", "devices": 4}]
     axes = [
         {"name": "fixed"},
@@ -230,6 +233,7 @@ def test_plans_of_a_scenario_scale_fail_and_pay_for_devices_over_time() -> None:
         )
     assert found["placement"].metrics["moved_bytes.intra"] % 1024 == 0
     assert found["fails"].plan["changes"][0]["devices"] == [2, 1]
+    assert "serving.png" in {path.name for path in write_outputs(comparison, tmp_path / "out")}
     assert any(constant.name == "stages start" and constant.source == "scenario" for constant in comparison.constants)
 
 
