@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from hwmodels.cluster import Cluster
-from scenarios.errors import MemoryInfeasible
+from scenarios.errors import MemoryInfeasible, ScenarioError
 from scenarios.scaling_specs import Part, ScalingSpec, StagesSpec
 from sim.elastic.copies import Change, Source, distinct_bytes, link_between
 from sim.elastic.formations import Formation
@@ -111,6 +111,10 @@ class Program:
 
     def _to_device(self, device: int, size: float, after: list[str]) -> list[str]:
         link = self.cluster.host_link
+        if link is None and self.stages.weights == "host":
+            raise ScenarioError(
+                f"{self.cluster.name} has no host_link; load weights from disk (serving.stages.weights)"
+            )
         if link is None:
             return []
         self._count("host", size)
@@ -133,9 +137,7 @@ def elastic_moe(program: Program, without: Collection[Part]) -> None:
     if "connection-reuse" in without:
         ready = program.stage("communicator", stages.communicator, ready)
     if "zero-copy" in without:
-        weights = program.loads(ready, everything=True)
-        caches = program.caches(program.change.after.devices, weights or ready)
-        program.warm_up([*ready, *weights, *caches])
+        _loaded(program, ready)
         return
     buffers = program.stage("allocate", stages.allocate) if "ipc-allocation" in without else []
     copied = [*program.peer_copies(buffers), *program.loads(buffers)]
@@ -147,6 +149,11 @@ def elastic_moe(program: Program, without: Collection[Part]) -> None:
 def from_scratch(program: Program) -> None:
     """An engine starts, connects, and loads all of its weights."""
     ready = program.stage("communicator", program.stages.communicator, program.stage("start", program.stages.start))
+    _loaded(program, ready)
+
+
+def _loaded(program: Program, ready: Collection[str]) -> None:
+    """All weights and caches anew, once the engine is ready for them."""
     weights = program.loads(ready, everything=True)
     program.warm_up([*ready, *weights, *program.caches(program.change.after.devices, weights or ready)])
 
