@@ -11,6 +11,8 @@ from placement.plan import Placement
 from scenarios.errors import PlacementError
 
 Index = NDArray[np.int64]
+NOBODY = -1
+"""The source of an expert that no rank holds."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -33,17 +35,26 @@ def copies_between(before: Placement, after: Placement, ranks_per_node: int) -> 
     """
     if (before.n_ranks, before.n_experts, before.n_layers) != (after.n_ranks, after.n_experts, after.n_layers):
         raise PlacementError(f"{before.name} and {after.name} are plans of different ranks, experts or layers")
-    sent = np.zeros(before.n_ranks, np.int64)
     node = np.arange(before.n_ranks) // ranks_per_node
+    held, wanted = (np.stack([held_by_rank(plan, layer) for layer in range(plan.n_layers)]) for plan in (before, after))
+    return copies_of(held, wanted, node)
+
+
+def copies_of(held: NDArray[np.bool_], wanted: NDArray[np.bool_], node: Index) -> Copies:
+    """What ranks lack, each from the nearest rank that holds it, of these from the one that sends least so far.
+
+    held, wanted  bool[layer, rank, expert]; node: of every rank. Where no rank holds an expert its source is NOBODY.
+    """
+    sent = np.zeros(len(node), np.int64)
     rows = []
-    for layer in range(before.n_layers):
-        held, wanted = held_by_rank(before, layer), held_by_rank(after, layer)
-        for target, expert in np.argwhere(wanted & ~held).tolist():
-            holders = np.flatnonzero(held[:, expert])
+    for layer in range(len(held)):
+        for target, expert in np.argwhere(wanted[layer] & ~held[layer]).tolist():
+            holders = np.flatnonzero(held[layer][:, expert])
             near = holders[node[holders] == node[target]]
             among = near if len(near) else holders
-            source = int(among[np.argmin(sent[among])])
-            sent[source] += 1
+            source = int(among[np.argmin(sent[among])]) if len(among) else NOBODY
+            if source != NOBODY:
+                sent[source] += 1
             rows.append((layer, expert, source, target))
     columns = np.array(rows, np.int64).reshape(-1, 4).T
     return Copies(layer=columns[0], expert=columns[1], source=columns[2], target=columns[3])

@@ -9,6 +9,7 @@ from pydantic import Field, model_validator
 
 from scenarios.cluster_specs import ClusterSpec, ParallelSpec
 from scenarios.placement_specs import PlacementSpec
+from scenarios.scaling_specs import FailureSpec, ScalingSpec, StagesSpec
 from scenarios.schedule_specs import ScheduleSpec
 from scenarios.sources import Spec
 from scenarios.units import Seconds
@@ -172,9 +173,17 @@ class ServingSpec(Spec):
     slo: SloSpec | None = None
     prefill: PrefillSpec | None = Field(default=None, description="prefill on devices of its own (disaggregation)")
     decode: EngineSpec | None = Field(default=None, description="with prefill: the side that decodes")
+    scaling: ScalingSpec | None = Field(default=None, description="devices that come and go under load")
+    failures: tuple[FailureSpec, ...] = Field(default=(), description="devices that die under load")
+    stages: StagesSpec = Field(default=StagesSpec(), description="of scaling and failures: times beside bytes")
     routes: RoutesSpec | None = Field(default=None, description="default: requests have no routes of their own")
     rebalance: RebalanceSpec | None = None
     name: str | None = None
+
+    @property
+    def changes(self) -> bool:
+        """Whether the engine changes while it serves."""
+        return self.scaling is not None or bool(self.failures)
 
     def side(self, own: EngineSpec | None) -> ServingSpec:
         """What holds for one side of a disaggregated load."""
@@ -186,15 +195,23 @@ class ServingSpec(Spec):
     def _apart(self) -> ServingSpec:
         if self.prefill is None and self.decode is not None:
             raise ValueError("decode is a side of a disaggregated load: give prefill too")
-        if self.prefill is not None and self.routes is not None:
-            raise ValueError(
-                "routes of requests and prefill on devices of its own do not go together yet: leave one out"
-            )
-        if self.prefill is not None and self.batching == "static":
-            raise ValueError("batching: a static batch is prefilled and decoded by one engine; leave prefill out")
+        others = {
+            "routes": self.routes is not None,
+            "scaling or failures": self.changes,
+            "batching: static": self.batching == "static",
+        }
+        for name in (name for name, there in others.items() if there and self.prefill is not None):
+            raise ValueError(f"{name} and prefill on devices of its own do not go together yet: leave one out")
         for one in (self.prefill, self.decode):
             if one is not None:
                 self.side(one)
+        return self
+
+    @model_validator(mode="after")
+    def _observed(self) -> ServingSpec:
+        controller = self.scaling and self.scaling.controller
+        if controller and controller.slo_attainment is not None and self.slo is None:
+            raise ValueError("scaling.controller.slo_attainment: give the limits that are met, slo: {ttft: 1 s}")
         return self
 
     @model_validator(mode="after")

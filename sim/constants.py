@@ -11,6 +11,7 @@ from hwmodels.fitted import Fitted
 from hwmodels.gradients import CORE_BACKWARD
 from hwmodels.library import find_cpu_kernels, find_ssd
 from scenarios.models import ModelCard
+from scenarios.scaling_specs import STAGES, StagesSpec
 from scenarios.sources import Sourced
 from sim.energy import energy_basis
 from sim.laws_used import asked_shapes, used_laws
@@ -58,6 +59,20 @@ def _energy(setting: Setting) -> Iterator[Constant]:
         kind = "derived" if basis == "accesses and multiplications" else "assumed"
         source = "devices alone; the card's numbers are above"
         yield Constant(name="energy_j_per_token", value=basis, kind=kind, source=source)
+
+
+def stage_constants(spec: StagesSpec) -> tuple[Constant, ...]:
+    """What stages of a reconfiguration take; numbers of the scenario are its own."""
+    stated = spec.model_fields_set
+    origins = {name: ("assumed", "scenario") if name in stated else origin for name, origin in STAGES.items()}
+    return tuple(
+        Constant(name=f"stages {name}", value=_stage(name, getattr(spec, name)), kind=kind, source=source)
+        for name, (kind, source) in origins.items()
+    )
+
+
+def _stage(name: str, value: float) -> str:
+    return f"{value / 1e9:.4g} GB/s" if name.endswith("bandwidth") else f"{value:.4g} s"
 
 
 def _stated(setting: Setting) -> Iterator[Constant]:

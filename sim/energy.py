@@ -80,15 +80,18 @@ def accesses_j(setting: Setting, placement: Placement, reduction: Reduction, sch
     return own_j + flop * units.flop_j.value + read_bytes * units.read_j_per_byte.value
 
 
-def cost_metrics(setting: Setting, prices: PricesSpec | None, metrics: dict[str, float]) -> dict[str, float]:
+def cost_metrics(
+    setting: Setting, prices: PricesSpec | None, metrics: dict[str, float], held: float = 1.0
+) -> dict[str, float]:
     """Cost of a million tokens; nothing where the scenario has no prices.
 
     (devices x price + nodes x price) / (lifetime x share of it in use) / tokens/s + price of energy x J/token.
+    held  devices that are paid for, over those of the setting; the mean over time where they come and go.
     Raises ScenarioError where the price of a device, or the energy of a token that is paid for, is not known.
     """
     if prices is None:
         return {}
-    machine_usd = sum(_machine_usd(side.cluster, prices) for side in sides_of(setting))
+    machine_usd = held * sum(_machine_usd(side.cluster, prices) for side in sides_of(setting))
     token_usd = machine_usd / (prices.lifetime * prices.used) / metrics["tokens_per_s"]
     if prices.energy is not None:
         if "energy_j_per_token" not in metrics:
@@ -96,6 +99,19 @@ def cost_metrics(setting: Setting, prices: PricesSpec | None, metrics: dict[str,
             raise ScenarioError(f"prices.energy: {name} states neither power nor energies; leave it out")
         token_usd += prices.energy * metrics["energy_j_per_token"]
     return {"cost_usd_per_mtok": token_usd * PER_MILLION}
+
+
+def served_energy_and_cost(setting: Setting, prices: PricesSpec | None, metrics: dict[str, float]) -> dict[str, float]:
+    """Energy and cost of an output token under load: devices are paid for while they are held, and use power while an
+    engine works; where energy goes by accesses it is that of a typical step, over the tokens that the step writes.
+
+    metrics  of the load, those of the step of typical size among them.
+    """
+    held = metrics.get("devices.mean", float(setting.n_devices)) / setting.n_devices
+    power_w, energy = _power_w(setting), {}
+    if energy_basis(setting) == "power x time" and power_w is not None:
+        energy = {"energy_j_per_token": held * power_w * metrics["busy_frac.engine"] / metrics["tokens_per_s"]}
+    return energy | cost_metrics(setting, prices, metrics | energy, held)
 
 
 def _machine_usd(cluster: Cluster, prices: PricesSpec) -> float:

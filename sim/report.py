@@ -21,7 +21,8 @@ CAPTIONS = {
     "serving": (
         "What requests saw",
         "Above, the share of requests that waited no longer; below, what the engine did meanwhile, summed over its "
-        "attention ranks. The figures that follow show a decode step of typical size.",
+        "attention ranks; where devices come and go these too, with lines where a change begins and is ready. The "
+        "figures that follow show a decode step of typical size.",
     ),
     "slots": (
         "What slots for experts bring",

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from itertools import product
+from itertools import chain, product
 from pathlib import Path
 
 from placement.plan import Placement
@@ -18,9 +18,10 @@ from sim import metrics as measure
 from sim.bands import UNREAD, step_band
 from sim.batch_measures import former_metrics
 from sim.coherent import context_bytes
-from sim.constants import constants_of
+from sim.constants import constants_of, stage_constants
 from sim.describe import described, notes, plan_name, provenance, table_title
-from sim.energy import cost_metrics, energy_metrics
+from sim.elastic.serve import serve_changing_plan
+from sim.energy import cost_metrics, energy_metrics, served_energy_and_cost
 from sim.engine import replay
 from sim.execution import executed
 from sim.expert_widths import width_metrics
@@ -33,7 +34,7 @@ from sim.outcome import Outcome, result_of
 from sim.pipelines.piped import piped
 from sim.pools import on_devices
 from sim.priced_steps import PricedSteps, Steps, priced
-from sim.result import Comparison, RunResult, Table, is_cost
+from sim.result import Comparison, Constant, RunResult, Table, is_cost
 from sim.schedule_search import Speed, search
 from sim.serving.apart import check_served, serve_plan_apart, side_plan
 from sim.serving.simulate import serve_plan
@@ -102,20 +103,26 @@ def compare_in(session: Session, axes: CompareSpec, version: str, progress: Prog
                 progress(results[-1].name, done / (len(plans) * len(workloads)))
         tables.append(_table(spec, setting, results))
     settings = [side for setting in session.settings.values() for side in sides_of(setting)]
-    kernels = {one.exchange.kernel for plan in plans for one in plan.schedule.search or (plan.schedule,)}
-    hosts = any(plan.memory.offload is not None or plan.memory.stream is not None for plan in plans)
-    drives = sorted({plan.memory.offload.ssd for plan in plans if plan.memory.offload and plan.memory.offload.ssd})
-    rests_on = partial(constants_of, kernels=kernels, hosts=hosts, drives=drives)
     return Comparison(
         scenario=spec.name,
         description=spec.description,
         model=session.model.name,
         cluster=", ".join(dict.fromkeys(setting.cluster.name for setting in settings)),
         tables=tuple(tables),
-        constants=tuple(dict.fromkeys(c for setting in settings for c in rests_on(setting))),
+        constants=_constants(settings, plans),
         provenance=provenance(spec, session, version),
         wall_s=time.perf_counter() - started,
     )
+
+
+def _constants(settings: Sequence[Setting], plans: Sequence[Plan]) -> tuple[Constant, ...]:
+    """All that the plans rest on, each once."""
+    kernels = {one.exchange.kernel for plan in plans for one in plan.schedule.search or (plan.schedule,)}
+    hosts = any(plan.memory.offload is not None or plan.memory.stream is not None for plan in plans)
+    stages = [plan.serving.stages for plan in plans if plan.serving is not None and plan.serving.changes]
+    drives = sorted({plan.memory.offload.ssd for plan in plans if plan.memory.offload and plan.memory.offload.ssd})
+    found = [constants_of(setting, kernels, hosts=hosts, drives=drives) for setting in settings]
+    return tuple(dict.fromkeys(chain(*found, *map(stage_constants, stages))))
 
 
 def simulate(session: Session, setting: Setting, plan: Plan) -> RunResult:
@@ -161,17 +168,21 @@ def _served(session: Session, plan: Plan, spec: ServingSpec) -> RunResult:
         steps = _steps(session, setting, plan, session.plan_of(setting, plan).placement)
         return float(priced(steps).executed().step_times_s.mean())
 
-    serve = serve_plan if spec.prefill is None else serve_plan_apart
+    serve = serve_changing_plan if spec.changes else serve_plan if spec.prefill is None else serve_plan_apart
     load = serve(session, plan, spec, step_s)
     if spec.prefill is not None:
         plan = side_plan(session, plan, spec.decode)
     shown = _simulated(session, load.typical, plan, session.plan_of(load.typical, plan).placement)
     others = OF_STEPS if spec.prefill is None else (*OF_STEPS, *OF_DEVICES)
     kept = {name: value for name, value in shown.metrics.items() if not name.startswith(others)}
+    metrics, history = load.metrics | kept, load.served.history
+    if spec.prefill is None:
+        metrics |= served_energy_and_cost(load.typical, session.spec.prices, metrics)
+    changes = {} if history is None else {"changes": [change.as_json() for change in history.changes]}
     return replace(
         shown,
-        plan=shown.plan | {"serving": spec.model_dump(exclude_none=True)},
-        metrics=load.metrics | kept,
+        plan=shown.plan | {"serving": spec.model_dump(exclude_none=True)} | changes,
+        metrics=metrics,
         notes=load.notes,
         served=load.served,
     )

@@ -42,7 +42,10 @@ ReductionKey = tuple[int, int, str, str, int, str, str, bool, str]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Plan:
-    """One combination of axes: what a row of a table stands for."""
+    """One combination of axes: what a row of a table stands for.
+
+    placed  the plan itself, where it is not that of `placement`: one that came about under load.
+    """
 
     cluster: ClusterSpec
     parallel: ParallelSpec
@@ -51,6 +54,7 @@ class Plan:
     memory: MemorySpec
     serving: ServingSpec | None = None
     bits: BitsSpec | None = None
+    placed: Placement | None = None
     training: TrainingSpec = field(default_factory=TrainingSpec)
 
     @classmethod
@@ -159,6 +163,8 @@ class Session:
 
         The exchange of the schedule counts where the solver prices plans.
         """
+        if plan.placed is not None:
+            return ReadPlan(placement=plan.placed, format="under load")
         spec, exchange = plan.placement, plan.schedule.exchange
         priced = spec.solver != "file" and "machine" in SOLVERS[spec.solver].needs
         key = f"{id(setting)} {spec} {sorted(spec.model_fields_set)} {exchange if priced else None}"

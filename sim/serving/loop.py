@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from scenarios.errors import MemoryInfeasible
 from scenarios.serving_specs import ServingSpec
 from sim.serving.engine import Correction, Engine, IterationPrices, Progress
+from sim.serving.history import History
 from sim.serving.log import COARSE, ROW
 from sim.serving.ranks import Rank
 from traces.requests import RequestTrace
@@ -41,6 +42,8 @@ class Served:
     n                      int32[row]: iterations of it.
     decoding, prompt_tokens, waiting, used_blocks  [row], of each of these, sums over ranks; waiting: in queues.
     peak_blocks            int32[row]: most blocks in use; most_tokens: tokens of the fullest rank.
+    history                where devices change: of the requests that were answered, and sums over engines; ranks and
+                           blocks are then the most that there were.
     whole_s, imbalance     float64[sample]: ends of iterations that were simulated whole, and how many tokens their
                            fullest rank's experts had over the mean.
     changes                (copies began, plan took effect) of changes of placement [s].
@@ -62,6 +65,7 @@ class Served:
     n_ranks: int
     n_blocks: int
     n_preempted: int
+    history: History | None = None
     whole_s: NDArray[np.float64] = field(default_factory=lambda: np.empty(0))
     imbalance: NDArray[np.float64] = field(default_factory=lambda: np.empty(0))
     changes: tuple[tuple[float, float], ...] = ()
@@ -92,7 +96,7 @@ def serve(
     Rows are of single iterations where a correction samples them, and else of few bytes a token.
     Raises MemoryInfeasible where a request is longer than the KV cache of a rank.
     """
-    check_lengths(requests, requests.input_tokens + requests.output_tokens, spec, n_blocks)
+    check_longest(requests, spec, n_blocks)
     env = simpy.Environment()
     progress = Progress.of(len(requests), env)
     lengths = requests.columns()
@@ -104,6 +108,11 @@ def serve(
     env.process(engine.run())
     env.run(until=progress.all_done)
     return served(requests, engine, progress)
+
+
+def check_longest(requests: RequestTrace, spec: ServingSpec, n_blocks: int) -> None:
+    """Raise MemoryInfeasible where a request is longer than a KV cache of `n_blocks` blocks."""
+    check_lengths(requests, requests.input_tokens + requests.output_tokens, spec, n_blocks)
 
 
 def check_lengths(requests: RequestTrace, tokens: NDArray[np.int64], spec: ServingSpec, n_blocks: int) -> None:

@@ -26,16 +26,21 @@ BINS = 200
 def serving_figure(table: Table) -> Figure:
     """Above, how many requests waited how long; below, requests in batches, in queues, and the KV cache over time.
 
-    Where iterations were simulated whole, also how uneven the ranks' tokens were, with copies of experts as bars.
+    Where iterations were simulated whole, also how uneven the ranks' tokens were, with copies of experts as bars; where
+    devices come and go, how many there were, and what each held at most during a change.
     """
     loads = [(result, result.served) for result in _drawn(table) if result.served is not None]
+    changing = any(served.history is not None for _, served in loads)
     with mpl.rc_context(STYLE):
         routed = [load for load in loads if load[1].whole_s.size]
-        figure = Figure(figsize=(WIDTH_IN, 6.2 if routed else 4.4), layout="constrained")
-        mosaic = figure.add_gridspec(3 if routed else 2, 3)
+        more = bool(routed) + changing
+        figure = Figure(figsize=(WIDTH_IN, 4.4 + 1.9 * more), layout="constrained")
+        mosaic = figure.add_gridspec(2 + more, 3)
         panels = [[figure.add_subplot(mosaic[row, column]) for column in range(3)] for row in range(2)]
         if routed:
             _imbalance(figure.add_subplot(mosaic[2, :]), routed, loads)
+        if changing:
+            _devices([figure.add_subplot(mosaic[-1, column]) for column in range(3)], loads)
         for axes, (name, of) in zip(panels[0], LATENCIES.items(), strict=True):
             _shares(axes, name, [(result, of(served)) for result, served in loads])
         for axes, (name, over_time) in zip(panels[1], STATES.items(), strict=True):
@@ -43,6 +48,7 @@ def serving_figure(table: Table) -> Figure:
                 axes.plot(*_binned(served, over_time(served)), lw=1.1, color=LINE_COLORS[number])
             axes.set(title=name, xlabel="time (s)", ylim=(0, None), xlim=(0, None))
             axes.grid(True)
+            _mark_changes(axes, loads)
         handles, labels = panels[0][0].get_legend_handles_labels()
         figure.legend(handles, labels, loc="outside lower center", ncols=3)
     return figure
@@ -58,6 +64,35 @@ STATES: dict[str, Callable[[Served], Array]] = {
     "requests waiting": lambda served: served.waiting.astype(np.float64),
     "KV cache in use (%)": lambda served: 100 * served.used_blocks / (served.n_ranks * served.n_blocks),
 }
+
+
+def _mark_changes(axes: Axes, loads: Sequence[Load]) -> None:
+    """Where changes begin (dotted) and are ready (dashed)."""
+    for number, (_, served) in enumerate(loads):
+        for change in served.history.changes if served.history is not None else ():
+            axes.axvline(change.at_s, color=LINE_COLORS[number], lw=0.7, ls=":")
+            axes.axvline(change.ready_s, color=LINE_COLORS[number], lw=0.7, ls="--")
+
+
+def _devices(panels: Sequence[Axes], loads: Sequence[Load]) -> None:
+    """Devices held over time, most memory of every device during a change, and when nothing was served."""
+    for number, (_, served) in enumerate(loads):
+        color, end_s = LINE_COLORS[number], float(served.end_s[-1])
+        if served.history is None:
+            continue
+        times_s, counts = served.history.device_counts(end_s)
+        panels[0].step([*times_s, end_s], [*counts, counts[-1]], where="post", lw=1.3, color=color)
+        peaks: dict[int, float] = {}
+        for change in served.history.changes:
+            peaks = {d: max(peaks.get(d, 0.0), change.peak_bytes.get(d, 0.0)) for d in {**peaks, **change.peak_bytes}}
+            down = [(change.stopped_s, change.downtime_s)] if change.downtime_s else []
+            panels[2].broken_barh(down, (number - 0.4, 0.8), color=color)
+        width = 0.8 / len(loads)
+        shifted = [device + (number - (len(loads) - 1) / 2) * width for device in peaks]
+        panels[1].bar(shifted, [held / 2**30 for held in peaks.values()], width, color=color)
+    panels[0].set(title="devices", xlabel="time (s)", ylim=(0, None), xlim=(0, None))
+    panels[1].set(title="most memory during a change", xlabel="device", ylabel="GiB")
+    panels[2].set(title="no service", xlabel="time (s)", xlim=panels[0].get_xlim(), ylim=(len(loads), -1), yticks=[])
 
 
 def _imbalance(axes: Axes, routed: Sequence[Load], loads: Sequence[Load]) -> None:

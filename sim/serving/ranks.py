@@ -80,7 +80,7 @@ class Rank:
     waiting_tokens: int = 0
     _due: list[int] = field(init=False)
     _order: list[_Decoding] = field(default_factory=list)
-    _ends: list[tuple[int, int, _Decoding]] = field(default_factory=list)
+    _ends: list[tuple[int, int, int, _Decoding]] = field(default_factory=list)
     _taken: list[tuple[_Prompt, int]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
@@ -99,8 +99,52 @@ class Rank:
 
     def arrive(self, request: int) -> None:
         """A request joins the queue."""
-        self.waiting.append(_Prompt(request, self.input_tokens[request], 0))
-        self.waiting_tokens += self.input_tokens[request]
+        self.come_back(request, 0)
+
+    def evict(self, iteration: int) -> list[tuple[int, int, int]]:
+        """Drop all requests: (request, tokens that it has written, tokens of it in the cache), before an iteration."""
+        gone = []
+        for one in self._order:
+            if not one.gone:
+                steps = iteration - one.since
+                gone.append((one.request, one.written + steps, one.context + steps))
+                self._remove(one, one.context + steps)
+        for prompt in (*self.prompts, *self.waiting):
+            gone.append((prompt.request, prompt.length - self.input_tokens[prompt.request], prompt.held))
+        for kept in (self.prompts, self.waiting, self._order, self._ends):
+            kept.clear()
+        self.waiting_tokens, self.free_blocks = 0, self.n_blocks
+        return gone
+
+    def come_back(self, request: int, written: int) -> None:
+        """A request that lost its cache joins the queue, as a prompt with all that it has written."""
+        length = self.input_tokens[request] + written
+        self.waiting.append(_Prompt(request, length, 0))
+        self.waiting_tokens += length
+
+    def adopt(self, request: int, cached: int, iteration: int) -> bool:
+        """Take over a request that decodes, with `cached` tokens in its cache; whether there is room for it."""
+        blocks = self._blocks(cached)
+        if blocks > self.free_blocks or self.n_decoding + len(self.prompts) >= self.spec.max_requests:
+            return False
+        self.free_blocks -= blocks
+        self._begin_to_decode(_Prompt(request, cached, cached), iteration)
+        return True
+
+    def resize(self, n_blocks: int, iteration: int) -> None:
+        """Another size of the KV cache; where it is full, the last to have come are pre-empted."""
+        self.free_blocks += n_blocks - self.n_blocks
+        self.n_blocks = n_blocks
+        while self.free_blocks < 0 and self.n_decoding:
+            victim = self._order.pop()
+            if not victim.gone:
+                self._preempt(victim, iteration)
+        while self.free_blocks < 0:
+            prompt = self.prompts.pop()
+            self.free_blocks += self._blocks(prompt.length)
+            self.waiting.appendleft(_Prompt(prompt.request, prompt.length, 0))
+            self.waiting_tokens += prompt.held
+            self.n_preempted += 1
 
     def plan(self, iteration: int) -> RankLoad:
         """What the rank does in this iteration: blocks for tokens to be written, then prompts within the budget."""
@@ -198,7 +242,7 @@ class Rank:
     def _leave(self, iteration: int) -> list[int]:
         left: list[int] = []
         while self._ends and self._ends[0][0] == iteration:
-            one = heappop(self._ends)[2]
+            one = heappop(self._ends)[-1]
             if not one.gone:
                 self._remove(one, one.context + iteration - one.since + 1)
                 left.append(one.request)
@@ -218,7 +262,7 @@ class Rank:
             return 0
         if not self.n_decoding:
             return UNBOUNDED
-        while self._ends[0][2].gone:
+        while self._ends[0][-1].gone:
             heappop(self._ends)
         return min(self._ends[0][0] - iteration, self.free_blocks // self.n_decoding * self.spec.block_tokens)
 
@@ -287,7 +331,7 @@ class Rank:
         if len(self._order) > 2 * self.spec.max_requests:
             self._order = [other for other in self._order if not other.gone]
         self._order.append(one)
-        heappush(self._ends, (one.end, request, one))
+        heappush(self._ends, (one.end, request, iteration, one))
         return True
 
     def _blocks(self, tokens: int) -> int:

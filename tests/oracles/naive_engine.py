@@ -42,8 +42,12 @@ def naive_serve(
     n_ranks: int,
     n_blocks: int,
     iteration_s: Callable[[Sequence[RankLoad]], float],
+    growth: tuple[float, float, int] | None = None,
 ) -> tuple[list[float], list[float], int]:
-    """(first token, done) of every request [s], and pre-emptions."""
+    """(first token, done) of every request [s], and pre-emptions.
+
+    growth  requests wait from a time on, until at another one so many ranks are added.
+    """
     requests = [
         Request(i, *row)
         for i, row in enumerate(
@@ -58,15 +62,20 @@ def naive_serve(
     first_s, done_s = [float("nan")] * len(requests), [float("nan")] * len(requests)
     turn = 0
     while True:
-        while coming and coming[0].arrival_s <= now:
+        if growth is not None and now >= growth[1]:
+            ranks += [NaiveRank(n_blocks) for _ in range(growth[2])]
+            growth = None
+        closed = growth is not None and now >= growth[0]
+        while not closed and coming and coming[0].arrival_s <= now:
             request = coming.pop(0)
-            rank = ranks[turn % n_ranks] if spec.router == "round-robin" else min(ranks, key=held_tokens)
+            rank = ranks[turn % len(ranks)] if spec.router == "round-robin" else min(ranks, key=held_tokens)
             rank.waiting.append(request)
             turn += 1
         if not any(rank.waiting or rank.prompts or rank.decoding for rank in ranks):
             if not coming:
                 return first_s, done_s, sum(rank.preempted for rank in ranks)
-            now = coming[0].arrival_s
+            until = [] if growth is None else [time for time in growth[:2] if time > now]
+            now = min([*until, *([] if closed else [coming[0].arrival_s])])
             continue
         plans = [plan(rank, spec) for rank in ranks]
         now = now + iteration_s([load for load, _ in plans])

@@ -42,6 +42,7 @@ def metric_names() -> set[str]:
             "expert_widths.py",
             "offload/measures.py",
             "serving/measures.py",
+            "elastic/measures.py",
             "stream/measures.py",
         )
     ]

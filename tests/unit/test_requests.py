@@ -223,7 +223,7 @@ def test_requests_of_a_file_come_faster_and_fewer(tmp_path: Path) -> None:
         ({"requests": {"requests_per_s": 1, "prefix_cache": "unlimited"}}, "needs a file"),
         ({"requests": {"requests_per_s": 1}, "decode": {}}, "give prefill too"),
         ({"requests": {"requests_per_s": 1}, "prefill": {"token_budget": 64}}, "below max_requests"),
-        ({"requests": {"requests_per_s": 1}, "prefill": {}, "batching": "static"}, "leave prefill out"),
+        ({"requests": {"requests_per_s": 1}, "prefill": {}, "batching": "static"}, "batching: static and prefill"),
     ],
 )
 def test_contradictions_are_refused(spec: dict[str, Any], words: str) -> None:
