@@ -85,8 +85,13 @@ const charts = { kinds: {} }; // `kinds`: name of a chart -> function that draws
     ...Object.fromEntries(Object.entries(more).filter(([name]) => name !== "axisLabel")),
   });
   charts.title = (text, left, top) => ({
-    text, left, top, padding: 0, textStyle: { fontSize: 13, fontWeight: 600, color: charts.color("ink") },
+    text, left, top, padding: 0, textStyle: { fontSize: 13, lineHeight: 20, fontWeight: 600, color: charts.color("ink") },
   });
+  // Letters that can be read on a colour `#rrggbb`.
+  charts.ink = (color) => {
+    const [red, green, blue] = [1, 3, 5].map((at) => parseInt(color.slice(at, at + 2), 16));
+    return 0.299 * red + 0.587 * green + 0.114 * blue < 140 ? "#ffffff" : "#1c2430";
+  };
   charts.short = (name, width) => {
     const letters = Math.max(12, Math.floor(width / 7.5));
     return name.length <= letters ? name : `${name.slice(0, letters / 2 - 1)}…${name.slice(1 - letters / 2)}`;
@@ -114,7 +119,7 @@ const charts = { kinds: {} }; // `kinds`: name of a chart -> function that draws
     const all = [...figures.querySelectorAll("figure[data-chart]")];
     if (!all.length) return;
     const redraw = () => drawn.forEach((draw) => draw());
-    all[0].before(chooser(section, redraw));
+    all.find((figure) => figure.dataset.chart !== "step-time")?.before(chooser(section, redraw)); // which has all plans
     const begin = (figure) => {
       const name = figure.dataset.chart;
       const draw = charts.kinds[name](figure, section, section[name]);

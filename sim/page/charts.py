@@ -13,11 +13,11 @@ from sim.plot_data import gantt_devices, kind_color, kinds_in_order, relative_lo
 from sim.port_loads import DIRECTIONS
 from sim.result import RunResult, Table
 from sim.timeline import contrasted, lane_rows, middle_window, row_names
-from sim.wording import shown_name
+from sim.wording import shown_gain, shown_name
 
 Array = NDArray[np.float64]
 Chart = dict[str, Any]
-INTERACTIVE = ("timeline", "device-load", "traffic", "links")
+INTERACTIVE = ("step-time", "timeline", "device-load", "traffic", "links")
 """Figures that a page shows as charts; the others are pictures."""
 
 BARS = 12_000
@@ -62,6 +62,22 @@ def _size(result: RunResult) -> int:
     n_bars = min(BARS, len(result.log) * min(DEVICES, len(result.traffic_bytes)))
     n_cells = 2 * result.device_tokens.size + min(result.traffic_bytes.size, MATRIX**2) + 2 * len(result.traffic_bytes)
     return n_bars * _BAR_CHARS + n_cells * _CELL_CHARS
+
+
+def step_time_chart(table: Table, _: Sequence[RunResult]) -> Chart:
+    """Mean step time of a device by cause [s], of every plan of the table, and the ends of its 80 % band."""
+    results = table.results
+    kinds = kinds_in_order(kind for result in results for kind in result.breakdown_s)
+    ends = [[result.metrics.get(f"step_time_s.{end}") for end in ("low", "high")] for result in results]
+    gains = ["baseline" if result.name == table.first else shown_gain(table, result) for result in results]
+    return {
+        "names": [shown_name(result.name) for result in results],
+        "kinds": [[kind, kind_color(kind)] for kind in kinds],
+        "values": [_significant(np.array([r.breakdown_s.get(kind, 0.0) for kind in kinds])) for r in results],
+        "totals": [sum(result.breakdown_s.values()) for result in results],
+        "bands": [None if None in band else band for band in ends],
+        "gains": gains if len(results) > 1 else [""],
+    }
 
 
 def timeline_chart(_: Table, plans: Sequence[RunResult]) -> Chart:
@@ -164,6 +180,7 @@ def links_chart(_: Table, plans: Sequence[RunResult]) -> Chart:
 
 
 CHARTS: dict[str, Callable[[Table, Sequence[RunResult]], Chart]] = {
+    "step-time": step_time_chart,
     "timeline": timeline_chart,
     "device-load": load_chart,
     "traffic": traffic_chart,

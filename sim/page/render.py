@@ -12,7 +12,8 @@ import jinja2
 from markupsafe import Markup
 
 FOLDER = Path(__file__).parent
-TABLES, CHARTS = ("page.js",), ("page.js", "echarts.min.js", "charts.js", "timeline.js", "heatmaps.js")
+TABLES = ("page.js",)
+CHARTS = ("page.js", "echarts.min.js", "charts.js", "steptime.js", "timeline.js", "heatmaps.js")
 """Scripts of a page of tables, and of one with interactive charts, in the order in which they run."""
 
 

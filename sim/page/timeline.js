@@ -13,6 +13,8 @@ charts.kinds.timeline = (figure, section, data) => {
   const end = (lanes) => Math.max(...lanes.times.map(([begin, busy, waiting]) =>
     begin.reduce((most, from, op) => Math.max(most, from + busy[op] + waiting[op]), 0)));
 
+  for (const lanes of data.values) lanes.divided = lanes.ops.some(([, , chunk]) => chunk > 0);
+
   function bars(lanes) {
     const items = [];
     const waits = data.kinds.findIndex(([kind]) => kind === "waiting");
@@ -29,7 +31,7 @@ charts.kinds.timeline = (figure, section, data) => {
 
   const opName = (lanes, op) => {
     const [kind, layer, chunk] = lanes.ops[op];
-    return [data.kinds[kind][0], layer >= 0 ? `layer ${layer}` : "", chunk >= 0 ? `part ${chunk}` : ""].filter(Boolean).join(", ");
+    return [data.kinds[kind][0], layer >= 0 ? `layer ${layer}` : "", lanes.divided && chunk >= 0 ? `part ${chunk}` : ""].filter(Boolean).join(", ");
   };
 
   function tip(lanes, [lane, , , , op, device]) {
@@ -54,22 +56,18 @@ charts.kinds.timeline = (figure, section, data) => {
     if (!shape) return null;
     const [kind, color] = data.kinds[api.value(3)];
     const lanes = panels()[params.seriesIndex].lanes;
-    const text = kind === "waiting" || height < 11 || shape.width < 30 ? "" : opName(lanes, api.value(4));
+    const names = kind === "waiting" || height < 11 ? [] : [opName(lanes, api.value(4)), kind];
+    const text = names.find((name) => name.length * 5.6 < shape.width - 4);
     return {
       type: "rect",
       shape,
       style: { fill: kind === "waiting" ? charts.waiting : color },
       textContent: text && {
-        style: { text, fontSize: 10, fill: ink(color), width: shape.width - 6, overflow: "truncate", ellipsis: "…" },
+        style: { text, fontSize: 10, fill: charts.ink(color) },
       },
       textConfig: { position: "inside" },
     };
   }
-
-  const ink = (color) => {
-    const [red, green, blue] = [1, 3, 5].map((at) => parseInt(color.slice(at, at + 2), 16));
-    return 0.299 * red + 0.587 * green + 0.114 * blue < 140 ? "#ffffff" : "#1c2430";
-  };
 
   function draw() {
     charts.waiting = charts.color("waiting");
@@ -82,7 +80,7 @@ charts.kinds.timeline = (figure, section, data) => {
       const n = lanes.devices.length * lanes.rows.length;
       const height = n * Math.max(7, Math.min(20, 420 / n));
       option.title.push(charts.title(charts.short(section.plans[plan], figure.clientWidth - 60), 0, top));
-      option.grid.push({ left, right: 12, top: top + 22, height });
+      option.grid.push({ left, right: 12, top: top + 24, height });
       option.xAxis.push(charts.axis({
         type: "value", min: 0, max: total, gridIndex: index, splitLine: { show: true, lineStyle: { color: charts.color("line") } },
         axisLabel: { formatter: (time) => charts.seconds(time * NS), hideOverlap: true },
@@ -95,7 +93,7 @@ charts.kinds.timeline = (figure, section, data) => {
         type: "custom", renderItem: bar, xAxisIndex: index, yAxisIndex: index, data: bars(lanes),
         encode: { x: [1, 2], y: 0 }, clip: true, progressive: 4000,
       });
-      top += height + 56;
+      top += height + 58;
     });
     const all = shown.map((_, index) => index);
     const zoom = { xAxisIndex: all, filterMode: "weakFilter", startValue: span.from, endValue: span.to };
