@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import base64
+import fcntl
 import json
 import os
 import shutil
 import subprocess
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -101,10 +103,10 @@ def opened(profile: Path) -> Iterator[Page]:
         raise RuntimeError("no Chromium on the path")
     (commands, to_browser), (from_browser, answers) = os.pipe(), os.pipe()
     call = [CHROMIUM, *_FLAGS, f"--user-data-dir={profile}", "--remote-debugging-pipe"]
-    shell = ["sh", "-c", f'exec "$@" 3<&{commands} 4>&{answers}', "sh", *call]
-    fds = (commands, answers)
-    browser = subprocess.Popen(shell, pass_fds=fds, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    for fd in fds:
+    fds = [fcntl.fcntl(fd, fcntl.F_DUPFD, 10) for fd in (commands, answers)]  # above those that they become
+    launch = f"import os, sys; os.dup2({fds[0]}, 3); os.dup2({fds[1]}, 4); os.execv(sys.argv[1], sys.argv[1:])"
+    browser = subprocess.Popen([sys.executable, "-c", launch, *call], pass_fds=fds, stderr=subprocess.DEVNULL)
+    for fd in (commands, answers, *fds):
         os.close(fd)
     try:
         page = Page(from_browser, to_browser)

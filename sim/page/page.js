@@ -58,6 +58,7 @@ const page = { changed: [] }; // `changed`: what to do when colours change
     });
   }
 
+  const plain = (text) => text.toLowerCase().replace(/\s+/g, " ").trim();
   const FEW = 5; // rows up to which nobody needs a filter
 
   for (const table of document.querySelectorAll("table[data-filter]")) {
@@ -73,14 +74,13 @@ const page = { changed: [] }; // `changed`: what to do when colours change
     bar.append(label, count);
     table.parentElement.before(bar);
     input.addEventListener("input", () => {
-      const words = input.value.toLowerCase().split(/\s+/).filter(Boolean);
+      const wanted = plain(input.value);
       let shown = 0;
       for (const row of rows) {
-        const text = row.textContent.toLowerCase();
-        row.hidden = !words.every((word) => text.includes(word));
+        row.hidden = !plain([...row.cells].map((cell) => cell.textContent).join(" ")).includes(wanted);
         shown += row.hidden ? 0 : 1;
       }
-      count.textContent = words.length ? `${shown} of ${rows.length}` : "";
+      count.textContent = wanted ? `${shown} of ${rows.length}` : "";
     });
   }
 })();

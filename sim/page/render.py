@@ -9,7 +9,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import jinja2
-from markupsafe import Markup
 
 FOLDER = Path(__file__).parent
 TABLES = ("page.js",)
@@ -31,10 +30,10 @@ def render(template: str, scripts: Sequence[str], charts: Sequence[object] = (),
     )
     texts = [_text(name) for name in scripts]
     return environment.get_template(template).render(
-        style=Markup(_text("style.css")),
-        scripts=[Markup(text) for text in texts],
+        style=_text("style.css"),
+        scripts=texts,
         hashes=" ".join(f"'sha256-{_sha256(text)}'" for text in texts),
-        charts=Markup(_json_in_html(charts)),
+        charts=_json_in_html(charts),
         **content,
     )
 
