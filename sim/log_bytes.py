@@ -54,7 +54,8 @@ def _exchange(work: Work) -> tuple[str, int, int]:
 def _moved(work: Work, moved: Bytes, row: int, n_parts: int) -> Bytes:
     """float64[direction, device] of one work; `moved` is that of all [MoE layer, chunk, direction, device]."""
     chunks: Bytes = moved[row + work.step]
-    return chunks[work.chunk] if len(chunks) == n_parts else chunks.sum(axis=0) / n_parts
+    own: Bytes = chunks[work.chunk] if len(chunks) == n_parts else chunks.sum(axis=0) / n_parts
+    return own
 
 
 def _of_step(ports: PortTokens, n_chunks: int, step: int) -> Bytes:

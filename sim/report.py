@@ -52,7 +52,8 @@ CAPTIONS = {
     "links": (
         "What the links carry",
         "Time that every port is busy per step: bytes of dispatch and combine in all MoE layers over the link's "
-        "effective bandwidth, without latency. The colour scale starts at zero only where the least busy port is below half of the busiest.",
+        "effective bandwidth, without latency. The colour scale starts at zero only where the least busy port is below "
+        "half of the busiest.",
     ),
     "pipeline": (
         "Stages of the pipeline",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import fcntl
 import json
 import os
@@ -68,11 +67,6 @@ class Page:
         if "exceptionDetails" in answer:
             raise RuntimeError(str(answer["exceptionDetails"]))
         return answer["result"].get("value")
-
-    def picture(self) -> bytes:
-        """PNG of the whole page."""
-        shot = self.call("Page.captureScreenshot", captureBeyondViewport=True)["data"]
-        return base64.b64decode(shot)
 
     def _next(self) -> Message:
         while b"\0" not in self._rest:

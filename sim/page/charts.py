@@ -48,7 +48,8 @@ def _label(table: Table, result: RunResult) -> str:
 def _affordable(table: Table, budget_chars: int) -> list[RunResult]:
     """Plans to draw, in the order of the table."""
     first = contrasted(table)
-    kept, left = [], budget_chars
+    kept: list[str] = []
+    left = budget_chars
     for result in [*first, *(other for other in table.results if all(other is not one for one in first))]:
         left -= _size(result)
         if left < 0 and len(kept) >= len(first):
@@ -191,7 +192,7 @@ CHARTS: dict[str, Callable[[Table, Sequence[RunResult]], Chart]] = {
 def _distinct(
     plans: Sequence[RunResult], values: Callable[[RunResult], tuple[Array, ...]]
 ) -> tuple[list[tuple[Array, ...]], list[int]]:
-    """The values of plans, each once, and which of them a plan has: schedules that share a placement have equal loads."""
+    """The values of plans, each once, and which of them a plan has: schedules of one placement have equal loads."""
     found: list[tuple[Array, ...]] = []
     of: list[int] = []
     for result in plans:

@@ -20,11 +20,11 @@
 
   const cellsOf = (matrix) => matrix.flatMap((row, y) => row.map((value, x) => [x, y, value]));
 
-  // Lines where a node ends, where that is worth a line.
+  // Lines where a node ends, unless these are so many that they hide the cells.
   function nodeLines(n, perNode, axis) {
     const places = [];
     for (let at = perNode; at < n; at += perNode) places.push({ [axis]: at - 0.5 });
-    return places.length && perNode > 1 ? places : [];
+    return places.length < 16 && perNode > 1 ? places : [];
   }
 
   /* maps: of each plan {name, xs, ys, cells, lines}; about: {xName, yName, colors, range, format, tip, beside}. */
@@ -38,7 +38,7 @@
       const own = beside ? (wide - left) / 2 : wide - left;
       const from = beside ? index * (wide / 2) : 0;
       const side = about.square ? Math.min(own - 30, 400) : null;
-      const height = side ?? Math.min(Math.max(map.ys.length * 18, 60), 300);
+      const height = side ?? Math.min(Math.max(map.ys.length * 18, 60), map.ys.length > 64 ? 420 : 300);
       option.title.push(charts.title(charts.short(map.name, own), from, top));
       option.grid.push({ left: from + left, top: top + 24, width: side ?? own - 14, height });
       const steps = { show: true, lineStyle: { color: charts.color("card"), width: 0.5 } };

@@ -53,7 +53,9 @@ def test_a_report_opens_in_peace(browser: Page, report: Path, width: int, dark: 
     assert [url for url in browser.requested if not url.startswith("data:")] == [report.resolve().as_uri()]
     assert browser.run("document.documentElement.scrollWidth") <= width
     assert browser.run("document.title") == "fake scenario · moesim"
-    assert browser.run("getComputedStyle(document.body).backgroundColor") == ("rgb(18, 22, 28)" if dark else "rgb(246, 247, 249)")
+    assert browser.run("getComputedStyle(document.body).backgroundColor") == (
+        "rgb(18, 22, 28)" if dark else "rgb(246, 247, 249)"
+    )
 
 
 def test_tables_are_filtered_and_sorted_and_the_theme_is_changed(browser: Page, report: Path) -> None:
@@ -83,7 +85,8 @@ def test_the_timeline_zooms_by_keys_and_says_what_a_bar_is(browser: Page, report
         .getOption().dataZoom[0];
       return endValue - startValue;
     })()"""
-    press = "document.querySelector('[data-chart=timeline] .chart').dispatchEvent(new KeyboardEvent('keydown', {key: '%s'}))"
+    place = "document.querySelector('[data-chart=timeline] .chart')"
+    press = place + ".dispatchEvent(new KeyboardEvent('keydown', {key: '%s'}))"
     browser.run(press % "Home")
     whole = browser.run(span)
     assert whole == pytest.approx(1.1e6 * 1.1, rel=0.2)  # nanoseconds of the slower of two steps
