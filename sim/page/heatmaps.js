@@ -46,8 +46,9 @@
         type: "category", data, gridIndex: index, name, nameLocation: "middle", splitArea: { show: false },
         splitLine: data.length <= 64 ? steps : { show: false }, ...more,
       });
+      const every = Math.ceil((map.ys.length * 14) / height) - 1;
       option.xAxis.push(axis(map.xs, about.xName, { nameGap: 24 }));
-      option.yAxis.push(axis(map.ys, about.yName, { inverse: true, nameGap: left - 18 }));
+      option.yAxis.push(axis(map.ys, about.yName, { inverse: true, nameGap: left - 18, axisLabel: { interval: every } }));
       option.series.push({
         type: "heatmap", xAxisIndex: index, yAxisIndex: index, data: map.cells, progressive: 0,
         emphasis: { itemStyle: { borderColor: charts.color("ink"), borderWidth: 1 } },
