@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -31,14 +31,12 @@ class About:
 
 def result_page(
     about: About,
-    parts: Iterable[Table | Text],
+    parts: Sequence[Table | Text],
     frames: Mapping[str, Sequence[Mapping[str, Any]]],
     figures: Mapping[str, Figure],
 ) -> str:
     """HTML of a result; all text is escaped. `frames` are rows by the name of their table."""
-    from sim.figure import png_bytes, svg_bytes
-
-    drawn = [Picture(name=name, svg=svg_bytes(fig), png=png_bytes(fig, PAGE_DPI)) for name, fig in figures.items()]
+    texts = [part for part in parts if isinstance(part, Text) and part.plain.strip()]
     return render(
         "tables.html",
         TABLES,
@@ -46,24 +44,34 @@ def result_page(
         question=about.question,
         version=about.version,
         file=about.file,
-        blocks=[_block(part) for part in parts if not isinstance(part, Text) or part.plain.strip()],
-        figures=[{"title": _words(p.name), "caption": "", "source": p.data_uri()} for p in drawn],
+        sentences=[text.plain for text in texts if text.style != "dim"],
+        quiet=[text.plain for text in texts if text.style == "dim"],
+        tables=[_table(part) for part in parts if isinstance(part, Table)],
+        figures=[_figure(name, figure) for name, figure in figures.items()],
         frames=[(_words(name), _frame(rows)) for name, rows in frames.items() if rows],
     )
+
+
+def _figure(name: str, figure: Figure) -> dict[str, Any]:
+    """A drawn figure, with the share of the page's width that it takes [%]."""
+    from sim.figure import WIDTH_IN, png_bytes, svg_bytes
+
+    picture = Picture(name=name, svg=svg_bytes(figure), png=png_bytes(figure, PAGE_DPI))
+    width = min(100, round(100 * figure.get_figwidth() / WIDTH_IN))
+    return {"title": _words(name), "caption": "", "source": picture.data_uri(), "width": width}
 
 
 def _words(name: str) -> str:
     return name.replace("-", " ").replace("_", " ").capitalize()
 
 
-def _block(part: Table | Text) -> dict[str, Any]:
-    if isinstance(part, Text):
-        return {"text": part.plain, "quiet": part.style == "dim"}
-    columns = [[plain(cell) for cell in column.cells] for column in part.columns]
+def _table(table: Table) -> dict[str, Any]:
+    columns = [[plain(cell) for cell in column.cells] for column in table.columns]
+    heads = [plain(column.header) for column in table.columns]
     return {
-        "title": plain(part.title) if part.title else "",
-        "heads": [plain(column.header) for column in part.columns],
-        "numeric": [column.justify == "right" for column in part.columns],
+        "title": plain(table.title) if table.title else f"Table of {', '.join(heads)}",
+        "heads": heads,
+        "numeric": [column.justify == "right" for column in table.columns],
         "rows": list(zip(*columns, strict=True)),
     }
 

@@ -63,7 +63,7 @@ class Shown(ABC):
         """Write the result file, the figures as PNG, and report.html, which shows both."""
         figures = self.figures
         frames = {name: rows() for name, rows in self.frames().items()}
-        page = result_page(about, self.parts(), frames, figures)
+        page = result_page(about, list(self.parts()), frames, figures)
         return write_named(folder, {about.file: self.json_text(), "report.html": page}, figures)
 
     def json_text(self) -> str:
