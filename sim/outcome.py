@@ -14,6 +14,7 @@ from placement.plan import Placement
 from placement.reduction import Reduction
 from scenarios.schedule_specs import ScheduleSpec
 from sim import metrics as measure
+from sim.expert_loads import expert_loads
 from sim.log import step_log
 from sim.log_bytes import with_bytes
 from sim.metrics import Execution
@@ -51,6 +52,7 @@ def result_of(outcome: Outcome, name: str, plan: dict[str, object], metrics: Map
         step_times_s=execution.step_times_s + schedule.step_overhead,
         device_tokens=_of_layers(tokens.sum(axis=(1, 3)) / n_steps, runs) * runs,
         device_experts=_of_layers((by_step > 0).sum(axis=(1, 3)) / n_steps, runs),
+        expert_loads=expert_loads(placement, reduction),
         layer_imbalance=_of_layers(measure.step_imbalance(placement, reduction).mean(axis=1), runs),
         traffic_bytes=measure.traffic_bytes(setting, reduction, schedule),
         port_loads=port_loads(setting, reduction, schedule),

@@ -61,7 +61,11 @@ def _affordable(table: Table, budget_chars: int) -> list[RunResult]:
 def _size(result: RunResult) -> int:
     """About how many letters the charts of a plan take."""
     n_bars = min(BARS, len(result.log) * min(DEVICES, len(result.traffic_bytes)))
-    n_cells = 2 * result.device_tokens.size + min(result.traffic_bytes.size, MATRIX**2) + 2 * len(result.traffic_bytes)
+    n_cells = (
+        2 * (result.device_tokens.size + result.expert_loads.copies.size)
+        + min(result.traffic_bytes.size, MATRIX**2)
+        + 2 * len(result.traffic_bytes)
+    )
     return n_bars * _BAR_CHARS + n_cells * _CELL_CHARS
 
 
@@ -133,8 +137,8 @@ def _ns(time_s: float) -> int:
 
 
 def load_chart(table: Table, plans: Sequence[RunResult]) -> Chart:
-    """Tokens over the layer's mean, and distinct experts with a token, [device][MoE layer]."""
-    values, of = _distinct(plans, lambda result: (result.device_tokens, result.device_experts))
+    """Tokens over the layer's mean and distinct experts with a token, [device][MoE layer]; and of the experts."""
+    values, of = _distinct(plans, _loads)
     return {
         "layers": list(table.moe_layers),
         "per_node": [result.devices_per_node for result in plans],
@@ -144,10 +148,17 @@ def load_chart(table: Table, plans: Sequence[RunResult]) -> Chart:
                 "share": _rounded(relative_load(tokens).T, 3),
                 "experts": _rounded(experts.T, 2),
                 "mean": _significant(tokens.mean(axis=1)),
+                "fullest": _rounded(fullest.T, 3),
+                "copies": _rounded(copies.T, 0),
             }
-            for tokens, experts in values
+            for tokens, experts, fullest, copies in values
         ],
     }
+
+
+def _loads(result: RunResult) -> tuple[Array, ...]:
+    experts = result.expert_loads
+    return result.device_tokens, result.device_experts, experts.fullest_share, experts.copies.astype(np.float64)
 
 
 def traffic_chart(_: Table, plans: Sequence[RunResult]) -> Chart:
@@ -205,7 +216,7 @@ def _distinct(
 
 
 def _rounded(values: Array, decimals: int) -> list[Any]:
-    rounded: list[Any] = np.round(values, decimals).tolist()
+    rounded: list[Any] = (np.round(values, decimals) if decimals else values.astype(np.int64)).tolist()
     return rounded
 
 

@@ -38,7 +38,7 @@
       const own = beside ? (wide - left) / 2 : wide - left;
       const from = beside ? index * (wide / 2) : 0;
       const side = about.square ? Math.min(own - 30, 400) : null;
-      const height = side ?? Math.min(Math.max(map.ys.length * 18, 60), map.ys.length > 64 ? 420 : 300);
+      const height = side ?? Math.min(Math.max(map.ys.length * 18, 60), map.ys.length > 32 ? 420 : 300);
       option.title.push(charts.title(charts.short(map.name, own), from, top));
       option.grid.push({ left: from + left, top: top + 24, width: side ?? own - 14, height });
       const steps = { show: true, lineStyle: { color: charts.color("card"), width: 0.5 } };
@@ -75,28 +75,39 @@
   charts.kinds["device-load"] = (figure, section, data) => {
     const stage = charts.stage(figure, "Heat map of the load of devices in every MoE layer");
     let quantity = "share";
-    const where = (map, [x, y]) => `device ${y} in layer ${map.xs[x]}`;
+    const noun = () => (quantity === "fullest" ? "expert" : "device");
+    const where = (map, [x, y]) => `${noun()} ${y} in layer ${map.xs[x]}`;
+    const lines = {
+      share: (own, y, x) => [
+        `${own.share[y][x].toFixed(3)} of the mean, ${(own.share[y][x] * own.mean[x]).toFixed(1)} tokens a step`,
+        `${own.experts[y][x].toFixed(1)} experts with a token`,
+      ],
+      fullest: (own, y, x) => [
+        `${own.fullest[y][x].toFixed(3)} of the mean expert's tokens in its fullest copy`,
+        `${own.copies[y][x]} ${own.copies[y][x] === 1 ? "copy" : "copies"}`,
+      ],
+    };
+    lines.experts = lines.share;
     const render = () => {
       const maps = charts.shown(section).map((plan) => {
         const own = data.values[data.of[plan]];
+        const n = own[quantity].length;
         return {
-          name: section.plans[plan], own, xs: data.layers.map(String), ys: numbers(own.share.length),
-          cells: cellsOf(own[quantity]), lines: nodeLines(own.share.length, data.per_node[plan], "yAxis"),
+          name: section.plans[plan], own, xs: data.layers.map(String), ys: numbers(n), cells: cellsOf(own[quantity]),
+          lines: quantity === "fullest" ? [] : nodeLines(n, data.per_node[plan], "yAxis"),
         };
       });
-      const share = quantity === "share";
       draw(figure, stage, maps, {
-        xName: "MoE layer", yName: "device", left: 52, where,
-        colors: share ? DIVERGING : RISING, range: share ? even : scale,
-        format: (value) => `${value.toFixed(2)}${share ? " of the mean" : " experts"}`,
-        tip: (map, cell) => charts.tip(where(map, cell), [
-          map.name,
-          `${map.own.share[cell[1]][cell[0]].toFixed(3)} of the mean, ${(map.own.share[cell[1]][cell[0]] * map.own.mean[cell[0]]).toFixed(1)} tokens a step`,
-          `${map.own.experts[cell[1]][cell[0]].toFixed(1)} experts with a token`,
-        ]),
+        xName: "MoE layer", yName: noun(), left: 52, where,
+        colors: quantity === "share" ? DIVERGING : RISING, range: quantity === "share" ? even : scale,
+        format: (value) => `${value.toFixed(2)}${quantity === "experts" ? " experts" : " of the mean"}`,
+        tip: (map, cell) => charts.tip(where(map, cell), [map.name, ...lines[quantity](map.own, cell[1], cell[0])]),
       });
     };
-    const options = [["share", "tokens over the mean"], ["experts", "experts with a token"]];
+    const options = [
+      ["share", "devices: tokens over the mean"], ["experts", "devices: experts with a token"],
+      ["fullest", "experts: tokens of the fullest copy"],
+    ];
     stage.place.before(charts.element("div", { className: "controls" },
       charts.select("Colours show", options, quantity, (value) => { quantity = value; render(); })));
     return render;

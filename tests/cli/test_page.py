@@ -5,7 +5,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import rich.table
+from rich.text import Text
 
+from moesim.pages import About, result_page
+from sim import plots
 from sim.outputs import write_outputs
 from tests.browser import CHROMIUM, Page, opened
 from tests.fake_results import fake_comparison
@@ -100,3 +104,19 @@ def test_the_timeline_zooms_by_keys_and_says_what_a_bar_is(browser: Page, report
       return place.querySelector(".tip").textContent;
     })()""")
     assert told.startswith("attention, layer 1\ndevice 0, compute\nstart 0, end ")
+
+
+def test_a_page_of_tables_opens_in_peace(browser: Page, tmp_path: Path) -> None:
+    about = About(title=EVIL, question="Why?", version="0", file="numbers.json")
+    table = rich.table.Table("name", rich.table.Column("value", justify="right"), title=Text(EVIL))
+    for number in range(9):
+        table.add_row(Text(EVIL), str(number))
+    figure = plots.step_time_figure(fake_comparison().tables[0])
+    page = result_page(about, [table, Text(EVIL)], {"rows": [{"a": 1.5}, {"b": EVIL}]}, {"one": figure})
+    (tmp_path / "report.html").write_text(page)
+    browser.problems.clear()
+    browser.open(tmp_path / "report.html", 400, dark=True)
+    assert browser.problems == []
+    assert browser.run("document.title") == f"{EVIL} · moesim"
+    assert browser.run("document.querySelectorAll('table').length") == 2
+    assert browser.run("document.documentElement.scrollWidth") <= 400
