@@ -95,6 +95,13 @@ def test_the_page_needs_no_network_and_runs_its_own_scripts_alone() -> None:
     assert policy[1].partition("script-src ")[2].split() == [f"'sha256-{digest}'" for digest in digests]
 
 
+def test_the_library_of_charts_is_the_one_that_the_document_names() -> None:
+    script = (Path(__file__).parents[2] / "sim/page/echarts.min.js").read_bytes()
+    document = (Path(__file__).parents[2] / "docs/report.md").read_text()
+    assert f"sha256 `{hashlib.sha256(script).hexdigest()}`" in document
+    assert re.findall(rb'version="([0-9.]+)"', script)[0].decode() in document
+
+
 def test_charts_show_what_the_results_hold() -> None:
     table = fake_comparison(n_devices=4, n_layers=3).tables[0]
     chart = charts_of(table, plots.figure_names(table), 10**6)
