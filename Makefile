@@ -5,7 +5,7 @@ STAMP := .venv/.installed
 SYNC := $(if $(filter output-sync,$(.FEATURES)),--output-sync=target)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup check test demo golden calibrate bench docs images notebook reproductions wheel clean lint style types layers fast
+.PHONY: help setup check test lowest demo golden calibrate bench docs images notebook reproductions wheel clean lint style types layers fast
 
 help:    ## show this list
 	@sed -n 's/^\([a-z]*\): *[^#]*## \(.*\)/\1	\2/p' $(MAKEFILE_LIST) | expand -t 10
@@ -24,6 +24,12 @@ check: setup    ## linters, types, layers and the fast tests, side by side
 
 test: setup    ## all tests
 	$(BIN)/python -m pytest
+
+lowest: setup    ## the fast tests with the lowest versions that pyproject.toml allows, in .venv-lowest
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check uv
+	$(BIN)/uv venv --quiet --allow-existing --python $(BIN)/python .venv-lowest
+	$(BIN)/uv pip install --quiet --python .venv-lowest --resolution lowest-direct --editable '.[test]'
+	.venv-lowest/bin/python -m pytest -m "not slow" -W ignore::DeprecationWarning
 
 demo: setup    ## compare placements on an 8-GPU node; report in out/demo
 	$(BIN)/moesim compare examples/first --out out/demo

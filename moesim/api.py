@@ -78,14 +78,19 @@ def load(
     return Scenario(load_scenario(find_scenario(str(source)), changes))
 
 
-def run(scenario: Scenario) -> ComparisonResult:
-    """The scenario's own plan, simulated: one table with one plan."""
-    return ComparisonResult(engine.run(scenario.spec, scenario.folder, moesim.__version__))
+def run(scenario: Scenario, *, unfinished: Path | None = None) -> ComparisonResult:
+    """The scenario's own plan, simulated: one table with one plan; for `unfinished` see `compare`."""
+    return ComparisonResult(engine.run(scenario.spec, scenario.folder, moesim.__version__, unfinished))
 
 
-def compare(scenario: Scenario, progress: Progress | None = None) -> ComparisonResult:
-    """Every plan of the scenario's `compare:` axes, ranked, one table a workload."""
-    return ComparisonResult(engine.compare(scenario.spec, scenario.folder, moesim.__version__, progress))
+def compare(
+    scenario: Scenario, progress: Progress | None = None, *, unfinished: Path | None = None
+) -> ComparisonResult:
+    """Every plan of the scenario's `compare:` axes, ranked, one table a workload.
+
+    unfinished  folder where a served load keeps what it has done: called again after an interruption, it goes on.
+    """
+    return ComparisonResult(engine.compare(scenario.spec, scenario.folder, moesim.__version__, progress, unfinished))
 
 
 def serve(scenario: Scenario) -> ComparisonResult:

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import shutil
 import sys
 import traceback
+from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
-from moesim import __version__, capture_commands
+from moesim import capture_commands
 from moesim.options import Debug, Json, Out, Overrides, Quiet, Seed
 from moesim.progress import heard, progress
 from moesim.trace_commands import trace_app
@@ -36,7 +38,7 @@ Scenario = Annotated[str, typer.Argument(metavar="SCENARIO", help="YAML file, or
 def main() -> None:
     """Run the command; errors of the user are one message and exit code 2 or 3, never a traceback."""
     try:
-        app(prog_name="moesim")  # exits by itself: 0 when done, 2 for a wrong option, 130 when interrupted
+        _command()(prog_name="moesim")  # exits by itself: 0 when done, 2 for a wrong option, 130 when interrupted
     except MoesimError as error:
         _fail(error, str(error), error.exit_code)
     except MemoryError as error:
@@ -45,6 +47,12 @@ def main() -> None:
     except Exception as error:
         bug = f"internal error: {type(error).__name__}: {error}; run again with --debug and report it"
         _fail(error, bug, INTERNAL_ERROR)
+
+
+@cache
+def _command() -> Any:
+    """The command that Typer makes of `app`, made once where a process calls `main` many times, as the tests do."""
+    return typer.main.get_command(app)
 
 
 def _fail(error: Exception, message: str, code: int) -> NoReturn:
@@ -57,13 +65,15 @@ def _fail(error: Exception, message: str, code: int) -> NoReturn:
 
 def _version(wanted: bool) -> None:
     if wanted:
-        print(f"moesim {__version__}", flush=True)
+        from moesim.version import version_text
+
+        print(version_text(Path(__file__).resolve().parents[1]), flush=True)
         raise typer.Exit
 
 
 @app.callback()
 def _common(
-    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Show it.")] = False,
+    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Versions.")] = False,
 ) -> None:
     del version
 
@@ -83,7 +93,7 @@ def run(
 
     del debug
     _check_targets(json, out)
-    _show(api.run(_load(scenario, overrides, seed)), json, out, quiet=quiet)
+    _show(api.run(_load(scenario, overrides, seed), unfinished=_unfinished(out)), json, out, quiet=quiet)
 
 
 @app.command()
@@ -103,7 +113,7 @@ def compare(
     _check_targets(json, out)
     loaded = _load(scenario, overrides, seed)
     with progress("reading the trace", quiet=quiet) as say:
-        comparison = api.compare(loaded, say)
+        comparison = api.compare(loaded, say, unfinished=_unfinished(out))
     _show(comparison, json, out, quiet=quiet)
 
 
@@ -347,6 +357,11 @@ def _check_targets(json: str | None, out: Path | None) -> None:
         check_folder(out)
 
 
+def _unfinished(out: Path | None) -> Path | None:
+    """Where served loads keep what they have done, until their results are written."""
+    return out and out / "unfinished"
+
+
 def _load(scenario: str, overrides: list[str] | None, seed: int | None) -> Loaded:
     from moesim import api
 
@@ -358,6 +373,8 @@ def _show(result: Shown, json: str | None, out: Path | None, *, quiet: bool) -> 
     from scenarios.files import write_or_print
 
     written = [] if out is None else result.save(out)
+    if out is not None:
+        shutil.rmtree(out / "unfinished", ignore_errors=True)
     if json is not None:
         write_or_print(result.json_text(), json)
     if quiet or json == "-":

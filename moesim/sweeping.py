@@ -21,6 +21,7 @@ from scenarios.errors import MoesimError, ScenarioError
 from scenarios.files import check_folder, write_text
 from scenarios.loader import changed
 from scenarios.yaml_source import parse_yaml
+from sim.result import SCHEMA
 from sim.sweep import findings, store
 from sim.sweep.parquet import write_parquet
 from sim.sweep.points import Axis, Point, overrides_of, points_of
@@ -87,6 +88,7 @@ class SweepResult(Shown):
         effects = findings.effects(self.results, self.metric)
         return {
             "moesim": moesim.__version__,
+            "schema": SCHEMA,
             "scenario": self.scenario,
             "ranked_by": self.metric,
             "results": [{"name": result.get("plan", ""), **result} for result in self.results],

@@ -14,6 +14,7 @@ from moesim.options import Debug, Json, Seed
 if TYPE_CHECKING:
     from rich.table import Table
 
+    from scenarios.workload_specs import SynthesisSpec
     from traces.counts import ExpertCounts
 
 LAYER_NUMBER = re.compile(r" *[0-9]{1,6} *")
@@ -147,12 +148,11 @@ def synth(
 
     from scenarios.catalog import find_model
     from scenarios.files import check_file
-    from scenarios.workload_specs import SynthesisSpec
     from traces.storage import load_trace, save_trace
     from traces.synth import fit_knobs, knobs_from_spec, synthesise
 
     del debug
-    spec = SynthesisSpec(
+    spec = _synthesis(
         tokens=tokens,
         sequence_tokens=sequence_tokens,
         skew=skew,
@@ -166,6 +166,20 @@ def synth(
     trace = synthesise(knobs_from_spec(spec, find_model(model, Path()), fitted), np.random.default_rng(spec.seed))
     save_trace(trace, target)
     typer.echo(f"{target}: {trace.provenance.source}")
+
+
+def _synthesis(**knobs: float) -> SynthesisSpec:
+    """The checked knobs; Typer before 0.29 lets a nan pass. Raises ScenarioError."""
+    from pydantic import ValidationError
+
+    from scenarios.errors import ScenarioError
+    from scenarios.explain import told
+    from scenarios.workload_specs import SynthesisSpec
+
+    try:
+        return SynthesisSpec.model_validate(knobs)
+    except ValidationError as error:
+        raise ScenarioError(told(error, knobs, SynthesisSpec)) from None
 
 
 def _counts(counts: ExpertCounts) -> dict[str, Any]:

@@ -2,27 +2,44 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
+from scenarios.cluster_specs import ClusterSpec, ParallelSpec
 from scenarios.placement_specs import PlacementSpec
+from scenarios.schedule_specs import ScheduleSpec
 from scenarios.sources import Spec
 from scenarios.units import Seconds
 
 RouterName = Literal["round-robin", "least-tokens"]
 ArrivalName = Literal["poisson", "gamma", "even"]
+BatchingName = Literal["continuous", "static"]
+
+
+class RateSpec(Spec):
+    """A stretch of time and how many requests come in it; the last one goes on."""
+
+    requests_per_s: float = Field(ge=0)
+    until: Seconds | None = Field(default=None, description="its end, from the beginning of all")
 
 
 class RequestsSpec(Spec):
     """Requests of a file, or made up: arrivals at a rate, lengths log-normal around their means."""
 
     file: str | None = Field(
-        default=None, description="Azure, Mooncake or BurstGPT trace, or columns arrival_s, input_tokens, output_tokens"
+        default=None,
+        description="Azure, Mooncake or BurstGPT trace, folder of ServeGen's clients, or columns arrival_s, "
+        "input_tokens, output_tokens and, if known, cached_tokens of the prompt that need no prefill",
     )
     first: int | None = Field(default=None, gt=0, description="so many requests of the file")
     speed: float = Field(default=1.0, gt=0, description="file: requests come so many times faster")
+    prefix_cache: Literal["unlimited"] | Annotated[int, Field(gt=0)] | None = Field(
+        default=None, description="file with hash_ids: tokens that a cache of prefixes holds, the least recent leave"
+    )
     requests_per_s: float | None = Field(default=None, gt=0)
+    rates: tuple[RateSpec, ...] = Field(default=(), description="instead of requests_per_s, one after another")
     n: int = Field(default=1000, gt=0, description="made-up requests")
     arrivals: ArrivalName = "poisson"
     arrival_cv: float = Field(default=2.0, gt=0, description="gamma: deviation over mean of the time between requests")
@@ -30,10 +47,31 @@ class RequestsSpec(Spec):
     output_tokens: int = Field(default=256, gt=0, description="mean length of an answer")
     length_cv: float = Field(default=0.8, ge=0, description="deviation over mean of both lengths")
 
+    @property
+    def all_rates(self) -> tuple[RateSpec, ...]:
+        """Rates of made-up requests, none of those of a file."""
+        return self.rates or ((RateSpec(requests_per_s=self.requests_per_s),) if self.requests_per_s else ())
+
     @model_validator(mode="after")
     def _one_origin(self) -> RequestsSpec:
-        if (self.file is None) == (self.requests_per_s is None):
-            raise ValueError("give either file: FILE or requests_per_s: 8")
+        if (self.file is not None) + (self.requests_per_s is not None) + bool(self.rates) != 1:
+            raise ValueError("give either file: FILE or requests_per_s: 8 or rates: [{until: 60 s, requests_per_s: 8}]")
+        if self.prefix_cache is not None and self.file is None:
+            raise ValueError("prefix_cache needs a file whose requests name the blocks of their prompts (hash_ids)")
+        return self
+
+    @model_validator(mode="after")
+    def _rates_follow(self) -> RequestsSpec:
+        *before, last = (rate.until for rate in self.rates or (RateSpec(requests_per_s=1),))
+        ends = [0.0, *(-1.0 if end is None else end for end in before)]
+        if any(later <= earlier for earlier, later in pairwise(ends)) or last is not None:
+            raise ValueError(
+                "rates: every one but the last has an until, later than the one before it; the last has none"
+            )
+        if self.rates and self.rates[-1].requests_per_s == 0:
+            raise ValueError(
+                "rates: the last one goes on for all requests that are left, and 0 requests_per_s never ends"
+            )
         return self
 
 
@@ -48,6 +86,30 @@ class SloSpec(Spec):
         if self.ttft is None and self.tpot is None:
             raise ValueError("give ttft: 2 s, tpot: 50 ms, or both")
         return self
+
+
+class EngineSpec(Spec):
+    """Devices, plan and limits of one side of a disaggregated load; what is left out is that of the scenario."""
+
+    cluster: ClusterSpec | None = None
+    parallel: ParallelSpec | None = None
+    placement: PlacementSpec | None = None
+    schedule: ScheduleSpec | None = None
+    token_budget: int | None = Field(default=None, gt=0)
+    max_requests: int | None = Field(default=None, gt=0)
+    kv_tokens: int | None = Field(default=None, gt=0)
+
+
+class PrefillSpec(EngineSpec):
+    """Engines that prefill alone, and how keys and values get from them to the engine that decodes."""
+
+    engines: int = Field(default=1, gt=0, description="so many of them, each with a cluster of its own")
+    transfer: Literal["layerwise", "whole"] = Field(
+        default="layerwise", description="of a layer when it is computed, or of all of them after the prompt"
+    )
+    over: Literal["network", "node"] = Field(
+        default="network", description="links between nodes, or those of the one node that both sides share"
+    )
 
 
 class MixSpec(Spec):
@@ -102,12 +164,38 @@ class ServingSpec(Spec):
     max_requests: int = Field(default=256, gt=0, description="requests of a rank's batch")
     block_tokens: int = Field(default=16, gt=0, description="tokens of a block of the KV cache")
     kv_tokens: int | None = Field(default=None, gt=0, description="KV cache of a rank; default: what memory leaves")
+    batching: BatchingName = Field(
+        default="continuous", description="static: a batch of max_requests is taken when idle, and finished whole"
+    )
     cached_frac: float = Field(default=0.0, ge=0, lt=1, description="share of each prompt whose prefill is cached")
     router: RouterName = Field(default="round-robin", description="to which rank a request goes when it arrives")
     slo: SloSpec | None = None
+    prefill: PrefillSpec | None = Field(default=None, description="prefill on devices of its own (disaggregation)")
+    decode: EngineSpec | None = Field(default=None, description="with prefill: the side that decodes")
     routes: RoutesSpec | None = Field(default=None, description="default: requests have no routes of their own")
     rebalance: RebalanceSpec | None = None
     name: str | None = None
+
+    def side(self, own: EngineSpec | None) -> ServingSpec:
+        """What holds for one side of a disaggregated load."""
+        names = ("token_budget", "max_requests", "kv_tokens")
+        given = {} if own is None else {name: getattr(own, name) for name in names if getattr(own, name) is not None}
+        return ServingSpec.model_validate(dict(self) | {"prefill": None, "decode": None} | given)
+
+    @model_validator(mode="after")
+    def _apart(self) -> ServingSpec:
+        if self.prefill is None and self.decode is not None:
+            raise ValueError("decode is a side of a disaggregated load: give prefill too")
+        if self.prefill is not None and self.routes is not None:
+            raise ValueError(
+                "routes of requests and prefill on devices of its own do not go together yet: leave one out"
+            )
+        if self.prefill is not None and self.batching == "static":
+            raise ValueError("batching: a static batch is prefilled and decoded by one engine; leave prefill out")
+        for one in (self.prefill, self.decode):
+            if one is not None:
+                self.side(one)
+        return self
 
     @model_validator(mode="after")
     def _loads_are_known(self) -> ServingSpec:

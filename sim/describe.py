@@ -141,7 +141,7 @@ def serving_name(serving: ServingSpec) -> str:
     """The name that the scenario gives a load, or that of its requests."""
     requests = serving.requests
     if requests.file is None:
-        return serving.name or f"{requests.requests_per_s:g}/s"
+        return serving.name or ", ".join(f"{rate.requests_per_s:g}/s" for rate in requests.all_rates)
     return serving.name or (requests.file if requests.speed == 1 else f"{requests.file} x{requests.speed:g}")
 
 

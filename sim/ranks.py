@@ -78,16 +78,17 @@ class Ranks:
         Raises ScenarioError where groups lie on nodes in different ways.
         """
         groups = self.groups(name)
-        counts = [np.unique(members // self.devices_per_node, return_counts=True)[1] for members in groups]
-        spans = {(len(on_node), int(on_node.min()), int(on_node.max())) for on_node in counts}
-        n_nodes, fewest, most = min(spans)
-        if len(spans) > 1 or fewest < most:
+        n_nodes = -(-self.n_devices // self.devices_per_node)
+        cells = np.arange(len(groups))[:, None] * n_nodes + groups // self.devices_per_node
+        counts = np.bincount(cells.ravel())
+        fewest, most = int(counts[counts > 0].min()), int(counts.max())
+        if fewest < most:
             raise ScenarioError(
                 f"parallel: groups of {groups.shape[1]} devices ({GROUPS[name]}) lie unevenly on nodes of "
-                f"{self.devices_per_node}: some have {fewest} devices on a node, others "
-                f"{max(span[2] for span in spans)}; choose degrees that divide a node, or that nodes divide"
+                f"{self.devices_per_node}: some have {fewest} devices on a node, others {most}; choose degrees that "
+                "divide a node, or that nodes divide"
             )
-        return n_nodes, fewest
+        return groups.shape[1] // fewest, fewest
 
 
 def ranks_of(cluster: Cluster, parallel: ParallelSpec) -> Ranks:

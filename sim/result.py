@@ -16,6 +16,10 @@ from sim.pipelines.pipeline import StageBar
 from sim.port_loads import PortLoads
 from sim.serving.loop import Served
 
+SCHEMA = 1
+"""Version of the result file. New keys and metrics leave it as it is; a key that is renamed, removed or of another
+meaning raises it."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Constant:
@@ -141,9 +145,10 @@ class Comparison:
     wall_s: float
 
     def as_json(self) -> dict[str, Any]:
-        """The result file: version, scenario, one entry a plan, constants and provenance."""
+        """The result file: versions, scenario, one entry a plan, constants and provenance."""
         return {
             "moesim": self.provenance["moesim"],
+            "schema": SCHEMA,
             "scenario": self.scenario,
             "results": [
                 {"workload": t.workload, "gain": t.gain(r), **r.as_json()} for t in self.tables for r in t.results

@@ -33,6 +33,7 @@ from sim.pools import on_devices
 from sim.priced_steps import PricedSteps, Steps, priced
 from sim.result import Comparison, RunResult, Table, is_cost
 from sim.schedule_search import Speed, search
+from sim.serving.apart import check_served, serve_plan_apart, side_plan
 from sim.serving.simulate import serve_plan
 from sim.session import Plan, Session
 from sim.setting import Setting, sides_of
@@ -45,23 +46,28 @@ RANKED_BY = ("goodput_tokens_per_s", "e2e_s.mean", "tokens_per_s")
 """Metrics that plans are ranked by, the first that all of them have."""
 OF_STEPS = ("step_time_s", "tokens_per_s", "model_error", "exposed_copy_s")
 """Beginnings of metrics that are not those of a served load where only a step of typical size is simulated."""
+OF_DEVICES = ("energy_", "cost_")
+"""Beginnings of metrics that count devices, and are left out where those of the step shown are not all."""
 Progress = Callable[[str, float], None]
 """Called with what is being done and the share that is done."""
 
 
-def run(spec: ScenarioSpec, base: Path, version: str) -> Comparison:
+def run(spec: ScenarioSpec, base: Path, version: str, unfinished: Path | None = None) -> Comparison:
     """The scenario's own plan, simulated; paths are relative to `base`."""
-    return compare(spec.model_copy(update={"compare": CompareSpec()}), base, version)
+    return compare(spec.model_copy(update={"compare": CompareSpec()}), base, version, unfinished=unfinished)
 
 
-def compare(spec: ScenarioSpec, base: Path, version: str, progress: Progress | None = None) -> Comparison:
+def compare(
+    spec: ScenarioSpec, base: Path, version: str, progress: Progress | None = None, unfinished: Path | None = None
+) -> Comparison:
     """Every plan of the scenario's axes, simulated on the same steps and ranked, one table a workload.
 
+    unfinished  folder from which served loads that were interrupted go on, and to which they write.
     Raises ScenarioError where the scenario has no axes, and what the stages raise.
     """
     if spec.compare is None:
         raise ScenarioError(f"{spec.name}: no `compare:` section; add its axes, or use `moesim run`")
-    return compare_in(Session(spec, base), spec.compare, version, progress)
+    return compare_in(Session(spec, base, unfinished=unfinished), spec.compare, version, progress)
 
 
 def compare_in(session: Session, axes: CompareSpec, version: str, progress: Progress | None = None) -> Comparison:
@@ -143,31 +149,25 @@ def _timed(session: Session, setting: Setting, plan: Plan) -> tuple[Speed, Calla
 
 
 def _served(session: Session, plan: Plan, spec: ServingSpec) -> RunResult:
-    """Requests served by the plan; what its devices do is shown of a step of typical size.
-
-    Raises ScenarioError for a search: what is best depends on the iteration.
-    """
-    if plan.schedule.search:
-        raise ScenarioError("serving: a search over schedules has no iteration of its own; name one schedule")
-    if plan.parallel.experts is not None and plan.parallel.experts.pp * plan.parallel.experts.edp > 1:
-        raise ScenarioError(
-            "serving: requests under load go to one expert group: leave parallel.experts.pp and edp out"
-        )
-    if plan.schedule.overlap in GENERATING:
-        raise ScenarioError(f"serving: {plan.schedule.overlap} generates for all requests at once; leave serving out")
+    """Requests served by the plan; what its devices do is shown of a step of typical size."""
+    check_served(plan)
 
     def step_s(plan: Plan, setting: Setting) -> float:
         steps = _steps(session, setting, plan, session.plan_of(setting, plan).placement)
         return float(priced(steps).executed().step_times_s.mean())
 
-    load = serve_plan(session, plan, spec, step_s)
+    serve = serve_plan if spec.prefill is None else serve_plan_apart
+    load = serve(session, plan, spec, step_s)
+    if spec.prefill is not None:
+        plan = side_plan(session, plan, spec.decode)
     shown = _simulated(session, load.typical, plan, session.plan_of(load.typical, plan).placement)
-    kept = {name: value for name, value in shown.metrics.items() if not name.startswith(OF_STEPS)}
+    others = OF_STEPS if spec.prefill is None else (*OF_STEPS, *OF_DEVICES)
+    kept = {name: value for name, value in shown.metrics.items() if not name.startswith(others)}
     return replace(
         shown,
         plan=shown.plan | {"serving": spec.model_dump(exclude_none=True)},
         metrics=load.metrics | kept,
-        notes=(load.note,),
+        notes=load.notes,
         served=load.served,
     )
 

@@ -84,12 +84,14 @@ class Session:
 
     spills  experts may exceed device memory: the rest waits in the host's, and is simulated as if it did not.
     banded  results carry error bands; without, their ends are the prediction itself.
+    unfinished  folder for what a served load that is interrupted leaves, to go on from; None: nothing is kept.
     """
 
     spec: ScenarioSpec
     base: Path
     spills: bool = False
     banded: bool = True
+    unfinished: Path | None = None
     model: ModelCard = field(init=False)
     shared: Shared = field(default_factory=Shared)
     settings: dict[str, Setting] = field(default_factory=dict)

@@ -5,17 +5,22 @@ from __future__ import annotations
 import csv
 import gzip
 import json
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from array import array
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from scenarios.errors import TraceError
-from scenarios.serving_specs import RequestsSpec
+from scenarios.serving_specs import RateSpec, RequestsSpec
+from traces.prefix_cache import BLOCK_TOKENS, PrefixCache
+from traces.servegen import drawn_requests
 
+Column = Sequence[int]
 MAX_REQUESTS = 10_000_000  # a row more is refused rather than held
 
 
@@ -25,6 +30,7 @@ class RequestTrace:
 
     arrival_s      float64[request], from 0, not decreasing.
     input_tokens, output_tokens  int64[request], 1 or more.
+    cached_tokens  int64[request]: of the prompt, whose keys and values are there already; None: nothing.
 
     Raises TraceError, naming the first request that is wrong.
     """
@@ -33,6 +39,7 @@ class RequestTrace:
     input_tokens: NDArray[np.int64]
     output_tokens: NDArray[np.int64]
     source: str
+    cached_tokens: NDArray[np.int64] | None = None
 
     def __post_init__(self) -> None:
         if not len(self.arrival_s) == len(self.input_tokens) == len(self.output_tokens) > 0:
@@ -47,14 +54,41 @@ class RequestTrace:
             if (lengths < 1).any():
                 at = int(np.argmax(lengths < 1))
                 raise TraceError(f"{self.source}: request {at} has {lengths[at]} {name}; drop it, or give 1 or more")
-        for array in (self.arrival_s, self.input_tokens, self.output_tokens):
-            array.setflags(write=False)
+        self._check_cached()
+        for column in (self.arrival_s, self.input_tokens, self.output_tokens):
+            column.setflags(write=False)
+
+    def _check_cached(self) -> None:
+        if self.cached_tokens is None:
+            return
+        wrong = (self.cached_tokens < 0) | (self.cached_tokens > self.input_tokens)
+        if wrong.any():
+            at = int(np.argmax(wrong))
+            told = f"{self.cached_tokens[at]} cached_tokens of {self.input_tokens[at]} input_tokens"
+            raise TraceError(f"{self.source}: request {at} has {told}; give 0 up to all of them")
+        self.cached_tokens.setflags(write=False)
 
     def __len__(self) -> int:
         return len(self.arrival_s)
 
+    def only(self, which: NDArray[np.bool_] | slice) -> RequestTrace:
+        """Some of the requests."""
+        return replace(
+            self,
+            arrival_s=self.arrival_s[which],
+            input_tokens=self.input_tokens[which],
+            output_tokens=self.output_tokens[which],
+            cached_tokens=None if self.cached_tokens is None else self.cached_tokens[which],
+        )
+
+    def columns(self) -> tuple[Column, Column, Column | None]:
+        """Input, output and cached tokens, for loops over requests: 8 bytes each, a Python integer when asked for."""
+        inputs, outputs = (array("q", column.tobytes()) for column in (self.input_tokens, self.output_tokens))
+        return inputs, outputs, None if self.cached_tokens is None else array("q", self.cached_tokens.tobytes())
+
 
 Row = tuple[float, int, int]
+"""Arrival [s], input and output tokens."""
 Reader = Callable[[Mapping[str, str]], Row]
 
 
@@ -91,17 +125,19 @@ FORMATS: dict[str, tuple[tuple[str, ...], Reader]] = {
 """Formats by name: the columns (or keys of a JSON line) that tell them, and how a row is read."""
 
 
-def read_requests(path: Path) -> RequestTrace:
+def read_requests(path: Path, prefixes: PrefixCache | None = None) -> RequestTrace:
     """Requests of a CSV or JSONL file, gzipped or not, of one of `FORMATS`; the first one arrives at 0.
 
+    prefixes  what of their prompts is cached is counted by the hash_ids of the file; else by cached_tokens, if there.
     Requests of no output (BurstGPT's failures) are left out. Raises TraceError with the line of what is wrong.
     """
-    rows: list[Row] = []
+    rows: list[tuple[float, int, int, int]] = []
     try:
         for number, row in _rows(path):
             reader = _reader(path, row)
             try:
-                rows.append(reader(row))
+                one = reader(row)
+                rows.append((*one, _cached(row, one[1], prefixes)))
             except (KeyError, TypeError, ValueError) as error:
                 raise TraceError(f"{path}:{number}: not a request of its format ({error}): {dict(row)}") from None
             if len(rows) > MAX_REQUESTS:
@@ -111,13 +147,24 @@ def read_requests(path: Path) -> RequestTrace:
     answered = [row for row in rows if row[2] != 0]
     if not answered:
         raise TraceError(f"{path}: there is no request")
-    arrival_s, inputs, outputs = (np.array(column) for column in zip(*answered, strict=True))
+    arrival_s, inputs, outputs, cached = (np.array(column) for column in zip(*answered, strict=True))
     return RequestTrace(
         arrival_s=arrival_s.astype(np.float64) - arrival_s[0],
         input_tokens=inputs.astype(np.int64),
         output_tokens=outputs.astype(np.int64),
         source=path.name,
+        cached_tokens=cached.astype(np.int64) if cached.any() else None,
     )
+
+
+def _cached(row: Mapping[str, Any], input_tokens: int, prefixes: PrefixCache | None) -> int:
+    """Tokens of a prompt that a cache holds."""
+    if prefixes is None:
+        return int(row.get("cached_tokens") or 0)
+    blocks = row["hash_ids"]
+    if not isinstance(blocks, list):
+        raise TypeError("hash_ids are a list")
+    return min(prefixes.visit(blocks) * BLOCK_TOKENS, input_tokens)
 
 
 def _rows(path: Path) -> Iterator[tuple[int, Mapping[str, str]]]:
@@ -150,27 +197,42 @@ def _reader(path: Path, row: Mapping[str, str]) -> Reader:
 
 
 def made_up(spec: RequestsSpec, rng: np.random.Generator) -> RequestTrace:
-    """Requests at `spec.requests_per_s`: times between them exponential, gamma or equal; lengths log-normal, 1 or more.
+    """Requests at the rates of `spec`: times between them exponential, gamma or equal; lengths log-normal, 1 or more.
 
-    Raises TraceError where the spec names a file.
+    Where rates change, these are times on a clock that runs as fast as requests come, which makes "poisson" the
+    inhomogeneous Poisson process of those rates. Raises TraceError where the spec names a file.
     """
-    if spec.requests_per_s is None:
+    rates = spec.all_rates
+    if not rates:
         raise TraceError("requests of a file are read, not made up")
-    mean_s = 1 / spec.requests_per_s
     if spec.arrivals == "even":
-        gaps_s = np.full(spec.n, mean_s)
+        gaps = np.ones(spec.n)
     elif spec.arrivals == "poisson":
-        gaps_s = rng.exponential(mean_s, spec.n)
+        gaps = rng.exponential(1.0, spec.n)
     else:
         shape = spec.arrival_cv**-2
-        gaps_s = rng.gamma(shape, mean_s / shape, spec.n)
-    arrival_s = np.cumsum(gaps_s)
+        gaps = rng.gamma(shape, 1 / shape, spec.n)
+    arrival_s = _times_at(np.cumsum(gaps), rates)
+    shown = ", ".join(f"{rate.requests_per_s:g}/s" for rate in rates)
     return RequestTrace(
-        arrival_s=arrival_s - arrival_s[0],
+        arrival_s=arrival_s if spec.rates else arrival_s - arrival_s[0],
         input_tokens=_lengths(spec.input_tokens, spec.length_cv, spec.n, rng),
         output_tokens=_lengths(spec.output_tokens, spec.length_cv, spec.n, rng),
-        source=f"{spec.arrivals} at {spec.requests_per_s:g}/s",
+        source=f"{spec.arrivals} at {shown}",
     )
+
+
+def _times_at(counts: NDArray[np.float64], rates: Sequence[RateSpec]) -> NDArray[np.float64]:
+    """When so many requests have come, float64[...] [s]: the inverse of the integral of the rates."""
+    times_s, begin_s, before = np.zeros(len(counts)), 0.0, 0.0
+    for rate in rates:
+        here = counts > before
+        if rate.requests_per_s:
+            times_s[here] = begin_s + (counts[here] - before) / rate.requests_per_s
+        if rate.until is not None:
+            before += rate.requests_per_s * (rate.until - begin_s)
+            begin_s = rate.until
+    return times_s
 
 
 def _lengths(mean: int, cv: float, n: int, rng: np.random.Generator) -> NDArray[np.int64]:
@@ -181,14 +243,25 @@ def _lengths(mean: int, cv: float, n: int, rng: np.random.Generator) -> NDArray[
 
 
 def requests_of(spec: RequestsSpec, base: Path, seed: int) -> RequestTrace:
-    """The requests of a scenario; a file is relative to `base`."""
+    """The requests of a scenario; a file, or folder of ServeGen's clients, is relative to `base`."""
+    rng = np.random.default_rng([seed, 4])
     if spec.file is None:
-        return made_up(spec, np.random.default_rng([seed, 4]))
-    read = read_requests(base / spec.file)
-    last = spec.first or len(read)
+        return made_up(spec, rng)
+    read = _of_file(base / spec.file, spec, rng)
+    some = read.only(slice(spec.first))
+    return replace(some, arrival_s=some.arrival_s / spec.speed)
+
+
+def _of_file(path: Path, spec: RequestsSpec, rng: np.random.Generator) -> RequestTrace:
+    if not path.is_dir():
+        n_blocks = int(spec.prefix_cache) // BLOCK_TOKENS if isinstance(spec.prefix_cache, int) else None
+        return read_requests(path, None if spec.prefix_cache is None else PrefixCache(n_blocks))
+    arrival_s, inputs, outputs = drawn_requests(path, spec.first or MAX_REQUESTS, rng)
+    if not len(arrival_s):
+        raise TraceError(f"{path}: its clients send no request")
     return RequestTrace(
-        arrival_s=read.arrival_s[:last] / spec.speed,
-        input_tokens=read.input_tokens[:last].copy(),
-        output_tokens=read.output_tokens[:last].copy(),
-        source=read.source,
+        arrival_s=arrival_s - arrival_s[0],
+        input_tokens=inputs,
+        output_tokens=outputs,
+        source=f"ServeGen {path.name}",
     )

@@ -17,7 +17,8 @@ from scenarios.errors import TraceError
 from scenarios.files import whole_file
 from traces.routing import Ids, Phase, Provenance, RoutingTrace
 
-FORMAT = "moesim-routing-1"
+FAMILY = "moesim-routing-"
+FORMAT = f"{FAMILY}1"
 MAX_INFLATED_BYTES = 1 << 34  # of a compressed array; a small archive could otherwise fill the memory
 
 
@@ -92,6 +93,8 @@ def _meta(path: Path, arrays: dict[str, NDArray[Any]]) -> dict[str, Any]:
         meta = json.loads(arrays["meta"].tobytes())
         if meta["format"] == FORMAT:
             return cast(dict[str, Any], meta)
+        if str(meta["format"]).startswith(FAMILY):
+            raise TraceError(f"{path}: format {meta['format']}, where this moesim reads {FORMAT}; install a later one")
     except (KeyError, TypeError, UnicodeDecodeError, json.JSONDecodeError):
         pass
     remedy = "convert it with `moesim trace import FORMAT FILE`"

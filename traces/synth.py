@@ -292,12 +292,10 @@ def _fill(picked: Slots, places: NDArray[np.bool_], candidates: Slots) -> None:
     Of k distinct candidates at least as many are unused as places are open, and taking them in order is drawing
     without replacement from what is left.
     """
-    usable = ~(candidates[:, None] == picked[None]).any(axis=1)
-    turn = np.where(usable, np.cumsum(usable, axis=0, dtype=np.int16), 0)
-    number = np.where(places, np.cumsum(places, axis=0, dtype=np.int16), -1)
-    for place in range(len(picked)):
-        for candidate in range(len(candidates)):
-            np.copyto(picked[place], candidates[candidate], where=turn[candidate] == number[place])
+    taken = (candidates[:, None] == picked[None]).any(axis=1)
+    unused = np.take_along_axis(candidates, np.argsort(taken, axis=0, kind="stable"), axis=0)
+    turn = np.maximum(np.cumsum(places, axis=0) - 1, 0)
+    np.copyto(picked, np.take_along_axis(unused, turn, axis=0), where=places)
 
 
 def _draw_ways(knobs: Knobs, n_tokens: int, rng: np.random.Generator) -> NDArray[np.uint8]:

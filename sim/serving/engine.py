@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+from array import array
 from collections import deque
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 import simpy
 from numpy.typing import NDArray
 
 from scenarios.serving_specs import ServingSpec
+from sim.serving.log import Log
 from sim.serving.ranks import Rank, RankLoad
 
-LEAST_STRETCH, MOST = 12, 4096
+LEAST_STRETCH, MOST = 8, 4096
 """Quiet iterations that are worth a vector, and the most that are priced at once."""
 
 
@@ -51,15 +53,15 @@ class Progress:
     all_done  happens with the last token of the last request.
     """
 
-    first_token_s: list[float]
-    done_s: list[float]
+    first_token_s: array[float]
+    done_s: array[float]
     left: int
     all_done: simpy.Event
 
     @classmethod
     def of(cls, n_requests: int, env: simpy.Environment) -> Progress:
         """Of requests that have not begun."""
-        return cls([np.nan] * n_requests, [np.nan] * n_requests, n_requests, env.event())
+        return cls(array("d", [np.nan]) * n_requests, array("d", [np.nan]) * n_requests, n_requests, env.event())
 
     def first(self, request: int, now: float) -> None:
         """A first token; that of a pre-empted request which came back is none."""
@@ -78,10 +80,10 @@ class Progress:
 class Engine:
     """Ranks that step together; processes of the environment act on it through `submit` and `between`.
 
-    log    a row an iteration, or arrays of a stretch of them: end, time, requests decoding, prompt tokens, requests
-           waiting, blocks in use, tokens of the fullest rank.
+    log    what it did so far.
     open   whether requests are taken from `inbox`; they wait there otherwise.
     halted whether iterations may begin.
+    at_boundary, at_begin  called before an iteration is planned, and with its time [s] when it begins.
     correction  of the prices, by the experts that its tokens visit.
     """
 
@@ -92,11 +94,13 @@ class Engine:
     progress: Progress
     correction: Correction | None = None
     inbox: deque[int] = field(default_factory=deque)
-    log: list[tuple[float | NDArray[Any], ...]] = field(default_factory=list)
+    log: Log = field(default_factory=Log)
     n_iterations: int = 0
     n_routed: int = 0
     open: bool = True
     halted: bool = False
+    at_boundary: Callable[[Engine], None] | None = None
+    at_begin: Callable[[Engine, float], None] | None = None
     _changes: list[Callable[[Engine], None]] = field(default_factory=list)
     _wake: simpy.Event | None = None
 
@@ -117,9 +121,10 @@ class Engine:
             while self._changes:
                 self._changes.pop(0)(self)
             self._take_in()
+            if self.at_boundary is not None:
+                self.at_boundary(self)
             if self.halted or not any(rank.busy for rank in self.ranks):
-                self._wake = self.env.event()
-                yield self._wake
+                yield self._sleep()
                 continue
             quiet = self._quiet(time_s)
             if quiet >= LEAST_STRETCH:
@@ -133,13 +138,22 @@ class Engine:
                 self._pass_by(begin_s, times_s)
                 continue
             loads = [rank.plan(self.n_iterations) for rank in self.ranks]
+            if not any(load.decoding or load.prompt_tokens for load in loads):
+                yield self._sleep()  # all blocks are kept for caches on their way
+                continue
             time_s = self.prices.iteration_s(loads)
             if self.correction is not None:
                 time_s = self.correction.iteration_s(self, loads, time_s)
+            if self.at_begin is not None:
+                self.at_begin(self, time_s)
             yield self.env.timeout(time_s)
             self._finish()
             self._note(time_s, loads)
             self.n_iterations += 1
+
+    def _sleep(self) -> simpy.Event:
+        self._wake = self.env.event()
+        return self._wake
 
     def _rouse(self) -> None:
         if self._wake is not None and not self._wake.triggered:
@@ -171,8 +185,8 @@ class Engine:
         n = len(times_s)
         decoding = [rank.n_decoding for rank in self.ranks]
         blocks = sum(rank.pass_by(self.n_iterations, n) for rank in self.ranks)
-        same = (np.full(n, number) for number in (sum(decoding), 0, 0))
-        self.log.append((begin_s + np.cumsum(times_s), times_s, *same, blocks, np.full(n, max(decoding))))
+        waiting = sum(len(rank.waiting) for rank in self.ranks)
+        self.log.stretch(begin_s, times_s, np.asarray(blocks), (sum(decoding), waiting, max(decoding)))
         self.n_iterations += n
 
     def _take_in(self) -> None:
@@ -201,4 +215,4 @@ class Engine:
             waiting += len(rank.waiting)
             blocks += rank.n_blocks - rank.free_blocks
             most = max(most, load.decoding + load.prompt_tokens)
-        self.log.append((self.env.now, time_s, decoding, prompts, waiting, blocks, most))
+        self.log.append((self.env.now, time_s, blocks, 1, decoding, prompts, waiting, blocks, most))

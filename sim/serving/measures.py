@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from scenarios.serving_specs import SloSpec
 from sim.serving.corrected import Corrected
-from sim.serving.loop import Served
+from sim.serving.loop import Handed, Served
 from sim.serving.rebalance import Rebalancing
 
 Times = NDArray[np.float64]
@@ -49,17 +49,17 @@ def serving_metrics(served: Served, slo: SloSpec | None, table_error: float) -> 
     """Latencies, rates, and what the engine did, from the first arrival to the last token."""
     total_s = float(served.done_s.max())
     outputs = served.requests.output_tokens
-    busy_s = served.busy_s
+    busy_s, n_iterations, blocks = served.busy_s, served.n.sum(), served.n_ranks * served.n_blocks
     metrics = {
         "tokens_per_s": float(outputs.sum() / total_s),
         "requests_per_s": len(outputs) / total_s,
-        "step_time_s": float(busy_s.mean()),
-        "n_iterations": float(len(busy_s)),
+        "step_time_s": float(busy_s.sum() / n_iterations),
+        "n_iterations": float(n_iterations),
         "busy_frac.engine": float(busy_s.sum() / total_s),
         "requests_decoding": float(np.average(served.decoding, weights=busy_s)),
         "requests_waiting": float(np.average(served.waiting, weights=busy_s)),
-        "kv_frac": float(np.average(served.used_blocks, weights=busy_s) / (served.n_ranks * served.n_blocks)),
-        "kv_frac.peak": float(served.used_blocks.max() / (served.n_ranks * served.n_blocks)),
+        "kv_frac": float(np.average(served.used_blocks, weights=busy_s) / blocks),
+        "kv_frac.peak": float(served.peak_blocks.max() / blocks),
         "n_preempted": float(served.n_preempted),
         "table_error": table_error,
     }
@@ -67,7 +67,24 @@ def serving_metrics(served: Served, slo: SloSpec | None, table_error: float) -> 
         ok = met(served, slo)
         metrics["slo_frac"] = float(ok.mean())
         metrics["goodput_tokens_per_s"] = float(outputs[ok].sum() / total_s)
-    return metrics | latency_metrics(served)
+    return (
+        metrics | latency_metrics(served) | ({} if served.handed is None else handover_metrics(served.handed, total_s))
+    )
+
+
+def handover_metrics(handed: Handed, total_s: float) -> dict[str, float]:
+    """What engines that prefill did in a load of so long, and how keys and values got away from them."""
+    crossed = handed.late_s[np.isfinite(handed.late_s)]
+    if not len(crossed):
+        crossed = np.zeros(1)
+    waited = handed.waited_s[np.isfinite(handed.waited_s)]
+    return {
+        "busy_frac.prefill": float(np.mean([log["busy_s"].sum() for log in handed.prefill_logs]) / total_s),
+        "kv_transfer_s.mean": float(crossed.mean()),
+        "kv_transfer_s.p99": float(np.quantile(crossed, 0.99)),
+        "kv_wait_s.mean": float(waited.mean()) if len(waited) else 0.0,
+        "bytes.kv_transfer": handed.moved_bytes / len(handed.late_s),
+    }
 
 
 def latency_metrics(served: Served) -> dict[str, float]:

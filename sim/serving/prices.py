@@ -41,10 +41,11 @@ class Line:
 
     def at(self, size: float) -> float:
         """The value at a size."""
-        sizes, values = self.sizes, self.values
-        if size <= sizes[0] or len(sizes) == 1:
+        sizes, values, last = self.sizes, self.values, len(self.sizes) - 1
+        if size <= sizes[0] or not last:
             return values[0]
-        i = min(bisect_right(sizes, size), len(sizes) - 1)
+        i = bisect_right(sizes, size)
+        i = i if i < last else last
         share = (size - sizes[i - 1]) / (sizes[i] - sizes[i - 1])
         return values[i - 1] + share * (values[i] - values[i - 1])
 
@@ -65,13 +66,13 @@ class Surface:
 
     def at(self, size: float, other: float) -> float:
         """The value at two sizes; nothing below the first of the first sizes."""
-        sizes = self.sizes
-        if size <= sizes[0] or len(sizes) == 1:
+        sizes, last = self.sizes, len(self.sizes) - 1
+        if size <= sizes[0] or not last:
             return self.lines[0].at(other) * min(size / sizes[0], 1.0)
-        i = min(bisect_right(sizes, size), len(sizes) - 1)
-        share = (size - sizes[i - 1]) / (sizes[i] - sizes[i - 1])
+        i = bisect_right(sizes, size)
+        i = i if i < last else last
         low = self.lines[i - 1].at(other)
-        return low + share * (self.lines[i].at(other) - low)
+        return low + (size - sizes[i - 1]) / (sizes[i] - sizes[i - 1]) * (self.lines[i].at(other) - low)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

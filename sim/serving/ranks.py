@@ -7,6 +7,7 @@ iteration that is known when it begins to decode, and takes a new block of the K
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from heapq import heappop, heappush
 from typing import NamedTuple
@@ -57,16 +58,23 @@ class _Decoding:
 
 @dataclass(slots=True)
 class Rank:
-    """State of a rank; `plan` decides an iteration, `finish` carries it out. Lengths are those of all requests."""
+    """State of a rank; `plan` decides an iteration, `finish` carries it out. Lengths are those of all requests.
+
+    expected    requests whose cache is on its way, with place and blocks kept for them.
+    hands_over  whether requests decode elsewhere: their blocks are held until `release`.
+    """
 
     spec: ServingSpec
     n_blocks: int
-    input_tokens: list[int]
-    output_tokens: list[int]
+    input_tokens: Sequence[int]
+    output_tokens: Sequence[int]
+    cached_tokens: Sequence[int] | None = None
+    hands_over: bool = False
     waiting: deque[_Prompt] = field(default_factory=deque)
     prompts: deque[_Prompt] = field(default_factory=deque)
     n_decoding: int = 0
     context_tokens: int = 0
+    expected: int = 0
     free_blocks: int = field(init=False)
     n_preempted: int = 0
     waiting_tokens: int = 0
@@ -112,6 +120,11 @@ class Rank:
         used = self.spec.token_budget - decoding - budget
         return RankLoad(decoding, self.context_tokens + decoding, used, pairs, finishing)
 
+    def chunks(self) -> list[tuple[int, int, bool]]:
+        """Of prompts in this iteration: request, tokens in the cache afterwards, whether these are all."""
+        after = ((prompt, prompt.held + taken) for prompt, taken in self._taken)
+        return [(prompt.request, held, held == prompt.length) for prompt, held in after]
+
     def finish(self, iteration: int) -> tuple[list[int], list[int]]:
         """Requests that wrote their first token in this iteration, and those that wrote their last one."""
         self.context_tokens += self.n_decoding
@@ -141,6 +154,26 @@ class Rank:
             for prompt, taken in self._taken
         ]
         return np.array(decoding, np.int64), np.concatenate([np.empty((2, 0), np.int64), *prompts], axis=1)
+
+    def release(self, request: int) -> None:
+        """The cache of a request that was handed over is no longer needed."""
+        self.free_blocks += self._blocks(self.input_tokens[request])
+
+    def has_room(self, request: int) -> bool:
+        """Whether a request with its cache could come; those which were pre-empted come back first."""
+        fits = self._blocks(self.input_tokens[request]) <= self.free_blocks
+        return fits and not self.waiting and self._members < self.spec.max_requests
+
+    def expect(self, request: int) -> None:
+        """Keep a place and blocks for a request."""
+        self.expected += 1
+        self.free_blocks -= self._blocks(self.input_tokens[request])
+
+    def receive(self, request: int, iteration: int) -> None:
+        """A request is there with its cache and its first token, and decodes from this iteration on."""
+        self.expected -= 1
+        length = self.input_tokens[request]
+        self._begin_to_decode(_Prompt(request, length, length), iteration)
 
     def _make_room(self, iteration: int) -> None:
         """Blocks for tokens of decoding requests; where they are short, the last to have come is pre-empted."""
@@ -181,13 +214,23 @@ class Rank:
 
     def quiet(self, iteration: int) -> int:
         """Iterations from this one on in which it does nothing but decode: nobody comes or leaves, blocks suffice."""
-        if self.prompts or self.waiting:
+        if self.prompts or (self.waiting and not (self.n_decoding and self._closed)):
             return 0
         if not self.n_decoding:
             return UNBOUNDED
         while self._ends[0][2].gone:
             heappop(self._ends)
         return min(self._ends[0][0] - iteration, self.free_blocks // self.n_decoding * self.spec.block_tokens)
+
+    @property
+    def _closed(self) -> bool:
+        """Whether nobody of the queue can begin before somebody leaves: blocks become fewer until then."""
+        full = self._members >= self.spec.max_requests or self.spec.batching == "static"
+        return full or self._blocks(self.waiting[0].length) > self.free_blocks
+
+    @property
+    def _members(self) -> int:
+        return self.n_decoding + len(self.prompts) + self.expected
 
     def load(self) -> RankLoad:
         """What it does in an iteration in which it but decodes."""
@@ -202,19 +245,30 @@ class Rank:
         return used
 
     def _admit(self) -> None:
-        """Prompts that may begin: within batch and budget, and with blocks for all of their tokens."""
+        """Prompts that may begin: within batch and budget, and with blocks for all of their tokens.
+
+        A static batch is taken whole, its prompts beyond the budget of one iteration too.
+        """
+        static = self.spec.batching == "static"
+        if static and (self.n_decoding or self.prompts):
+            return
         waited = sum(prompt.length - prompt.held for prompt in self.prompts)
         room = self.spec.token_budget - self.n_decoding
-        while self.waiting and waited < room and self.n_decoding + len(self.prompts) < self.spec.max_requests:
+        while self.waiting and (static or waited < room) and self._members < self.spec.max_requests:
             blocks = self._blocks(self.waiting[0].length)
             if blocks > self.free_blocks:
                 return
             self.free_blocks -= blocks
             prompt = self.waiting.popleft()
-            prompt.held = min(int(prompt.length * self.spec.cached_frac), prompt.length - 1)
+            prompt.held = self._cached(prompt)
             self.waiting_tokens -= prompt.held
             self.prompts.append(prompt)
             waited += prompt.length - prompt.held
+
+    def _cached(self, prompt: _Prompt) -> int:
+        """Tokens that need no prefill: the share of the load or what is known of the request, but the last one."""
+        known = 0 if self.cached_tokens is None else self.cached_tokens[prompt.request]
+        return min(max(int(prompt.length * self.spec.cached_frac), known), prompt.length - 1)
 
     def _begin_to_decode(self, prompt: _Prompt, iteration: int) -> bool:
         """Whether the request has more to write than the token that its prompt gave."""
@@ -224,6 +278,8 @@ class Rank:
         if left == 0:
             self.free_blocks += self._blocks(prompt.length)
             return False
+        if self.hands_over:
+            return True
         one = _Decoding(request, iteration, prompt.length, written, iteration + left - 1)
         self.n_decoding += 1
         self.context_tokens += prompt.length

@@ -21,6 +21,7 @@ from sim.serving.prices import Phase, TablePrices, fill_tables
 from sim.serving.ranks import RankLoad
 from sim.serving.rebalance import Rebalancing
 from sim.serving.routed import Experts, check_routed
+from sim.serving.unfinished import journal_of, journaled_prices, journaled_steps, watch_of
 from sim.session import Plan, Session
 from sim.setting import Setting, sequence_parts
 from traces.request_routes import request_routes
@@ -40,7 +41,7 @@ class LoadResult:
     served: Served
     metrics: dict[str, float]
     typical: Setting
-    note: str
+    notes: tuple[str, ...]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,6 +53,7 @@ class Deployment:
     """
 
     plan: Plan
+    spec: ServingSpec
     setting: Setting
     n_devices: int
     n_ranks: int
@@ -79,26 +81,38 @@ def serve_plan(session: Session, plan: Plan, spec: ServingSpec, step_of: StepOf)
 
     Raises MemoryInfeasible where no KV cache is left, or a request is longer than it.
     """
-    deployment = deployed(session, plan, spec, step_of)
+    journal = journal_of(session, plan)
+    deployment = deployed(session, plan, spec, journaled_steps(step_of, journal))
     requests = requests_of(spec.requests, session.base, session.spec.seed)
     corrected, rebalancing = _correction(session, deployment, spec, requests)
-    served = serve(requests, spec, deployment.n_ranks, deployment.n_blocks, deployment.prices, corrected)
-    tokens = np.average(served.decoding + served.prompt_tokens, weights=served.busy_s) / deployment.n_devices
-    typical = setting_of(session, plan, "decode", max(round(float(tokens)), plan.schedule.n_parts), None)
+    prices, watch = journaled_prices(deployment.prices, journal), watch_of(journal, spec.slo, deployment.table_error)
+    served = serve(requests, spec, deployment.n_ranks, deployment.n_blocks, prices, corrected, watch=watch)
+    if journal is not None:
+        journal.write()
     experts = {}
     if corrected is not None:
         served = with_samples(served, corrected, rebalancing)
         experts = expert_metrics(served, corrected, rebalancing)
-    note = (
-        f"Requests: {requests.source}, {len(requests):,}, {requests.input_tokens.mean():,.0f} tokens in and "
-        f"{requests.output_tokens.mean():,.0f} out on average. {deployment.note} Loads, traffic and timeline are of a "
-        "decode step of typical size."
-    )
     return LoadResult(
         served=served,
         metrics=serving_metrics(served, spec.slo, deployment.table_error) | experts,
-        typical=typical,
-        note=note,
+        typical=typical_of(session, plan, served, deployment.n_devices),
+        notes=(load_note(requests, deployment),),
+    )
+
+
+def typical_of(session: Session, plan: Plan, served: Served, n_devices: float) -> Setting:
+    """The setting of a decode step of the load's mean size."""
+    tokens = np.average(served.decoding + served.prompt_tokens, weights=served.busy_s) / n_devices
+    return setting_of(session, plan, "decode", max(round(float(tokens)), plan.schedule.n_parts), None)
+
+
+def load_note(requests: RequestTrace, deployment: Deployment) -> str:
+    """What a reader must know of a load."""
+    return (
+        f"Requests: {requests.source}, {len(requests):,}, {requests.input_tokens.mean():,.0f} tokens in and "
+        f"{requests.output_tokens.mean():,.0f} out on average. {deployment.note} Loads, traffic and timeline are of a "
+        "decode step of typical size."
     )
 
 
@@ -153,6 +167,7 @@ def deployed(session: Session, plan: Plan, spec: ServingSpec, step_of: StepOf) -
     checked += [of("decode", tokens, None, tokens // 2) for tokens in _between(sizes) if tokens > 1]
     return Deployment(
         plan=plan,
+        spec=spec,
         setting=first,
         n_devices=first.cluster.n_devices,
         n_ranks=first.cluster.n_devices // tp,

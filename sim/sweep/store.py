@@ -11,6 +11,7 @@ from typing import Any
 
 from scenarios.files import write_text
 from scenarios.specs import ScenarioSpec
+from traces.servegen import CLIENTS
 
 Result = dict[str, Any]
 PACKAGES = ("scenarios", "traces", "hwmodels", "placement", "sim")
@@ -22,8 +23,10 @@ def key_of(spec: ScenarioSpec, base: Path) -> str:
     digest = hashlib.sha256(json.dumps(content, sort_keys=True).encode())
     for text in sorted(set(_texts(content))):
         path = base / text
-        if len(text) < 1024 and path.is_file():
-            digest.update(_digest_of_file(path, path.stat().st_mtime_ns, path.stat().st_size))
+        if len(text) >= 1024 or not path.exists():
+            continue
+        for file in [path] if path.is_file() else sorted(path.glob(CLIENTS)):
+            digest.update(_digest_of_file(file, file.stat().st_mtime_ns, file.stat().st_size))
     digest.update(_digest_of_code())
     return digest.hexdigest()[:24]
 

@@ -73,7 +73,7 @@ def test_all_differences_to_the_model_are_told_together(moesim: Command, trace: 
     [
         ({"meta": {"n_experts": 9}}, "is out of range for 9 experts; physical (slot) ids need the engine's map"),
         ({"meta": {"n_experts": 1}}, "top-2 of 1 experts is impossible"),
-        ({"meta": {"format": "moesim-routing-9"}}, "not a moesim trace"),
+        ({"meta": {"format": "moesim-routing-9"}}, "format moesim-routing-9, where this moesim reads"),
         ({"ids": np.zeros((3, 2, 128), np.int64)}, "ids must be uint8 or uint16"),
         ({"ids": np.array([{}], dtype=object)}, "holds Python objects"),
         ({"offsets": np.array([0, 99])}, "offsets must run from 0 to the 128 tokens"),

@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import json
+import os
+import platform
 import re
+import subprocess
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 import moesim as package
+from moesim.version import version_text
 from tests.cli.command import ROOT
 from tests.cli.conftest import Command
 from tests.shared import shared_file
@@ -42,12 +47,27 @@ def results_of(text: str) -> list[dict[str, Any]]:
 
 
 def test_version_and_help(moesim: Command) -> None:
-    assert moesim("--version").succeeded().out == f"moesim {package.__version__}\n"
+    own, others = moesim("--version").succeeded().out.splitlines()
+    assert re.fullmatch(rf"moesim {package.__version__}( \(commit [0-9a-f]+(-dirty)?\))?", own)
+    assert others.startswith(f"Python {platform.python_version()}, numpy {np.__version__}, scipy ")
     top = moesim("-h").succeeded().out
     for command in ("run", "compare", "bound", "validate", "list", "schema", "trace"):
         assert re.search(rf"\b{command}\b", top)
         assert "Usage: moesim" in moesim(command, "--help").succeeded().out
     assert moesim().out.rstrip() == top.rstrip()
+
+
+def test_the_version_names_the_commit_of_a_checkout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in [name for name in os.environ if name.startswith("GIT_")]:  # of a hook that runs the tests
+        monkeypatch.delenv(name)
+    assert "commit" not in version_text(tmp_path)
+    git = ["git", "-C", str(tmp_path), "-c", "user.name=t", "-c", "user.email=t@example.org"]
+    for command in (["init", "-q"], ["commit", "-q", "--allow-empty", "-m", "one"], ["tag", "v9"]):
+        subprocess.run([*git, *command], check=True)
+    head = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True, check=True).stdout
+    (commit,) = re.findall(r"commit (\w+)\)", version_text(tmp_path))
+    assert len(commit) >= 7
+    assert head.startswith(commit)
 
 
 def test_run_prints_a_table_and_nothing_else(moesim: Command) -> None:

@@ -1,9 +1,10 @@
-"""The wheel, installed beside foreign packages of the same names as ours, runs and overwrites nothing."""
+"""The wheel, also that of the source distribution: beside foreign packages of our names it runs and harms none."""
 
 import os
 import shutil
 import subprocess
 import sys
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -27,23 +28,47 @@ def output_of(command: list[str], cwd: Path, search_path: Path | None = None) ->
 
 
 @pytest.fixture(scope="module")
-def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The wheel, built from a copy, so that nothing left in `build/` can slip in."""
+def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A copy of all that a build needs, so that nothing left in `build/` can slip in."""
     source = tmp_path_factory.mktemp("source")
     for name in ("pyproject.toml", "README.md", "LICENSE"):
         shutil.copy(ROOT / name, source)
     for folder in ("moesim", *FOLDERS):
         shutil.copytree(ROOT / folder, source / folder, ignore=shutil.ignore_patterns("__pycache__"))
-    target = tmp_path_factory.mktemp("dist")
-    output_of([*PIP, "wheel", "--no-deps", "--no-build-isolation", "--wheel-dir", str(target), str(source)], source)
-    return next(target.glob("moesim-*.whl"))
+    return source
 
 
-@pytest.fixture
-def site(wheel: Path, tmp_path: Path) -> Path:
-    """A folder of installed packages that holds the wheel and foreign packages of our names."""
-    target = tmp_path / "site"
-    output_of([*PIP, "install", "--no-deps", "--no-index", "--target", str(target), str(wheel)], tmp_path)
+@pytest.fixture(scope="module")
+def wheel(source: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The wheel of the checkout."""
+    return built(source, tmp_path_factory.mktemp("dist"))
+
+
+def built(source: Path, folder: Path) -> Path:
+    """The wheel of a folder of sources, or of their archive, written to `folder`."""
+    output_of([*PIP, "wheel", "--no-deps", "--no-build-isolation", "--wheel-dir", str(folder), str(source)], folder)
+    return next(folder.glob("moesim-*.whl"))
+
+
+def contents(wheel: Path) -> dict[str, int]:
+    """CRC of every file of a wheel."""
+    with zipfile.ZipFile(wheel) as archive:
+        return {entry.filename: entry.CRC for entry in archive.infolist()}
+
+
+def test_the_wheel_of_the_source_distribution_is_that_of_the_checkout(
+    source: Path, wheel: Path, tmp_path: Path
+) -> None:
+    output_of([sys.executable, "-m", "build", "--sdist", "--no-isolation", "-o", str(tmp_path), str(source)], tmp_path)
+    (archive,) = tmp_path.glob("moesim-*.tar.gz")
+    assert contents(built(archive, tmp_path)) == contents(wheel)
+
+
+@pytest.fixture(scope="module")
+def site(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of installed packages that holds the wheel and foreign packages of our names; to be read only."""
+    target = tmp_path_factory.mktemp("installed") / "site"
+    output_of([*PIP, "install", "--no-deps", "--no-index", "--target", str(target), str(wheel)], target.parent)
     landed = sorted(path.name for path in target.iterdir() if path.name in FOLDERS)
     assert landed == [], f"the wheel brings top-level packages {landed}"
     for folder in FOLDERS:
@@ -57,6 +82,7 @@ def test_both_commands_run_beside_foreign_packages(site: Path, tmp_path: Path) -
     by_module = output_of([sys.executable, "-m", "moesim", "list", "scenarios"], tmp_path, site)
     assert "examples/first" in by_script
     assert by_script == by_module
+    assert "commit" not in output_of([sys.executable, "-m", "moesim", "--version"], tmp_path, site)
 
 
 def test_a_simulation_runs_from_the_wheel(site: Path, tmp_path: Path) -> None:
@@ -73,6 +99,7 @@ def test_every_module_comes_from_inside_the_wheel(site: Path, tmp_path: Path) ->
 
 
 def test_a_foreign_package_that_was_imported_first_is_refused(site: Path, tmp_path: Path) -> None:
+    site = shutil.copytree(site, tmp_path / "site")
     (site / "traces" / "__init__.py").write_text("")
     code = "import traces\ntry:\n    import moesim\nexcept ImportError as error:\n    print(error)"
     message = output_of([sys.executable, "-c", code], tmp_path, site)

@@ -2,6 +2,7 @@
 
 from collections import Counter
 from dataclasses import replace
+from functools import cache
 from itertools import pairwise
 from pathlib import Path
 from typing import get_args
@@ -58,6 +59,7 @@ def known_to(policy: str, kinds: list[tuple[int, ...]]) -> list[tuple[int, ...]]
     return kinds if policy in MOVING else [(*kind[:2], 0, *kind[3:]) for kind in kinds]
 
 
+@cache
 def compiled(policy: str, model: str, chunks: int) -> OpList:
     return compile_program(POLICIES[policy], step_of(policy, model, chunks))
 
@@ -98,40 +100,45 @@ def test_names_match_the_scenario() -> None:
     assert set(get_args(ResidentName)) == set(POLICIES) == set(CHUNKS)
 
 
-@pytest.mark.parametrize("model", MODELS)
 @pytest.mark.parametrize(("policy", "chunks"), PLANS)
 class TestProgram:
-    def test_every_work_is_done_exactly_once(self, policy: str, chunks: int, model: str) -> None:
-        passes = step_of(policy, model, chunks).microbatches
-        issued = Counter(op.work for op in compiled(policy, model, chunks).ops)
-        layers = [layer for step in passes for layer in step.layers]
-        assert issued == Counter(
-            [work for layer in layers for work in works_of(layer)] + [step.head for step in passes]
-        )
+    """Over all MODELS; a failure names the model."""
 
-    def test_exchanges_and_only_they_are_on_the_ports(self, policy: str, chunks: int, model: str) -> None:
-        for op in compiled(policy, model, chunks).ops:
-            usual = ("send", "receive") if op.work.kind in EXCHANGES else ("compute",)
-            assert op.lanes == (LANES_APART.get(op.work.kind, usual) if policy in APART else usual)
+    def test_every_work_is_done_exactly_once(self, policy: str, chunks: int) -> None:
+        for model in MODELS:
+            passes = step_of(policy, model, chunks).microbatches
+            issued = Counter(op.work for op in compiled(policy, model, chunks).ops)
+            works = [work for step in passes for layer in step.layers for work in works_of(layer)]
+            assert issued == Counter(works + [step.head for step in passes]), model
 
-    def test_operations_wait_for_earlier_ones_only(self, policy: str, chunks: int, model: str) -> None:
-        op_list = compiled(policy, model, chunks)
-        assert not (op_list.ops[0].after or op_list.waits[0] or op_list.lane_waits[0])
-        for index, op in enumerate(op_list.ops):
-            befores = {*op.after, *op_list.waits[index], *(dep for _, dep in op_list.lane_waits[index])}
-            assert all(0 <= before < index for before in befores)
+    def test_exchanges_and_only_they_are_on_the_ports(self, policy: str, chunks: int) -> None:
+        for model in MODELS:
+            for op in compiled(policy, model, chunks).ops:
+                usual = ("send", "receive") if op.work.kind in EXCHANGES else ("compute",)
+                assert op.lanes == (LANES_APART.get(op.work.kind, usual) if policy in APART else usual), model
 
-    def test_works_follow_the_data_that_they_need(self, policy: str, chunks: int, model: str) -> None:
+    def test_operations_wait_for_earlier_ones_only(self, policy: str, chunks: int) -> None:
+        for model in MODELS:
+            op_list = compiled(policy, model, chunks)
+            assert not (op_list.ops[0].after or op_list.waits[0] or op_list.lane_waits[0]), model
+            for index, op in enumerate(op_list.ops):
+                befores = {*op.after, *op_list.waits[index], *(dep for _, dep in op_list.lane_waits[index])}
+                assert all(0 <= before < index for before in befores), model
+
+    def test_works_follow_the_data_that_they_need(self, policy: str, chunks: int) -> None:
         """Path from one to the other in the graph of what an operation comes after, and of the compute lane."""
-        ops = compiled(policy, model, chunks).ops
-        graph = nx.DiGraph([(ops[dep].work, op.work) for op in ops for dep in op.after])
-        graph.add_nodes_from(op.work for op in ops)
-        graph.add_edges_from(pairwise(op.work for op in ops if not op.is_exchange))
-        missing = [flow for flow in flows_of(step_of(policy, model, chunks)) if not nx.has_path(graph, *flow)]
-        assert missing == []
+        for model in MODELS:
+            ops = compiled(policy, model, chunks).ops
+            graph = nx.DiGraph([(ops[dep].work, op.work) for op in ops for dep in op.after])
+            graph.add_nodes_from(op.work for op in ops)
+            graph.add_edges_from(pairwise(op.work for op in ops if not op.is_exchange))
+            missing = [flow for flow in flows_of(step_of(policy, model, chunks)) if not nx.has_path(graph, *flow)]
+            assert missing == [], model
 
-    def test_the_program_depends_on_nothing_but_the_step(self, policy: str, chunks: int, model: str) -> None:
-        assert compiled(policy, model, chunks) == compiled(policy, model, chunks)
+    def test_the_program_depends_on_nothing_but_the_step(self, policy: str, chunks: int) -> None:
+        for model in MODELS:
+            step = step_of(policy, model, chunks)
+            assert compile_program(POLICIES[policy], step) == compiled(policy, model, chunks), model
 
 
 @pytest.mark.parametrize("attention_tp", [1, 2])

@@ -6,6 +6,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from dataclasses import replace
+from functools import cache
 from itertools import product
 from pathlib import Path
 from typing import Any, get_args
@@ -66,6 +67,7 @@ PROBLEMS = [
 ]
 
 
+@cache
 def problem_of(row: tuple[str, int, int, int, int, int, int], seed: int = 0) -> PlacementProblem:
     """The row as a problem that lacks nothing: three steps of tokens whose experts follow the loads, and a machine."""
     kind, n_layers, n_experts, n_ranks, ranks_per_node, redundant, n_groups = row

@@ -20,6 +20,7 @@ class Request:
     cached: int = 0  # tokens in the KV cache
     wanted: int = 0  # tokens that its prompt has to bring into the cache
     blocks: int = 0
+    known: int = 0  # tokens of its prompt that a cache holds
 
 
 @dataclass
@@ -49,8 +50,9 @@ def naive_serve(
             zip(trace.arrival_s.tolist(), trace.input_tokens.tolist(), trace.output_tokens.tolist(), strict=True)
         )
     ]
-    for request in requests:
-        request.wanted = request.inputs
+    known = [0] * len(requests) if trace.cached_tokens is None else trace.cached_tokens.tolist()
+    for request, cached in zip(requests, known, strict=True):
+        request.wanted, request.known = request.inputs, cached
     coming, now = list(requests), 0.0
     ranks = [NaiveRank(n_blocks) for _ in range(n_ranks)]
     first_s, done_s = [float("nan")] * len(requests), [float("nan")] * len(requests)
@@ -100,7 +102,10 @@ def plan(rank: NaiveRank, spec: ServingSpec) -> tuple[RankLoad, list[tuple[Reque
             rank.free -= 1
     budget = spec.token_budget - len(rank.decoding)
     open_tokens = sum(request.wanted - request.cached for request in rank.prompts)
-    while rank.waiting and open_tokens < budget and len(rank.decoding) + len(rank.prompts) < spec.max_requests:
+    static, idle = spec.batching == "static", not rank.decoding and not rank.prompts
+    while rank.waiting and (idle if static else open_tokens < budget):
+        if len(rank.decoding) + len(rank.prompts) == spec.max_requests:
+            break
         request = rank.waiting[0]
         blocks = blocks_of(request.wanted, spec)
         if blocks > rank.free:
@@ -108,7 +113,7 @@ def plan(rank: NaiveRank, spec: ServingSpec) -> tuple[RankLoad, list[tuple[Reque
         rank.waiting.pop(0)
         rank.free -= blocks
         request.blocks = blocks
-        request.cached = min(int(request.wanted * spec.cached_frac), request.wanted - 1)
+        request.cached = min(max(int(request.wanted * spec.cached_frac), request.known), request.wanted - 1)
         rank.prompts.append(request)
         open_tokens += request.wanted - request.cached
     takes, pairs, ending = [], 0, 0

@@ -23,8 +23,8 @@ from tests.shared import shared_file
 from traces.routing import Provenance, RoutingTrace
 
 RTOL = 1e-9
-CUT_LAYERS, CUT_SEQUENCES, CUT_STEPS = 4, 40, 2
-SMOKE, CASES = 4, 150
+CUT_LAYERS, CUT_SEQUENCES, CUT_STEPS = 2, 40, 2
+SMOKE, CASES = 4, 80
 
 
 def assert_agree(case: Case, name: str) -> None:
@@ -116,11 +116,6 @@ def assert_cut_agrees(policy: str, law: str, n_nodes: int) -> None:
         assert_agree(case, f"{policy} {law} step {step}")
         batched_s = np.array(execution.finished.end_s)[:, step]
         np.testing.assert_allclose(batched_s, case.vector().end_s, rtol=RTOL, atol=0)
-
-
-@pytest.mark.parametrize("policy", POLICIES)
-def test_executors_agree_on_captured_routing_under_law_port(policy: str) -> None:
-    assert_cut_agrees(policy, "port", n_nodes=1)
 
 
 @pytest.mark.slow

@@ -25,6 +25,7 @@ from tests.oracles.placement_brute import fewest_visits_with_replicas
 from tests.small import random_ids, tiny_cluster, tiny_model, trace_of
 
 TIME = OBJECTIVES["time"]
+MOST = 50  # plans tried of those that are possible
 SLOW: dict[str, Any] = {"intra": link("1 MB/s", "5 us"), "inter": link("0.5 MB/s", "20 us")}
 
 
@@ -53,13 +54,15 @@ def problem_of(
 
 
 def every_plan(problem: PlacementProblem) -> list[Placement]:
-    """All fillings of the ranks, each rank's slots in ascending order."""
+    """All fillings of the ranks, or MOST drawn of them, each rank's slots in ascending order."""
     ranks = list(combinations_with_replacement(range(4), problem.slots_per_rank))
     found: list[list[int]] = [[]]
     for _ in range(problem.n_ranks):
         found = [[*slots, *rank] for slots in found for rank in ranks]
     whole = [slots for slots in found if set(slots) == set(range(4))]
-    chosen = whole if len(whole) <= 100 else [whole[i] for i in np.random.default_rng(0).choice(len(whole), 100, False)]
+    chosen = (
+        whole if len(whole) <= MOST else [whole[i] for i in np.random.default_rng(0).choice(len(whole), MOST, False)]
+    )
     return [Placement.from_slots([slots], problem.n_ranks, n_experts=4, name="any") for slots in chosen]
 
 

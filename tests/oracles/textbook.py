@@ -187,23 +187,23 @@ class MaxminExchange(MessageExchange):
 
 def fair_shares(flows: Iterable[Flow]) -> dict[Flow, float]:
     """Max-min fair rates by filling: raise all rates together; a flow stops rising when one of its ports is full."""
-    rising = list(flows)
-    rates = dict.fromkeys(rising, 0.0)
+    rates = dict.fromkeys(flows, 0.0)
+    ports: dict[tuple[str, int], list[Flow]] = {}
+    for source, destination in rates:
+        ports.setdefault(("out", source), []).append((source, destination))
+        ports.setdefault(("in", destination), []).append((source, destination))
+    rising = set(rates)
     while rising:
         headroom: dict[tuple[str, int], float] = {}
-        for port in {("out", i) for i, _ in rising} | {("in", j) for _, j in rising}:
-            used = sum(rate for flow, rate in rates.items() if port in _ports(flow))
-            headroom[port] = (1.0 - used) / sum(port in _ports(flow) for flow in rising)
+        for port, crossing in ports.items():
+            if n_rising := sum(flow in rising for flow in crossing):
+                headroom[port] = (1.0 - sum(rates[flow] for flow in crossing)) / n_rising
         rise = min(headroom.values())
         for flow in rising:
             rates[flow] += rise
-        full = {port for port, room in headroom.items() if room <= rise * (1 + 1e-9) + 1e-12}
-        rising = [flow for flow in rising if not full & _ports(flow)]
+        full = [port for port, room in headroom.items() if room <= rise * (1 + 1e-9) + 1e-12]
+        rising.difference_update(*(ports[port] for port in full))
     return rates
-
-
-def _ports(flow: Flow) -> set[tuple[str, int]]:
-    return {("out", flow[0]), ("in", flow[1])}
 
 
 def _exchange(step: Step, time: ExchangeTime, law: str) -> PortExchange | MessageExchange:

@@ -33,10 +33,10 @@ def sources() -> Iterator[Path]:
         yield from (ROOT / folder).rglob("*.py")
 
 
-def third_party(nodes: Iterator[ast.AST]) -> set[str]:
-    """Top-level names of packages, other than ours and Python's, that import statements among `nodes` name."""
+def third_party(statements: Iterator[ast.AST]) -> set[str]:
+    """Top-level names of packages, other than ours and Python's, that imports among `statements` name."""
     found = set()
-    for node in nodes:
+    for node in statements:
         if isinstance(node, ast.Import):
             found |= {alias.name.partition(".")[0] for alias in node.names}
         elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
@@ -44,13 +44,15 @@ def third_party(nodes: Iterator[ast.AST]) -> set[str]:
     return found - set(sys.stdlib_module_names) - {"moesim", *FOLDERS}
 
 
-def import_time_nodes(node: ast.AST) -> Iterator[ast.AST]:
-    """Nodes that run when the module is imported: bodies of functions and of `if TYPE_CHECKING` left out."""
+def statements(node: ast.AST, *, at_import: bool) -> Iterator[ast.AST]:
+    """Statements below `node`; or those that an import runs, without bodies of functions and `if TYPE_CHECKING`."""
     for child in ast.iter_child_nodes(node):
-        typing_only = isinstance(child, ast.If) and ast.unparse(child.test) == "TYPE_CHECKING"
-        if not isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef) and not typing_only:
+        later = isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef) or (
+            isinstance(child, ast.If) and isinstance(child.test, ast.Name) and child.test.id == "TYPE_CHECKING"
+        )
+        if isinstance(child, ast.stmt | ast.ExceptHandler | ast.match_case) and not (at_import and later):
             yield child
-            yield from import_time_nodes(child)
+            yield from statements(child, at_import=at_import)
 
 
 def test_the_package_list_names_every_folder_with_code() -> None:
@@ -86,10 +88,12 @@ def test_every_imported_package_is_declared() -> None:
     optional |= {"triton"}  # comes with torch for CUDA, and only there
     for path in sources():
         tree = ast.parse(path.read_text())
-        assert third_party(ast.walk(tree)) <= required | optional, f"{path}: imports what pyproject.toml does not list"
+        assert third_party(statements(tree, at_import=False)) <= required | optional, (
+            f"{path}: imports what pyproject.toml does not list"
+        )
         captures = "capture" in path.parts and path.parent.name != "commands"
         if path.name != "counting_numba.py" and not captures:
-            at_import = third_party(import_time_nodes(tree))
+            at_import = third_party(statements(tree, at_import=True))
             assert at_import <= required, f"{path}: an optional package must be imported inside a function"
 
 

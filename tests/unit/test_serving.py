@@ -81,6 +81,32 @@ def test_plans_are_ranked_by_goodput_or_latency(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+def test_prefill_and_decode_on_halves_of_a_node() -> None:
+    half = {"cluster": {"node": "h100-sxm-8", "devices_per_node": 2}}
+    cases = [{"transfer": "whole"}, {"transfer": "layerwise"}, {"engines": 3}]
+    results = []
+    for case in cases:
+        serving = BASE["serving"] | {"prefill": half | {"over": "node", "token_budget": 256} | case, "decode": half}
+        results.append(loaded(serving=serving).tables[0].results[0])
+    whole, layerwise, several = (result.metrics for result in results)
+    assert whole["bytes.kv_transfer"] == layerwise["bytes.kv_transfer"]
+    served = results[0].served
+    assert served is not None and served.n_ranks == 2
+    several_tokens = served.requests.input_tokens[served.requests.output_tokens > 1]
+    # Two layers of 16 heads of 128 keys and 128 values in two bytes each.
+    assert whole["bytes.kv_transfer"] * len(served.requests) == several_tokens.sum() * 2 * 2 * 16 * 128 * 2
+    assert whole["kv_transfer_s.mean"] > layerwise["kv_transfer_s.mean"] > 0
+    assert several["busy_frac.prefill"] < whole["busy_frac.prefill"] < 1
+    assert several["ttft_s.p99"] < whole["ttft_s.p99"]
+    assert "energy_j_per_token" not in whole and "busy_frac.send" in whole
+    with pytest.raises(ScenarioError, match="one node of 8 devices, and they are 10"):
+        loaded(serving=BASE["serving"] | {"prefill": half | {"over": "node", "engines": 4}, "decode": half})
+    with pytest.raises(ScenarioError, match="name one schedule"):
+        search = {"schedule": {"search": [{"overlap": "none"}]}}
+        loaded(serving=BASE["serving"] | {"prefill": half | search, "decode": half})
+
+
+@pytest.mark.slow
 def test_the_same_seed_serves_the_same_load() -> None:
     first, second = (loaded().tables[0].results[0] for _ in range(2))
     assert first.metrics == second.metrics

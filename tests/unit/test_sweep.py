@@ -92,6 +92,11 @@ def test_a_key_is_what_a_point_depends_on(tmp_path: Path) -> None:
     first = key("cluster.cards=cards.yaml")
     cards.write_text("links:   []")
     assert first != key("cluster.cards=cards.yaml") != key()
+    clients = tmp_path / "clients"
+    clients.mkdir()
+    of_folder = key("serving={requests: {file: clients}}")
+    (clients / "chunk-0-trace.csv").write_text("0,1,1,,0,0")
+    assert of_folder != key("serving={requests: {file: clients}}")
 
 
 def test_a_damaged_file_is_not_done(tmp_path: Path) -> None:
