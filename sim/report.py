@@ -38,7 +38,7 @@ CAPTIONS = {
     "device-load": (
         "Load of the devices",
         "Routed tokens of each device in each MoE layer, over the mean of the layer, averaged over the steps. "
-        "Red devices hold the others up; copies of experts are behind `Colours show`. Drag the ends of the colour "
+        'Red devices hold the others up; copies of experts are under "Colours show". Drag the ends of the colour '
         "scale to see only some values.",
     ),
     "imbalance": (
