@@ -113,6 +113,22 @@ class HostCard(Spec):
         return (self.numa_nodes or self.n_sockets).value
 
 
+READ_BAND = Band(low=0.7, high=1.5, source="a guess: file systems and heat slow drives, and nobody measured")
+"""Of times of reads from a drive."""
+
+
+class SsdCard(Spec):
+    """A solid-state drive that a host reads weights from."""
+
+    name: str
+    bytes_per_s: Sourced[BytesPerS] = Field(description="sequential reads, nominal")
+    efficiency: Sourced[float] = Field(description="share of bytes_per_s that large reads reach (0-1)")
+    latency_s: Sourced[Seconds] = Field(description="of one request alone")
+    request_bytes: Sourced[Bytes] = Field(description="that a large read is divided into")
+    capacity_bytes: Sourced[Bytes]
+    note: str | None = None
+
+
 class NodeCard(Spec):
     """A server or rack unit: devices joined by one fast fabric, with one network port each."""
 
@@ -141,6 +157,7 @@ class CardSet(Spec):
     links: tuple[LinkCard, ...] = ()
     hosts: tuple[HostCard, ...] = ()
     nodes: tuple[NodeCard, ...] = ()
+    ssds: tuple[SsdCard, ...] = ()
     kernels: tuple[KernelCard, ...] = ()
     cpu_kernels: tuple[CpuKernelCard, ...] = ()
     collectives: tuple[CollectiveCard, ...] = ()

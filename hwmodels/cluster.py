@@ -41,6 +41,7 @@ class Cluster:
 
     intra       link of each device to the fabric of its node; inter: its network port, None where there is none.
     host        the host of each node, all sockets together; host_link: link of each device to it. Both or neither.
+    cards       all hardware cards that the scenario knows; None: the shipped ones.
     collectives NCCL as measured on `intra`, None where nobody did; exchanges: kernels measured on `intra` or `inter`.
     """
 
@@ -54,6 +55,7 @@ class Cluster:
     host_link: LinkCard | None
     collectives: CollectiveCard | None = None
     exchanges: tuple[ExchangeCard, ...] = ()
+    cards: CardSet | None = None
 
     def __post_init__(self) -> None:
         if self.n_nodes < 1 or self.devices_per_node < 1:
@@ -118,6 +120,7 @@ def build_cluster(spec: ClusterSpec, base: Path = Path()) -> Cluster:
         host_link=host_link,
         collectives=find_collectives(node.intra_link, cards=cards),
         exchanges=exchanges_on(node.intra_link, node.inter_link, cards=cards),
+        cards=cards,
     )
 
 

@@ -11,7 +11,6 @@ from hwmodels.core_constants import CoreMoeConstants
 from hwmodels.cores import experts_floor_s
 from hwmodels.devices import Device
 from hwmodels.moe import ExpertShape, activation_bytes
-from scenarios.models import BYTES_PER_VALUE
 
 Times = NDArray[np.float64]
 
@@ -46,7 +45,7 @@ def fluid_moe_s(routed: ArrayLike, active: ArrayLike, n_slots: float, shape: Exp
     total_s = total_s + activation_bytes(tokens, shape) / (activation_frac * bandwidth)
     for n, k in shape.gemm_sizes:
         computed_s = tokens * (2.0 * n * k / (constants.compute_frac * peak))
-        streamed_s = slots * (n * k * BYTES_PER_VALUE[shape.weight_dtype] / (weight_frac * bandwidth))
+        streamed_s = slots * (n * k * shape.bytes_per_weight / (weight_frac * bandwidth))
         both_s = np.maximum(computed_s, streamed_s)
         total_s = total_s + (norm2(computed_s, streamed_s) if isinstance(constants, MoeConstants) else both_s)
     return np.asarray(total_s)

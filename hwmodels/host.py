@@ -113,7 +113,8 @@ def expert_s(tokens: ArrayLike, shape: ExpertShape, host: Host, dram_bytes_per_s
     kernel, or the packing one, if there is one. flop per token is 2 per weight; activations stay in caches.
     """
     weights = float(sum(n * k for n, k in shape.gemm_sizes))
-    return _product_s(np.asarray(tokens, np.float64), weights, shape.weight_dtype, host, dram_bytes_per_s)
+    compute_s = _compute_s(np.asarray(tokens, np.float64), weights, shape.weight_dtype, host)
+    return _read_s(compute_s, weights * shape.bytes_per_weight, host, dram_bytes_per_s)
 
 
 def experts_s(slot_tokens: ArrayLike, shape: ExpertShape, host: Host, dram_bytes_per_s: float | None = None) -> Times:
@@ -131,7 +132,8 @@ def gemm_s(
 ) -> Times:
     """Time of a product [m, k] x [k, n] on the host, sizes = (n, k): float64[...] [s]; the law of `expert_s`."""
     n, k = sizes
-    return host.constants.call_s + _product_s(np.asarray(m, np.float64), float(n * k), dtype, host, dram_bytes_per_s)
+    compute_s = _compute_s(np.asarray(m, np.float64), float(n * k), dtype, host)
+    return host.constants.call_s + _read_s(compute_s, n * k * BYTES_PER_VALUE[dtype], host, dram_bytes_per_s)
 
 
 def attention_s(cache_bytes: ArrayLike, flop: ArrayLike, host: Host, dram_bytes_per_s: float | None = None) -> Times:
@@ -147,13 +149,18 @@ def attention_s(cache_bytes: ArrayLike, flop: ArrayLike, host: Host, dram_bytes_
     return host.constants.call_s + np.maximum(read_s, np.asarray(flop, np.float64) / host.vector_flop_per_s)
 
 
-def _product_s(tokens: Times, weights: float, dtype: str, host: Host, dram_bytes_per_s: float | None) -> Times:
+def _compute_s(tokens: Times, weights: float, dtype: str, host: Host) -> Times:
+    """Time of multiplication alone, 0 without tokens."""
     constants, many = host.constants, host.many_tokens_kernel(dtype)
     compute_s = rows_s(tokens, constants.vector.expert_tokens, weights, host.vector_flop_per_s)
     if many is not None:
         kernel, flop_per_s = many
         many_s = rows_s(tokens, kernel.expert_tokens, weights, flop_per_s)
         compute_s = np.where(tokens > constants.vector_tokens, many_s, compute_s)
+    return np.where(tokens > 0, compute_s, 0.0)
+
+
+def _read_s(compute_s: Times, weight_bytes: float, host: Host, dram_bytes_per_s: float | None) -> Times:
+    """Time of multiplication, and of the weights' way from DRAM where that takes longer."""
     bandwidth = host.dram_bytes_per_s if dram_bytes_per_s is None else dram_bytes_per_s
-    stream_s = weights * BYTES_PER_VALUE[dtype] / bandwidth
-    return np.where(tokens > 0, np.maximum(compute_s, stream_s), 0.0)
+    return np.where(compute_s > 0, np.maximum(compute_s, weight_bytes / bandwidth), 0.0)

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import scenarios
-from hwmodels.cards import CardSet, CpuKernelCard, DeviceCard, HostCard, LinkCard, NodeCard
+from hwmodels.cards import CardSet, CpuKernelCard, DeviceCard, HostCard, LinkCard, NodeCard, SsdCard
 from hwmodels.collectives import CollectiveCard
 from hwmodels.copies import CopyCard
 from hwmodels.expert_exchange import ExchangeCard
@@ -16,7 +16,7 @@ from scenarios.errors import HardwareError
 from scenarios.explain import did_you_mean
 from scenarios.loader import load_spec
 
-Card = TypeVar("Card", DeviceCard, LinkCard, HostCard, NodeCard, KernelCard, CpuKernelCard)
+Card = TypeVar("Card", DeviceCard, LinkCard, HostCard, NodeCard, SsdCard, KernelCard, CpuKernelCard)
 
 LIBRARY = Path(scenarios.__file__).parent / "library" / "hardware"
 
@@ -41,6 +41,11 @@ def find_node(name: str, cards: CardSet | None = None) -> NodeCard:
     return _find("node", (cards or list_cards()).nodes, name)
 
 
+def find_ssd(name: str, cards: CardSet | None = None) -> SsdCard:
+    """The card of a drive of this name; raises HardwareError where there is none."""
+    return _find("SSD", (cards or list_cards()).ssds, name)
+
+
 def find_kernels(name_or_path: str, base: Path = Path(), cards: CardSet | None = None) -> Kernels:
     """The kernel card of this name, or the first of a YAML file (relative to `base`), with the cards it rests on.
 
@@ -56,7 +61,7 @@ def find_kernels(name_or_path: str, base: Path = Path(), cards: CardSet | None =
     chain: list[KernelCard] = []
     wanted: str | None = name
     while wanted is not None:
-        card = _find("kernel", known, wanted)
+        card = _find("kernel", known, wanted, of=f"{base / name_or_path}: " if name != name_or_path else "")
         if card in chain:
             raise HardwareError(f"kernel card {name}: its bases go in a circle at {wanted}")
         chain.append(card)
@@ -144,11 +149,11 @@ def _check_names_once(card_sets: dict[Path, CardSet], kind: str) -> None:
             home[card.name] = path
 
 
-def _find(kind: str, cards: tuple[Card, ...], name: str) -> Card:
+def _find(kind: str, cards: tuple[Card, ...], name: str, of: str = "") -> Card:
     for card in cards:
         if card.name == name:
             return card
     names = [card.name for card in cards]
     variants = [known for known in names if name and known.startswith(name)]
     hint = f" (did you mean {' or '.join(variants)}?)" if variants else did_you_mean(name, names)
-    raise HardwareError(f"no {kind} card '{name}'{hint}; see `moesim list hardware`")
+    raise HardwareError(f"{of}no {kind} card '{name[:200]}'{hint}; see `moesim list hardware`")

@@ -34,6 +34,7 @@ class ExpertShape:
 
     Sizes are numbers, or arrays where rows of a table differ in shape.
     transposed  the weights are, as where gradients of the results become gradients of the inputs.
+    value_bytes  of a weight as stored, where that is another width than `weight_dtype`, whose kernels multiply it.
     """
 
     hidden_size: Sizes
@@ -41,6 +42,12 @@ class ExpertShape:
     gated: bool
     weight_dtype: str
     transposed: bool = False
+    value_bytes: float | None = None
+
+    @property
+    def bytes_per_weight(self) -> float:
+        """Bytes of a weight as it is stored and read, block scales included."""
+        return BYTES_PER_VALUE[self.weight_dtype] if self.value_bytes is None else self.value_bytes
 
     @property
     def gemm_sizes(self) -> tuple[tuple[Sizes, Sizes], tuple[Sizes, Sizes]]:
@@ -53,7 +60,7 @@ class ExpertShape:
     @property
     def weight_bytes(self) -> float:
         """Bytes of the expert's weights on the device; where sizes are numbers."""
-        return float(sum(n * k for n, k in self.gemm_sizes)) * BYTES_PER_VALUE[self.weight_dtype]
+        return float(sum(n * k for n, k in self.gemm_sizes)) * self.bytes_per_weight
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -227,6 +234,8 @@ def activation_bytes(routed_tokens: ArrayLike, shape: ExpertShape, own_tokens: A
 
 
 def _on_cores_s(work: ExpertWork, shape: ExpertShape, device: Device, constants: CoreMoeConstants) -> Times:
+    if shape.value_bytes is not None:
+        raise ScenarioError(f"bits: the laws of {device.card.name}'s cores know the widths of data types alone")
     rows = Rows(
         few=work.few, few_rows=work.few_routed, many=work.active - work.few, many_rows=work.routed - work.few_routed
     )
@@ -239,7 +248,7 @@ def _roofline_s(work: ExpertWork, shape: ExpertShape, device: Device, constants:
     flop_per_s = constants.compute_frac * device.peak_flop_per_s(shape.weight_dtype)
     total_s = constants.fixed_s + activation_bytes(work.touched, shape, work.own_tokens) / bandwidth
     for n, k in shape.gemm_sizes:
-        streamed_s = work.active * (n * k * BYTES_PER_VALUE[shape.weight_dtype] / bandwidth)
+        streamed_s = work.active * (n * k * shape.bytes_per_weight / bandwidth)
         total_s = total_s + np.maximum(work.routed * (2.0 * n * k / flop_per_s), streamed_s)
     return np.asarray(total_s)
 
@@ -258,7 +267,7 @@ def _gemms_s(tile: Tile, work: ExpertWork, shape: ExpertShape, device: Device, c
     rows, columns = tile
     row_tiles = work.row_tiles[rows]
     filled = work.routed / np.maximum(row_tiles, 1)  # mean tokens of a tile
-    weight_bytes = BYTES_PER_VALUE[shape.weight_dtype]
+    weight_bytes = shape.bytes_per_weight
     weight_frac = constants.small_tile_frac if tile == (64, 64) else None
     streamed_bytes_per_s = (weight_frac or constants.weight_frac) * device.memory_bytes_per_s
     total_s: Times | float = 0.0

@@ -72,7 +72,11 @@ def _hardware() -> list[Table]:
     for host in cards.hosts:
         bandwidth = f"{host.dram_bytes_per_s.value / 1e9:.0f} GB/s ({host.dram_bytes_per_s.kind})"
         hosts.add_row(host.name, str(host.cores.value), str(host.dram_channels.value), bandwidth, host.kernels)
-    return [devices, nodes, links, hosts]
+    ssds = _table("drives", "name", "capacity", "bandwidth", "latency")
+    for ssd in cards.ssds:
+        rate, latency = f"{ssd.bytes_per_s.value / 1e9:g} GB/s", f"{ssd.latency_s.value * 1e6:g} us"
+        ssds.add_row(ssd.name, f"{ssd.capacity_bytes.value / 1e9:g} GB", rate, latency)
+    return [devices, nodes, links, hosts, ssds]
 
 
 def _scenarios() -> list[Table]:

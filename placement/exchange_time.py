@@ -15,6 +15,7 @@ from hwmodels.collectives import collective_s
 from hwmodels.expert_exchange import DEFAULT_SMS, ExchangeCard, Shipment, exchange_s
 from hwmodels.library import links_with
 from hwmodels.links import port_s
+from hwmodels.widths import ExpertWidths
 from placement.layout import ExpertLayout
 from scenarios.errors import HardwareError
 from scenarios.models import BYTES_PER_ACTIVATION, DType, ModelCard
@@ -28,12 +29,16 @@ SIDES: tuple[Side, Side] = ("dispatch", "combine")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Machine:
-    """Whose experts run where, and how tokens travel between them."""
+    """Whose experts run where, and how tokens travel between them.
+
+    widths  of the experts, where they are not all stored in the model's own data type.
+    """
 
     model: ModelCard
     cluster: Cluster
     layout: ExpertLayout
     exchange: ExchangeSpec
+    widths: ExpertWidths | None = None
 
     @property
     def forwards(self) -> bool:

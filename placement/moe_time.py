@@ -122,28 +122,53 @@ def expert_times_s(
 ) -> Seconds:
     """Time of the experts of every rank, float64[layer, part, rank] [s].
 
-    shape  of the experts; default: the model's.
+    shape  of the experts; default: the model's, or those of the machine's widths, each in a call of its own.
     only   bool[layer, part, rank, place]: some of the experts, in a call of their own; none at all take no time. Sums
            of partial results count by their share of the experts with tokens.
     """
     placement = placement.for_rows(len(reduction.slot_tokens))
-    tokens, summed = tokens_by_rank(placement, reduction.slot_tokens), reduction.summed_tokens
+    tokens, n_slots = tokens_by_rank(placement, reduction.slot_tokens), placement.slots_per_rank()
+    own = shape or expert_shape(machine.model, machine.layout.tp)
+    if machine.widths is None or shape is not None:
+        times_s = _call_s(machine, reduction, own, tokens, only, n_slots)
+        return times_s if only is None else np.where((only & (tokens > 0)).any(axis=-1), times_s, 0.0)
+    total_s: Seconds = np.zeros(tokens.shape[:-1])
+    for width, mask in machine.widths.used():
+        places = at_places(placement, mask)[:, None]
+        chosen = np.broadcast_to(places, tokens.shape) if only is None else only & places
+        held = places.sum(axis=-1)
+        multiplied, factor = width.multiplied(own)
+        called = held > 0 if only is None else (chosen & (tokens > 0)).any(axis=-1)
+        total_s += np.where(
+            called, factor * _call_s(machine, reduction, multiplied, tokens, chosen, np.maximum(held[:, 0], 1)), 0.0
+        )
+    return total_s
+
+
+def _call_s(
+    machine: Machine,
+    reduction: Reduction,
+    shape: ExpertShape,
+    tokens: Tokens,
+    only: NDArray[np.bool_] | None,
+    n_slots: Tokens,
+) -> Seconds:
+    """Time of one call of every rank for `tokens` [layer, part, rank, place]; n_slots int[layer, rank] it serves."""
+    summed, share = reduction.summed_tokens, 1.0
     # Without deduplication every choice travels and is called as a token.
     arrived = None if machine.exchange.dedup == "none" else summed
-    share: Seconds | float = 1.0
     if only is not None:
         n_used = np.count_nonzero(tokens, axis=-1)
         tokens = np.where(only, tokens, 0)
         share = np.count_nonzero(tokens, axis=-1) / np.maximum(n_used, 1)
-    times_s = grouped_gemm_moe_s(
-        tokens,
-        shape or expert_shape(machine.model, machine.layout.tp),
-        machine.cluster.device,
-        summed * share,
-        arrived,
-        placement.slots_per_rank()[:, None, :],
-    )
-    return times_s if only is None else np.where(np.asarray(share) > 0, times_s, 0.0)
+    return grouped_gemm_moe_s(tokens, shape, machine.cluster.device, summed * share, arrived, n_slots[:, None, :])
+
+
+def at_places(placement: Placement, of_expert: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    """Of bool[layer, expert] those at the places of every rank, bool[layer, rank, place]; empty places are false."""
+    expert = np.maximum(placement.expert_of_slot.astype(np.intp), 0)
+    held = placement.filled & np.take_along_axis(of_expert, expert, axis=1)
+    return tokens_by_rank(placement, held.astype(np.int64)[:, None])[:, 0] > 0
 
 
 def worked_tokens(placement: Placement, reduction: Reduction) -> Tokens:

@@ -12,7 +12,7 @@ def check_host_memory(needed_bytes: float, what: str, remedy: str) -> None:
     physical = physical_bytes()
     if physical is not None and needed_bytes > physical:
         raise MoesimError(
-            f"{what} about {needed_bytes / 2**30:,.0f} GiB of memory, and this machine has "
+            f"{what} about {min(needed_bytes, 1e300) / 2**30:,.0f} GiB of memory, and this machine has "
             f"{physical / 2**30:,.0f} GiB; {remedy}"
         )
 

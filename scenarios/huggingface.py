@@ -76,6 +76,7 @@ def _base(config: Config, *, n_layers: int | None = None, tied: bool = False) ->
         "hidden_size": config.integer(config.first("hidden_size", "d_model")),
         "vocab_size": config.integer("vocab_size"),
         "tied_embeddings": config.flag("tie_word_embeddings", default=tied),
+        "max_context_tokens": config.integer_or("max_position_embeddings", 0) or None,
     }
 
 

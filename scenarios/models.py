@@ -27,15 +27,19 @@ BYTES_PER_VALUE: dict[str, float] = {
 # The same of an activation: fp8_block has one fp32 scale per 128 values of a token (DeepSeek-V3, arXiv 2412.19437).
 BYTES_PER_ACTIVATION = BYTES_PER_VALUE | {"fp8_block": 1.0 + 4 / 128}
 
+LARGEST = 10**9  # of sizes of a model: beyond it numbers of bytes and FLOP would overflow
+MAX_EXPERTS = 1 << 15  # of a layer: ids of traces and plans are 16 bits wide
+Size = Annotated[int, Field(gt=0, le=LARGEST)]
+
 
 class GroupedQueryAttention(Spec):
     """MHA, GQA or MQA. `window_tokens` limits the context of the layers in `windowed_every`-th position."""
 
     kind: Literal["gqa"] = "gqa"
-    n_heads: int = Field(gt=0)
-    n_kv_heads: int = Field(gt=0)
-    head_dim: int = Field(gt=0)
-    window_tokens: int | None = Field(default=None, gt=0)
+    n_heads: Size
+    n_kv_heads: Size
+    head_dim: Size
+    window_tokens: Size | None = None
     windowed_every: int = Field(default=1, gt=0, description="1: every layer is windowed; 2: layers 0, 2, 4, ...")
 
     def kv_values_per_token(self) -> int:
@@ -51,12 +55,12 @@ class LatentAttention(Spec):
     """Multi-head latent attention (MLA, DeepSeek-V2, arXiv 2405.04434, section 2.1)."""
 
     kind: Literal["mla"]
-    n_heads: int = Field(gt=0)
-    q_lora_rank: int | None = Field(default=None, gt=0, description="none: queries are projected directly")
-    kv_lora_rank: int = Field(gt=0)
-    qk_nope_head_dim: int = Field(gt=0)
-    qk_rope_head_dim: int = Field(gt=0)
-    v_head_dim: int = Field(gt=0)
+    n_heads: Size
+    q_lora_rank: Size | None = Field(default=None, description="none: queries are projected directly")
+    kv_lora_rank: Size
+    qk_nope_head_dim: Size
+    qk_rope_head_dim: Size
+    v_head_dim: Size
 
     def kv_values_per_token(self) -> int:
         """Values that one token adds to the KV cache of one layer: the latent and the shared rotary key."""
@@ -82,18 +86,20 @@ class ModelCard(Spec):
     sources: dict[str, Source] = Field(min_length=1)
     note: str | None = None
     n_layers: int = Field(gt=0, le=10_000, description="transformer blocks, dense ones included")
-    hidden_size: int = Field(gt=0)
-    vocab_size: int = Field(gt=0)
+    hidden_size: Size
+    vocab_size: Size
     attention: Attention
-    n_experts: int = Field(gt=0, description="routed experts per MoE layer; of the largest where they differ")
+    n_experts: int = Field(
+        gt=0, le=MAX_EXPERTS, description="routed experts per MoE layer; of the largest where they differ"
+    )
     experts_by_layer: tuple[Annotated[int, Field(gt=0)], ...] | None = Field(
         default=None, description="experts of every MoE layer where they differ (pyramid of PR-MoE); divide n_experts"
     )
-    top_k: int = Field(gt=0)
+    top_k: Size
     iterations: int = Field(
-        default=1, gt=0, description="times that a MoE layer is run, with a gate of its own (Chain-of-Experts)"
+        default=1, gt=0, le=1000, description="times that a MoE layer is run, with a gate of its own (Chain-of-Experts)"
     )
-    expert_intermediate_size: int = Field(gt=0)
+    expert_intermediate_size: Size
     bottleneck_size: int | None = Field(
         default=None,
         gt=0,
@@ -101,8 +107,10 @@ class ModelCard(Spec):
         "one after the combine (BigMac); default: hidden_size",
     )
     gated: bool = Field(default=True, description="SwiGLU-like (three matrices) or plain (two matrices)")
-    shared_intermediate_size: int = Field(default=0, ge=0, description="all shared experts of a layer together")
-    dense_intermediate_size: int = Field(default=0, ge=0, description="FFN of the layers without experts")
+    shared_intermediate_size: int = Field(
+        default=0, ge=0, le=LARGEST, description="all shared experts of a layer together"
+    )
+    dense_intermediate_size: int = Field(default=0, ge=0, le=LARGEST, description="FFN of the layers without experts")
     dense_gated: bool = True
     first_moe_layer: int = Field(default=0, ge=0)
     moe_layer_every: int = Field(default=1, gt=0)
@@ -115,6 +123,7 @@ class ModelCard(Spec):
     activation_dtype: DType = "bf16"
     kv_dtype: DType = "bf16"
     tied_embeddings: bool = False
+    max_context_tokens: Size | None = Field(default=None, description="longest context of the model; none: not stated")
 
     @model_validator(mode="after")
     def _consistent(self) -> ModelCard:

@@ -8,13 +8,21 @@ from pydantic import Field, model_validator
 
 from scenarios.models import DType
 from scenarios.sources import Spec
+from scenarios.units import Bytes
 
 EvictionName = Literal["static", "lru", "lfu", "arc", "mrs", "hobbit", "sch", "belady"]
 MissName = Literal["load", "host", "cheaper", "balanced"]
+HostEvictionName = Literal["static", "lru", "lfu", "arc", "belady"]
+ReplayName = Literal["event-atomic", "per-access"]
 GuessName = Literal["oracle", "last", "popular", "learned", "activation", "noisy"]
 
 UNGUIDED: frozenset[GuessName] = frozenset({"oracle", "last", "popular", "activation"})
 """Guesses that need nothing of the step before the layer that they are of; others leave the first layers out."""
+
+CANCELS = ("demand-first", "event-atomic")
+"""Priority and contract under which a prefetch can be given up."""
+LEARNED: frozenset[GuessName] = frozenset({"popular", "learned", "activation"})
+"""Guesses that are nothing but what the fitted part says."""
 
 
 class PrefetchSpec(Spec):
@@ -29,6 +37,11 @@ class PrefetchSpec(Spec):
     width: int | None = Field(default=None, gt=0, description="experts that are asked for; oracle, last: all they name")
     recall: float | None = Field(default=None, gt=0, le=1, description="noisy: chance that a used expert is named")
     lead: int = Field(default=1, gt=0, description="MoE layers ahead")
+    cancel: bool = Field(
+        default=False,
+        description="with priority demand-first: once the gate has spoken, what is not yet copied of experts that it "
+        "does not name is given up, and none of them keeps a slot",
+    )
 
     @model_validator(mode="after")
     def _options(self) -> PrefetchSpec:
@@ -94,6 +107,43 @@ class OffloadSpec(Spec):
     cores: int | None = Field(default=None, gt=0, description="cores of the host for experts; default: all of a node")
     prefetch: PrefetchSpec | None = None
     grades: GradesSpec | None = None
+    replay: ReplayName = Field(
+        default="event-atomic",
+        description="what a step asks of a layer is judged against the slots as they stand, all at once; per-access: "
+        "one expert after another, in ascending order, each served and given its slot before the next",
+    )
+    host_memory: Bytes | None = Field(
+        default=None, gt=0, description="of each host, for experts; default: all that its card states"
+    )
+    ssd: str | None = Field(
+        default=None,
+        description="card of the drive of each host, which holds all experts; the host's memory caches them",
+    )
+    host_evict: HostEvictionName = Field(default="lru", description="with ssd: who leaves the host's memory")
+    ssd_queue: int = Field(default=32, gt=0, description="requests to the drive in flight")
+    packet: Bytes | None = Field(default=None, gt=0, description="most that one copy moves; default: a whole expert")
+    priority: Literal["fifo", "demand-first"] = Field(
+        default="fifo",
+        description="fifo: copies stand in one queue; demand-first: missed experts, and those asked for ahead that the "
+        "gate has named, pass the others after every packet",
+    )
+
+    @model_validator(mode="after")
+    def _one_by_one(self) -> OffloadSpec:
+        rules = {"evict": ("mrs", "hobbit"), "miss": ("cheaper", "balanced")}
+        whole = [f"{name} {getattr(self, name)}" for name, ruled in rules.items() if getattr(self, name) in ruled]
+        whole += ["grades"] if self.grades is not None else []
+        if self.replay == "per-access" and whole:
+            raise ValueError(f"{', '.join(whole)}: decided for all experts of a step at once; use replay: event-atomic")
+        return self
+
+    @model_validator(mode="after")
+    def _drive(self) -> OffloadSpec:
+        if self.ssd is not None and self.grades is not None:
+            raise ValueError("ssd and grades do not go together yet: a drive has one precision; leave one out")
+        if self.ssd is None and (self.host_evict != "lru" or self.ssd_queue != 32):
+            raise ValueError("host_evict and ssd_queue are of experts on a drive: name its card, ssd: samsung-980-pro")
+        return self
 
     @model_validator(mode="after")
     def _options(self) -> OffloadSpec:
@@ -113,4 +163,8 @@ class OffloadSpec(Spec):
             raise ValueError("pool model has no layers that keep all, and mrs ages by a layer's steps; use pool layer")
         if self.prefetch is not None and self.evict == "static":
             raise ValueError("evict: static lets nobody in, so that a prefetch has no place; choose another rule")
+        if self.priority == "demand-first" and self.prefetch is None:
+            raise ValueError("demand-first lets missed experts pass those asked for ahead; give a prefetch, or fifo")
+        if self.prefetch is not None and self.prefetch.cancel and (self.priority, self.replay) != CANCELS:
+            raise ValueError("prefetch.cancel needs priority: demand-first, and replay: event-atomic")
         return self

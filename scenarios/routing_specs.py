@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, model_validator
 
 from scenarios.sources import Spec
+from scenarios.units import Bytes
 
 DropOrder = Literal["position", "weight", "random"]
 Count = Annotated[int, Field(ge=0)]
@@ -14,17 +15,33 @@ OF_CAPACITY = ("drop", "group", "min_capacity", "pad")
 
 
 class MaskSpec(Spec):
-    """Experts that are kept; choices of the others are drawn anew among the kept, in proportion to their loads."""
+    """Experts that are kept; choices of the others are drawn anew among the kept, in proportion to their loads.
 
-    keep: float | None = Field(default=None, gt=0, le=1, description="share of a layer's experts: the most loaded ones")
+    `keep` and `device` keep those of the highest scores on the fitted part of the trace (EASY-EP, arXiv 2504.06792).
+    """
+
+    keep: float | None = Field(default=None, gt=0, le=1, description="share of a layer's experts")
+    device: Bytes | None = Field(
+        default=None,
+        gt=0,
+        description="room for routed experts on each device: as many are kept as fit, as many on each rank",
+    )
+    by: Literal["load", "weight"] = Field(
+        default="load", description="score of an expert: tokens that chose it, or the sum of their gate weights for it"
+    )
+    prune: bool = Field(
+        default=False, description="the others are not stored: a layer has the kept ones alone, numbered in their order"
+    )
     experts: tuple[Count, ...] | tuple[tuple[Count, ...], ...] | None = Field(
         default=None, description="the experts themselves: one list for all MoE layers, or a list for each"
     )
 
     @model_validator(mode="after")
     def _one_way(self) -> MaskSpec:
-        if (self.keep is None) == (self.experts is None):
-            raise ValueError("give either 'keep: SHARE' or 'experts: [...]'")
+        if [self.keep, self.device, self.experts].count(None) != 2:
+            raise ValueError("give one of 'keep: SHARE', 'device: BYTES' and 'experts: [...]'")
+        if self.experts is not None and self.by != "load":
+            raise ValueError("by scores experts for keep and device; with a list of experts leave it out")
         return self
 
 

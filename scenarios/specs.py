@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
-from scenarios.budget_specs import BitsSpec, TiersSpec
+from scenarios.budget_specs import TABLES, BitsSpec, TiersSpec
 from scenarios.cluster_specs import ClusterSpec, ParallelSpec
 from scenarios.offload_specs import OffloadSpec
 from scenarios.placement_specs import PlacementSpec
@@ -54,6 +54,7 @@ class CompareSpec(Spec):
     workload: tuple[WorkloadSpec, ...] = ()
     memory: tuple[MemorySpec, ...] = ()
     serving: tuple[ServingSpec, ...] = ()
+    bits: tuple[BitsSpec, ...] = ()
     training: tuple[TrainingSpec, ...] = ()
 
 
@@ -124,7 +125,7 @@ class ScenarioSpec(Spec):
     compare: CompareSpec | None = None
     prices: PricesSpec | None = None
     budget: BudgetSpec | None = Field(default=None, description="bound: what may be bought")
-    bits: BitsSpec | None = Field(default=None, description="place: bit widths of experts within a mean")
+    bits: BitsSpec | None = Field(default=None, description="bit widths that experts are stored in")
     tiers: TiersSpec | None = Field(default=None, description="place: experts in device memory, the others on the host")
     seed: int = Field(default=0, ge=0)
 
@@ -138,16 +139,20 @@ class ScenarioSpec(Spec):
         return {**raw, "compare": {**axes, **completed}}
 
 
+EITHER = (frozenset({"trace", "synthetic"}), frozenset(TABLES))
+"""Keys of which a section has one."""
+
+
 def _over_base(base: Any, entries: Any) -> Any:
     """The entries of an axis, each completed by the keys of the scenario's own section that it leaves out.
 
-    An entry that names its routing (`trace` or `synthetic`) takes neither from the section.
+    An entry that names its routing (`trace` or `synthetic`), or its table of bits, takes none from the section.
     """
     if not isinstance(base, dict) or not isinstance(entries, list):
         return entries
-    routing = {"trace", "synthetic"}
-    without = {key: value for key, value in base.items() if key not in routing}
-    return [
-        {**(without if routing & entry.keys() else base), **entry} if isinstance(entry, dict) else entry
-        for entry in entries
-    ]
+
+    def completed(entry: dict[str, Any]) -> dict[str, Any]:
+        replaced = {key for either in EITHER if either & entry.keys() for key in either}
+        return {**{key: value for key, value in base.items() if key not in replaced}, **entry}
+
+    return [completed(entry) if isinstance(entry, dict) else entry for entry in entries]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
@@ -10,6 +10,7 @@ from scenarios.routing_specs import RoutingSpec
 from scenarios.sources import Spec
 
 Phase = Literal["decode", "prefill", "train"]
+FormerName = Literal["arrival", "expert-aware", "similar"]
 
 
 class SynthesisSpec(Spec):
@@ -51,6 +52,33 @@ class GenerateSpec(Spec):
     new_tokens: int = Field(gt=1, description="tokens of an answer; the prefill brings the first one")
 
 
+class BatchesSpec(Spec):
+    """Which of the waiting requests a decode step takes together; short form: the name alone."""
+
+    by: FormerName = Field(
+        default="arrival",
+        description="arrival: in turn; expert-aware: those that bring the fewest further experts, longest queues first "
+        "(Read-ME); similar: clusters of like routes, all requests in turn (ExpertFlow)",
+    )
+    pool: int = Field(default=1, gt=0, description="requests that wait, in batches of tokens_per_device")
+    recall: float = Field(
+        default=1.0, ge=0, le=1, description="chance that a route is predicted right; others are drawn at random"
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _by_name(cls, given: Any) -> Any:
+        return {"by": given, **({} if given == "arrival" else {"pool": 2})} if isinstance(given, str) else given
+
+    @model_validator(mode="after")
+    def _choice(self) -> BatchesSpec:
+        if self.by != "arrival" and self.pool == 1:
+            raise ValueError(f"batches by {self.by} choose among waiting requests: give pool: 2 or more")
+        if self.by == "arrival" and self.recall < 1:
+            raise ValueError("batches by arrival predict nothing: leave recall out")
+        return self
+
+
 class WorkloadSpec(Spec):
     """Tokens that every device processes in a step, taken from a routing trace."""
 
@@ -80,6 +108,7 @@ class WorkloadSpec(Spec):
         description="with memory.stream: prefill and decode of tokens_per_device requests; `steps` decode passes, "
         "evenly spread, are simulated",
     )
+    batches: BatchesSpec = BatchesSpec()
     split: SplitSpec = SplitSpec()
     routing: RoutingSpec = RoutingSpec()
 
@@ -92,6 +121,8 @@ class WorkloadSpec(Spec):
                 f"prompt_tokens {self.prompt_tokens} of the {self.tokens_per_device} tokens of a device: give fewer, "
                 "in phase decode; in prefill all tokens are of prompts"
             )
+        if self.batches.pool > 1 and (self.phase != "decode" or self.prompt_tokens or self.generate is not None):
+            raise ValueError("batches are formed of requests that decode: leave prompt_tokens and generate out")
         return self
 
 

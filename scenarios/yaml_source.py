@@ -12,6 +12,7 @@ from typing import Any
 import yaml
 
 from scenarios.errors import ScenarioError
+from scenarios.reading import regular
 
 KeyPath = tuple[str | int, ...]
 
@@ -104,7 +105,7 @@ def scan_yaml(path: Path) -> tuple[YamlSource, list[Problem]]:
 
 def _read_text(path: Path) -> str:
     try:
-        with path.open("rb") as file:
+        with regular(path).open("rb") as file:
             raw = file.read(MAX_BYTES + 1)
     except FileNotFoundError:
         raise ScenarioError(printable(f"{path}: no such file (check the path)")) from None

@@ -26,9 +26,9 @@ from sim.durations import Duration
 from sim.kernel_pricing import exchange_band
 from sim.launches import launched_eagerly, slowed_by_engine
 from sim.laws import LAWS
-from sim.laws_used import attention_blocks
+from sim.laws_used import attention_blocks, expert_dtypes
 from sim.log import busy_s
-from sim.offload.prices import COMPUTED, HOSTED, host_bands
+from sim.offload.tiers import COMPUTED, HOSTED, host_bands
 from sim.pricing import Prices, layer_prices
 from sim.program import OpList
 from sim.setting import Setting
@@ -71,7 +71,8 @@ def step_band(setting: Setting, prices: Prices, op_list: OpList, schedule: Sched
     sampled = prices if len(steps) == setting.batches.n_steps else prices.at(steps)
 
     def mean_s(changed: Prices) -> float:
-        finished = execute(op_list, changed.durations(op_list), law=LAWS[schedule.exchange.law])
+        law = LAWS[schedule.exchange.law]
+        finished = execute(op_list, changed.durations(op_list), law=law, packet_s=changed.packet_s)
         return float(finished.end_s.max(axis=(0, -1)).mean())
 
     predicted_s = mean_s(sampled)
@@ -119,7 +120,7 @@ def _moved_work(setting: Setting, prices: Prices, schedule: ScheduleSpec, family
     device = setting.cluster.device
     if family == "experts":
         kinds = ("experts", "local", "experts" + BACKWARD, *COMPUTED)
-        return prices.times(dict.fromkeys(kinds, _experts_ends(setting)[ENDS.index(end)]))
+        return prices.times(dict.fromkeys(kinds, experts_ends(setting)[ENDS.index(end)]))
     if family == "attention":
         blocks = attention_blocks(setting.model, setting.workload)
         ends = [device.kernels.find(block, setting.model.kv_dtype).low_high[ENDS.index(end)] for block in blocks]
@@ -138,10 +139,15 @@ def _ratio(moved: Sequence[Duration], prices: Sequence[Duration]) -> float:
     return totals_s[0] / totals_s[1] if totals_s[1] > 0 else 1.0
 
 
-def _experts_ends(setting: Setting) -> tuple[float, float]:
+def experts_ends(setting: Setting) -> tuple[float, float]:
+    """Of experts in several widths those of the law that is least sure."""
     device, shape = setting.expert_cluster.device, expert_shape(setting.model, setting.layout.tp)
     key = moe_shape(shape.hidden_size, shape.intermediate_size, shape.gated)
-    return device.measured.low_high("moe", shape.weight_dtype, key) or device.kernels.moe(shape.weight_dtype).low_high
+    ends = [
+        device.measured.low_high("moe", dtype, key) or device.kernels.moe(dtype).low_high
+        for dtype in expert_dtypes(setting)
+    ]
+    return min(low for low, _ in ends), max(high for _, high in ends)
 
 
 def device_at_end(device: Device, blocks: Collection[str], end: End) -> Device:

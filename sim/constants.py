@@ -9,20 +9,22 @@ from pydantic import BaseModel
 from hwmodels.cluster import Cluster
 from hwmodels.fitted import Fitted
 from hwmodels.gradients import CORE_BACKWARD
-from hwmodels.library import find_cpu_kernels
+from hwmodels.library import find_cpu_kernels, find_ssd
 from scenarios.models import ModelCard
 from scenarios.sources import Sourced
 from sim.energy import energy_basis
 from sim.laws_used import asked_shapes, used_laws
-from sim.offload.prices import copy_law
+from sim.offload.tiers import copy_law
 from sim.result import Constant
 from sim.setting import Setting
 
 
-def constants_of(setting: Setting, kernels: Collection[str] = (), *, hosts: bool = False) -> tuple[Constant, ...]:
+def constants_of(
+    setting: Setting, kernels: Collection[str] = (), *, hosts: bool = False, drives: Collection[str] = ()
+) -> tuple[Constant, ...]:
     """Constants of the model, device, links and kernel laws of a setting whose exchanges use these `kernels`.
 
-    hosts  those of the host and of the way to it, too.
+    hosts  those of the host and of the way to it, too; drives: those of these drives.
     """
     cluster = setting.cluster
     cards: list[tuple[str, BaseModel]] = [
@@ -38,6 +40,7 @@ def constants_of(setting: Setting, kernels: Collection[str] = (), *, hosts: bool
     cards += [(card.name, card) for card in cluster.exchanges if card.kernel in kernels and card.link in links]
     if hosts:
         cards += _host_cards(cluster)
+    cards += [(name, find_ssd(name, cluster.cards)) for name in drives]
     return (
         *_model_constants(setting.model),
         *(c for prefix, card in cards for c in _sourced(prefix, card)),
@@ -63,6 +66,14 @@ def _stated(setting: Setting) -> Iterator[Constant]:
     if device.experts_slowdown != 1:
         name, value = f"{device.card.name} experts_slowdown", f"{device.experts_slowdown:g}"
         yield Constant(name=name, value=value, kind="assumed", source="scenario")
+    for width, whose in () if setting.widths is None else setting.widths.used():
+        law = f"{width.dtype} law" if width.time_frac is None else f"{width.time_frac:g} x {width.dtype} law"
+        yield Constant(
+            name=f"experts of {width.bits:g} bits",
+            value=f"{whose.mean():.1%}, {width.value_bytes:g} bytes a weight, {law}",
+            kind="assumed" if width.time_frac is None else "published",
+            source=width.source or "scenario; no kernel of these bits was timed for this project",
+        )
 
 
 def _host_cards(cluster: Cluster) -> Iterator[tuple[str, BaseModel]]:

@@ -10,6 +10,7 @@ import numpy as np
 import simpy
 
 from placement.plan import Placement
+from scenarios.budget_specs import BitsSpec
 from scenarios.cluster_specs import ParallelSpec
 from scenarios.offload_specs import OffloadSpec
 from scenarios.schedule_specs import GradientsSpec, ScheduleSpec
@@ -29,6 +30,8 @@ def table_title(workload: WorkloadSpec, spec: ScenarioSpec) -> str:
     others = spec.compare.workload if spec.compare is not None else ()
     if len({(other.trace, other.synthetic) for other in others}) > 1:
         title += f", {workload.trace or 'synthetic'}"
+    if len({str(other.batches) for other in others}) > 1:
+        title += f", batches: {workload.batches.by}"
     if len({str(other.routing) for other in others}) > 1:
         title += f", routes: {changed_routes(workload) or 'as they are'}"
     return title
@@ -73,6 +76,8 @@ def plan_name(spec: ScenarioSpec, plan: Plan, placement: Placement) -> str:
         parts.append(_parallel_name(plan.parallel))
     if len(axes.memory) > 1:
         parts.append(memory_name(plan.memory))
+    if len(axes.bits) > 1 and plan.bits is not None:
+        parts.append(bits_name(plan.bits))
     if len(axes.serving) > 1 and plan.serving is not None:
         parts.append(serving_name(plan.serving))
     if len(axes.training) > 1:
@@ -83,7 +88,8 @@ def plan_name(spec: ScenarioSpec, plan: Plan, placement: Placement) -> str:
 
 
 def _varies(axes: CompareSpec) -> bool:
-    return max(map(len, (axes.schedule, axes.parallel, axes.memory, axes.serving, axes.training, axes.cluster))) > 1
+    varied = (axes.schedule, axes.parallel, axes.memory, axes.serving, axes.training, axes.cluster, axes.bits)
+    return max(map(len, varied)) > 1
 
 
 def schedule_name(schedule: ScheduleSpec) -> str:
@@ -132,9 +138,25 @@ def way_name(spec: OffloadSpec) -> str:
     parts += ["one pool"] if spec.pool == "model" else []
     parts += [f"defer {spec.defer:.0%}"] if spec.defer else []
     if spec.prefetch is not None:
-        options = (spec.prefetch.width, spec.prefetch.recall and f"{spec.prefetch.recall:.0%}")
+        options: list[object] = [spec.prefetch.width, spec.prefetch.recall and f"{spec.prefetch.recall:.0%}"]
+        options += ["cancelled"] if spec.prefetch.cancel else []
         parts.append(" ".join(["prefetch", spec.prefetch.by, *(str(option) for option in options if option)]))
+    parts += [spec.priority] if spec.priority != "fifo" else []
+    parts += [f"packets of {spec.packet / 2**20:g} MiB"] if spec.packet is not None else []
+    parts += [spec.replay] if spec.replay != "event-atomic" else []
+    if spec.ssd is not None:
+        held = "" if spec.host_memory is None else f" under {spec.host_memory / 2**30:g} GiB"
+        parts.append(f"{spec.ssd}{held} {spec.host_evict}")
     return ", ".join(parts)
+
+
+def bits_name(bits: BitsSpec) -> str:
+    """The name that the scenario gives a table of bits, or what it says of them."""
+    if bits.name is not None:
+        return bits.name
+    if bits.mean_bits is not None or bits.uniform is not None:
+        return f"mean of {bits.mean_bits:g} bits" if bits.mean_bits is not None else f"{bits.uniform:g} bits"
+    return f"bits of {bits.file}" if bits.file is not None else "bits of a table"
 
 
 def serving_name(serving: ServingSpec) -> str:
@@ -171,6 +193,8 @@ def described(plan: Plan, placement: Placement) -> dict[str, Any]:
         name: getattr(plan, name).model_dump(exclude_none=True, exclude={"search"})
         for name in ("cluster", "parallel", "placement", "schedule", "memory")
     }
+    if plan.bits is not None:
+        sections["bits"] = plan.bits.model_dump(exclude_none=True)
     if plan.training != TrainingSpec():
         sections["training"] = plan.training.model_dump(exclude_none=True)
     return sections | {"slots_per_layer": placement.n_slots, "wasted_slots": int(placement.duplicate_slots().sum())}

@@ -9,15 +9,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-import numpy as np
-
 from hwmodels.cluster import Cluster
 from placement.plan import Placement
 from placement.reduction import Reduction
 from scenarios.errors import ScenarioError
 from scenarios.schedule_specs import ScheduleSpec
 from scenarios.specs import PricesSpec
-from sim.bound.demand import Visits, demands
+from sim.bound.demand import demands, slot_visits
 from sim.pim_pricing import near_work
 from sim.setting import Setting, sides_of
 
@@ -70,10 +68,7 @@ def accesses_j(setting: Setting, placement: Placement, reduction: Reduction, sch
     card = setting.cluster.device.card
     if card.read_j_per_byte is None or card.flop_j is None:
         raise ScenarioError(f"{card.name} states no energy of accesses and multiplications")
-    n_steps = setting.batches.n_steps
-    active = float(np.count_nonzero(reduction.slot_tokens)) / n_steps
-    routed = float(reduction.slot_tokens.sum(dtype=np.int64)) / n_steps
-    asked = demands(setting, Visits(routed=routed, active=active))
+    asked = demands(setting, slot_visits(placement, reduction, setting.widths))
     total = Work(flop=sum(d.flop for d in asked), read_bytes=sum(d.read_bytes for d in asked))
     if schedule.pim == "none":
         return total.flop * card.flop_j.value + total.read_bytes * card.read_j_per_byte.value

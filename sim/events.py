@@ -13,13 +13,19 @@ import simpy
 
 from scenarios.errors import DeadlockError
 from sim.durations import Duration, ExchangeTime, Seconds
+from sim.event_copies import CopyQueues
 from sim.event_laws import EXCHANGES, Exchange, Process
-from sim.program import RECEIVE_LANES, SEND_LANES, Lane, OpList
-from sim.vector import Finished
+from sim.program import LATER_LANE, RECEIVE_LANES, SEND_LANES, Lane, OpList
+from sim.vector import COPY_LANES, Finished
 
 
 def execute_events(
-    op_list: OpList, durations: Sequence[Duration], start_s: Seconds | None = None, *, law: str = "port"
+    op_list: OpList,
+    durations: Sequence[Duration],
+    start_s: Seconds | None = None,
+    *,
+    law: str = "port",
+    packet_s: float = np.inf,
 ) -> Finished:
     """Ends of all operations of one step, as `sim.vector.execute` gives them; arrays are float64[device].
 
@@ -34,8 +40,13 @@ def execute_events(
         if isinstance(duration, ExchangeTime):
             name = "port" if duration.message_s is None else law
             machine.exchanges[index] = EXCHANGES[name](machine.env, duration, n_devices)
+    own_lanes = sorted({op.lanes[0] for op in op_list.ops if not op.is_exchange})
+    if LATER_LANE[0] in own_lanes:
+        own_lanes = [lane for lane in own_lanes if lane not in COPY_LANES]
+        for device in range(n_devices):
+            _copy_queues(machine, device, durations, packet_s)
     for device in range(n_devices):
-        for lane in sorted({op.lanes[0] for op in op_list.ops if not op.is_exchange}):
+        for lane in own_lanes:
             machine.env.process(_own_lane(machine, device, lane, durations))
         for lane in SEND_LANES:
             machine.env.process(_send_lane(machine, device, lane))
@@ -54,6 +65,7 @@ class _Machine:
     start_s: Seconds
     env: simpy.Environment = field(default_factory=simpy.Environment)
     exchanges: dict[int, Exchange] = field(default_factory=dict)
+    copies: list[CopyQueues] = field(default_factory=list)
     done: list[list[simpy.Event]] = field(init=False)
     end_s: Seconds = field(init=False)
     send_end_s: Seconds = field(init=False)
@@ -87,7 +99,25 @@ class _Machine:
             kind = self.op_list.ops[op].work.kind
             raise DeadlockError(f"operation {op} ({kind}) never ends on device {device}: it waits for {waiting}")
         sent_s = np.where(np.isnan(self.send_end_s), self.end_s, self.send_end_s)
-        return Finished(end_s=self.end_s, send_end_s=list(sent_s))
+        dropped = [op.rest_of for op in self.op_list.ops if op.rest_of is not None and op.drops]
+        unsent_s = {op: np.array([queues.unsent_s.get(op, 0.0) for queues in self.copies]) for op in dropped}
+        return Finished(end_s=self.end_s, send_end_s=list(sent_s), unsent_s=unsent_s)
+
+
+def _copy_queues(machine: _Machine, device: int, durations: Sequence[Duration], packet_s: float) -> None:
+    """The lanes of copies of a device, where some let others pass."""
+    ops = {index: op for index, op in enumerate(machine.op_list.ops) if op.lanes[0] in COPY_LANES}
+    queues = CopyQueues(
+        env=machine.env,
+        ops=ops,
+        durations_s={index: float(np.asarray(durations[index])[device]) for index in ops},
+        packet_s=packet_s,
+        await_all=lambda op: machine.await_all(op, device),
+        end=lambda op: machine.end(op, device),
+    )
+    machine.copies.append(queues)
+    for process in queues.processes(machine.start_s[device]):
+        machine.env.process(process)
 
 
 def _own_lane(machine: _Machine, device: int, lane: str, durations: Sequence[Duration]) -> Process:

@@ -15,7 +15,7 @@ from placement.knapsack import Choice
 from placement.plan import FloatArray, Placement
 from placement.reduction import reduce_trace
 from scenarios.budget_specs import BitsSpec, TiersSpec
-from scenarios.errors import HardwareError
+from scenarios.errors import HardwareError, ScenarioError
 from scenarios.specs import MemorySpec
 from sim.memory import device_memory
 from sim.setting import Setting, sequence_parts
@@ -95,6 +95,11 @@ def choose_bits(setting: Setting, spec: BitsSpec, seed: int) -> tuple[BitsAnswer
 
     Raises PlacementInfeasible where the mean is below the lightest width.
     """
+    if spec.mean_bits is None:
+        raise ScenarioError(
+            "bits: `place` chooses widths within mean_bits, and the scenario has a table; give mean_bits"
+        )
+    mean_bits = spec.mean_bits
     parts = sequence_parts(setting.trace, setting.workload, seed)
     fitted, held_out = (gate_shares(select_sequences(setting.trace, part)) for part in (parts.fit, parts.judged))
     bits, errors = (np.array([getattr(width, name) for width in spec.widths]) for name in ("bits", "error"))
@@ -102,13 +107,13 @@ def choose_bits(setting: Setting, spec: BitsSpec, seed: int) -> tuple[BitsAnswer
 
     def chosen(importance: FloatArray) -> Choice:
         losses = importance[:, :, None] * errors
-        return bit_widths(losses, bits, spec.mean_bits, one_of_each=each, time_limit_s=spec.time_limit)
+        return bit_widths(losses, bits, mean_bits, one_of_each=each, time_limit_s=spec.time_limit)
 
     choice = chosen(fitted)
     option = choice.option.reshape(fitted.shape)
-    check_bits([layer.tolist() for layer in option], bits.tolist(), spec.mean_bits, each)
+    check_bits([layer.tolist() for layer in option], bits.tolist(), mean_bits, each)
     factor = np.array([width.bytes for width in spec.widths])[option]
-    even = errors[bits <= spec.mean_bits].min(initial=np.inf)
+    even = errors[bits <= mean_bits].min(initial=np.inf)
     answer = BitsAnswer(
         bits=bits[option],
         weighted=setting.trace.weights is not None,

@@ -19,7 +19,13 @@ from sim.setting import Setting
 
 def machine_of(setting: Setting, spec: ExchangeSpec) -> Machine:
     """The setting's machine with the exchange of a schedule."""
-    return Machine(model=setting.model, cluster=setting.expert_cluster, layout=setting.layout, exchange=spec)
+    return Machine(
+        model=setting.model,
+        cluster=setting.expert_cluster,
+        layout=setting.layout,
+        exchange=spec,
+        widths=setting.widths,
+    )
 
 
 def tokens_of_parts(setting: Setting, n_chunks: int, n_parts: int) -> NDArray[np.integer]:

@@ -19,8 +19,16 @@ from sim.setting import Setting
 def used_laws(setting: Setting) -> dict[str, Fitted]:
     """ "moe fp8" -> constants, for every law that prices the setting's computing, each once."""
     kernels = setting.cluster.device.kernels
-    laws = {f"{block} {dtype}": kernels.find(block, dtype) for block, dtype in _blocks(setting.model, setting.workload)}
+    blocks = [*(("moe", dtype) for dtype in expert_dtypes(setting)), *_blocks(setting.model, setting.workload)]
+    laws = {f"{block} {dtype}": kernels.find(block, dtype) for block, dtype in blocks}
     return {**laws, "launch": kernels.launch()}
+
+
+def expert_dtypes(setting: Setting) -> list[str]:
+    """Data types whose kernel laws price the routed experts, each once."""
+    if setting.widths is None:
+        return [expert_shape(setting.model, setting.layout.tp).weight_dtype]
+    return list(dict.fromkeys(width.dtype for width, _ in setting.widths.used()))
 
 
 def asked_shapes(setting: Setting) -> dict[tuple[str, str], tuple[Shape, ...]]:
@@ -31,7 +39,8 @@ def asked_shapes(setting: Setting) -> dict[tuple[str, str], tuple[Shape, ...]]:
     if isinstance(model.attention, GroupedQueryAttention) and model.attention.window_tokens is not None:
         windows.append(model.attention.window_tokens)
     shapes: dict[tuple[str, str], dict[Shape, None]] = {
-        ("moe", experts.weight_dtype): {moe_shape(experts.hidden_size, experts.intermediate_size, experts.gated): None},
+        ("moe", dtype): {moe_shape(experts.hidden_size, experts.intermediate_size, experts.gated): None}
+        for dtype in expert_dtypes(setting)
     }
     for block in attention_blocks(model, setting.workload):
         shapes[block, model.kv_dtype] = {attention_key(model.attention, tp, window): None for window in windows}
@@ -66,7 +75,6 @@ def attention_blocks(model: ModelCard, workload: WorkloadSpec) -> list[str]:
 def _blocks(model: ModelCard, workload: WorkloadSpec) -> list[tuple[str, str]]:
     gemms = dict.fromkeys((model.weight_dtype, model.router_dtype, model.activation_dtype))  # layers, gate, head
     return [
-        ("moe", model.expert_dtype or model.weight_dtype),
         *(("gemm", dtype) for dtype in gemms),
         *((block, model.kv_dtype) for block in attention_blocks(model, workload)),
     ]

@@ -58,7 +58,8 @@ def levers(
 def _pulled(session: Session, setting: Setting, plan: Plan, base: RunResult, change: _Change) -> Lever:
     changed = replace(plan, cluster=change.cluster, parallel=change.parallel, placement=change.placement)
     try:
-        result = simulate(session, session.setting(change.cluster, change.parallel, setting.workload), changed)
+        other = session.setting(change.cluster, change.parallel, setting.workload, bits=plan.bits)
+        result = simulate(session, other, changed)
     except MoesimError as error:
         return Lever(
             name=change.name, plan=base.name, step_time_s=0.0, gain=0.0, per_device_gain=0.0, why_not=str(error)

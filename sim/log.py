@@ -35,6 +35,8 @@ class OpTimes:
 def begins_s(op_list: OpList, durations: Sequence[Duration], finished: Finished) -> list[Seconds]:
     """Begin of every operation, float64[..., device]: a computation's end less its time, an exchange's first byte.
 
+    Of a copy that others passed: its end less its time, all the same; of one given up, the time of what was sent.
+
     Lanes are taken to be free from time 0 on, as in the replay of a trace.
     """
     begins: list[Seconds] = []
@@ -42,7 +44,7 @@ def begins_s(op_list: OpList, durations: Sequence[Duration], finished: Finished)
         if isinstance(duration, ExchangeTime):
             begins.append(_ready_s(op_list, index, finished))
         else:
-            begins.append(finished.end_s[index] - duration)
+            begins.append(finished.end_s[index] - duration + finished.unsent_s.get(index, 0.0))
     return begins
 
 
@@ -66,7 +68,8 @@ def step_log(op_list: OpList, durations: Sequence[Duration], finished: Finished,
             work=op.work,
             lane="exchange" if op.is_exchange else op.lanes[0],
             begin_s=begins[index][step],
-            busy_s=busy_s(durations[index])[step],
+            busy_s=busy_s(durations[index])[step]
+            - (finished.unsent_s[index][step] if index in finished.unsent_s else 0),
             end_s=finished.end_s[index][step],
         )
         for index, op in enumerate(op_list.ops)

@@ -51,8 +51,7 @@ class DeviceMemory:
 def device_memory(setting: Setting, placement: Placement, spec: MemorySpec) -> DeviceMemory:
     """Memory of every device under `placement`; attention, dense and shared weights are replicated over `dp`."""
     model, layout = setting.model, setting.layout
-    slots = _resident_experts(placement, model, spec)
-    expert_bytes = np.repeat(slots * (model.expert_bytes / layout.tp), layout.tp)
+    expert_bytes = np.repeat(_resident_bytes(setting, placement, spec) / layout.tp, layout.tp)
     if spec.offload is not None and spec.offload.grades is not None:
         low_bytes = lowered(model, spec.offload.grades).expert_bytes / layout.tp
         expert_bytes = (
@@ -76,19 +75,22 @@ def device_memory(setting: Setting, placement: Placement, spec: MemorySpec) -> D
     )
 
 
-def _resident_experts(placement: Placement, model: ModelCard, spec: MemorySpec) -> NDArray[np.int64]:
-    """Experts that each rank holds of all layers; with offload its slots, and room for one on its way past them.
+def _resident_bytes(setting: Setting, placement: Placement, spec: MemorySpec) -> NDArray[np.float64]:
+    """Bytes of the experts that each rank holds of all layers, float64[rank]; with offload its slots, and room for one
+    on its way past them, each as large as the widest expert of its layer.
 
     Numbers that a smaller layer of a pyramid lacks take no slot.
     """
+    sizes, model = setting.expert_bytes, setting.model
     if spec.offload is not None:
-        passing = 0 if spec.offload.miss == "host" else 1
-        held: NDArray[np.int64] = slots_of(placement, spec.offload).sum(axis=0) + passing
-        return held
+        widest, passing = sizes.max(axis=1, keepdims=True), 0 if spec.offload.miss == "host" else 1
+        widest = widest.max(axis=0, keepdims=True) if spec.offload.pool == "model" else widest
+        slots: NDArray[np.float64] = (slots_of(placement, spec.offload) * widest).sum(axis=0)
+        return slots + passing * float(widest.max())
     every = model.n_experts // np.array(model.expert_counts)
-    there = placement.expert_of_slot % every[:, None] == 0
-    filled: NDArray[np.int64] = np.bincount(placement.rank_of_slot[there], minlength=placement.n_ranks)
-    return filled
+    there = placement.filled & (placement.expert_of_slot % every[:, None] == 0)
+    of_slot = np.take_along_axis(sizes, np.maximum(placement.expert_of_slot.astype(np.intp), 0), axis=1)
+    return np.bincount(placement.rank_of_slot[there], of_slot[there], placement.n_ranks).astype(np.float64)
 
 
 def pool_memories(memory: DeviceMemory, setting: Setting, spec: MemorySpec) -> tuple[DeviceMemory, ...]:
@@ -115,21 +117,6 @@ def fullest(memories: Sequence[DeviceMemory]) -> DeviceMemory:
 def with_all_contexts(memory: DeviceMemory, n_devices: int) -> DeviceMemory:
     """Memory with the KV cache of the requests of all devices on each of them."""
     return replace(memory, kv_bytes=memory.kv_bytes * n_devices, requests=memory.requests * n_devices)
-
-
-def check_host(setting: Setting, placement: Placement, spec: MemorySpec) -> None:
-    """Raise MemoryInfeasible where offloaded experts do not fit into the memory of the hosts."""
-    host = setting.cluster.host
-    if spec.offload is None or host is None or host.dram_bytes is None:
-        return
-    needed = placement.n_slots * placement.n_layers * setting.model.expert_bytes / setting.cluster.n_nodes
-    short = needed - host.dram_bytes.value
-    if short > 0:
-        raise MemoryInfeasible(
-            f"{placement.name}: experts of {needed / GIB:.1f} GiB live in each {host.name}, which has "
-            f"{host.dram_bytes.value / GIB:.1f} GiB; short by {short / GIB:.1f} GiB. Levers: more nodes, a smaller "
-            "weight dtype, another host"
-        )
 
 
 def with_copies(memory: DeviceMemory, moves: Moves, model: ModelCard, *, buffers: int) -> DeviceMemory:

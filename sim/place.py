@@ -138,14 +138,14 @@ def place(
     told("reading the trace")
     setting = session.setting(spec.cluster, spec.parallel, spec.workload)
     check_plain(setting, "moesim place")
-    plan = replace(Plan.of(spec), serving=None)  # plans are judged on steps
+    plan = replace(Plan.of(spec), serving=None, bits=None)  # plans are judged on steps, and of experts that are alike
     told(f"solving {spec.placement.solver}")
     found = session.plan_of(setting, plan)
     told("budgets of experts")
     bits, factor = (None, None) if spec.bits is None else choose_bits(setting, spec.bits, spec.seed)
     tiers = None if spec.tiers is None else choose_tiers(setting, found.placement, spec.tiers, spec.memory, factor)
     axes = CompareSpec(placement=(*_references(setting, spec.placement), spec.placement))
-    session.spec = spec.model_copy(update={"compare": axes})
+    session.spec = spec.model_copy(update={"compare": axes, "bits": None})
     comparison = compare_in(session, axes, version, lambda name, _: told(f"simulating {name}"))
     name = found.placement.name
     counted = explain and setting.model.n_experts <= BOUNDED_EXPERTS

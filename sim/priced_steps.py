@@ -115,5 +115,6 @@ def _works(steps: Steps, fetch: Fetch | None) -> tuple[Step, Prices]:
         machine = machine_of(setting, schedule.exchange)
         prices = prices.plus_chunks(move_prices(machine, placement, reduction.moves, fetch))
     if steps.memory.stream is not None:
-        step, prices = ringed(step, steps.memory.stream), prices.plus(ring_prices(setting, steps.memory.stream))
+        step = ringed(step, steps.memory.stream)
+        prices = prices.plus_chunks({"page": ring_prices(setting, steps.memory.stream)})
     return step, prices

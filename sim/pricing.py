@@ -50,6 +50,7 @@ class Prices:
     per_chunk  kind -> [MoE layer][chunk] -> duration; also of other works, where tokens stay with their experts.
     moe_row    as `moe_rows` of the model.
     single     works with a duration of their own.
+    packet_s   time of a packet of copies to the device that let others pass.
 
     A work of a backward pass, or issued again, that has no price takes as long as its like of the forward pass.
     """
@@ -59,6 +60,7 @@ class Prices:
     windowed_layers: frozenset[int]
     moe_row: dict[int, int]
     single: dict[Work, Duration] = field(default_factory=dict)
+    packet_s: float = np.inf
 
     def of(self, work: Work) -> Duration:
         """Duration of `work`."""
@@ -94,7 +96,8 @@ class Prices:
 
     def times(self, factors: Mapping[str, float]) -> Prices:
         """Prices with the durations of some kinds of work multiplied."""
-        return self.changed(lambda kind, d: scaled(d, factors[kind]) if kind in factors else d)
+        changed = self.changed(lambda kind, d: scaled(d, factors[kind]) if kind in factors else d)
+        return replace(changed, packet_s=self.packet_s * factors.get("ahead", 1.0) or np.inf)
 
     def changed(self, change: Callable[[str, Duration], Duration]) -> Prices:
         """Prices with every duration replaced by `change(kind, duration)`."""

@@ -7,7 +7,7 @@ first in, first out: an operation starts when the one before it on its lane is d
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from typing import Literal, NewType
 
@@ -25,19 +25,23 @@ DeviceLane = Literal[
     "send-experts",
     "receive-experts",
     "to-device",
+    "to-device-later",
     "to-host",
+    "from-ssd",
     "host",
     "pim",
 ]
 """Kernels of a device; its ports, and those inside its node where a stage of an exchange has them to itself; kernels
 and ports of the device that holds experts, where that is another one; the engines that copy from the host's memory and
-to it; the host's cores; processing units in the memory of the device."""
+to it, and copies of the first that let others pass; reads from the host's drive; the host's cores; processing units in
+the memory of the device."""
 Lane = DeviceLane | StageLane
 Lanes = tuple[Lane, ...]
 COMPUTE_LANE: Lanes = ("compute",)
 PIM_LANE: Lanes = ("pim",)
 EXCHANGE_LANES: Lanes = ("send", "receive")
 INSIDE_LANES: Lanes = ("send-inside", "receive-inside")
+LATER_LANE: Lanes = ("to-device-later",)
 TO_EXPERTS: Lanes = ("send", "receive-experts")
 FROM_EXPERTS: Lanes = ("send-experts", "receive")
 PORTS = (EXCHANGE_LANES, INSIDE_LANES, TO_EXPERTS, FROM_EXPERTS)
@@ -89,6 +93,11 @@ class Stored:
     resident, coming, loads  experts on the device by how they came: there before the step, copied `ahead` of it, missed
                              and copied: pairs of the copies of some and of their work.
     hosted, deferred         what the host computes; the results of the second are summed one layer later.
+    astray, rest             where missed experts pass those asked for ahead: copies ahead that nobody will use, before
+                             and after those of `ahead`; what is left of `ahead` when the gate has spoken.
+    drop                     giving up what is then left of those of `astray`.
+    reads                    reads from the host's drive before each of `loads`; read_hosted, read_ahead: the same of
+                             what the host computes, and of copies ahead.
     lead                     the copies ahead are asked for at the gate of so many MoE layers before.
     """
 
@@ -98,6 +107,12 @@ class Stored:
     loads: tuple[tuple[Work, Work], ...] = ()
     hosted: Work | None = None
     deferred: Work | None = None
+    astray: tuple[Work, ...] = ()
+    rest: Work | None = None
+    drop: tuple[Work, ...] = ()
+    reads: tuple[Work, ...] = ()
+    read_hosted: Work | None = None
+    read_ahead: Work | None = None
     lead: int = 1
 
 
@@ -252,11 +267,17 @@ class Step:
 
 @dataclass(frozen=True, slots=True)
 class Op:
-    """One recorded operation: `lanes` it occupies, and the indices of the operations that it comes after."""
+    """One recorded operation: `lanes` it occupies, and the indices of the operations that it comes after.
+
+    rest_of  a copy on the lane `to-device-later`, of which it takes what is left over (`sim.copy_engine`); where it
+             `drops` that, nothing more of it is copied.
+    """
 
     work: Work
     lanes: Lanes
     after: tuple[int, ...]
+    rest_of: int | None = None
+    drops: bool = False
 
     @property
     def is_exchange(self) -> bool:
@@ -282,17 +303,35 @@ class Program:
         """Index of a new operation of one device on a lane beside its compute lane."""
         return self._issue(work, (lane,), after)
 
+    def later(self, work: Work, *, after: After) -> int:
+        """Index of a new copy to the device that lets those on the lane `to-device` pass; only `rest` awaits it."""
+        return self._issue(work, LATER_LANE, after)
+
+    def rest(self, work: Work, of: int, *, after: After, drops: bool = False) -> int:
+        """Index of a new copy on the lane `to-device`: of what is then left of the copy `of`; or that is given up."""
+        index = self._issue(work, ("to-device",), (*_listed(after), *self.ops[of].after))
+        self.ops[index] = replace(self.ops[index], rest_of=of, drops=drops)
+        return index
+
     def _issue(self, work: Work, lanes: Lanes, after: After) -> int:
-        waits = () if after is None else (after,) if isinstance(after, int) else tuple(after)
+        waits = _listed(after)
         index = len(self.ops)
         later = [dep for dep in waits if not 0 <= dep < index]
         if later:
             raise DeadlockError(f"operation {index} ({work.kind}) waits for operation {later[0]}, not yet issued")
+        if any(self.ops[dep].lanes == LATER_LANE for dep in waits):
+            raise DeadlockError(f"operation {index} ({work.kind}) waits for a copy that others pass; await its rest")
         self.ops.append(Op(work, lanes, waits))
         return index
 
 
 After = int | Sequence[int] | None
+
+
+def _listed(after: After) -> tuple[int, ...]:
+    return () if after is None else (after,) if isinstance(after, int) else tuple(after)
+
+
 Policy = Callable[[Program, Step], None]
 
 

@@ -16,17 +16,19 @@ from scenarios.specs import CompareSpec, ScenarioSpec
 from scenarios.stream_specs import GENERATING
 from sim import metrics as measure
 from sim.bands import UNREAD, step_band
+from sim.batch_measures import former_metrics
 from sim.coherent import context_bytes
 from sim.constants import constants_of
 from sim.describe import described, notes, plan_name, provenance, table_title
 from sim.energy import cost_metrics, energy_metrics
 from sim.engine import replay
 from sim.execution import executed
+from sim.expert_widths import width_metrics
 from sim.memory import DeviceMemory, check_memory, with_all_contexts, with_copies
 from sim.metrics import Execution
 from sim.moving import moved_bytes
-from sim.offload.measures import offload_metrics
-from sim.offload.prices import COPIES
+from sim.offload.measures import offload_metrics, offload_notes
+from sim.offload.tiers import COPIES, READS
 from sim.outcome import Outcome, result_of
 from sim.pipelines.piped import piped
 from sim.pools import on_devices
@@ -82,17 +84,18 @@ def compare_in(session: Session, axes: CompareSpec, version: str, progress: Prog
         axes.memory or [spec.memory],
         axes.serving or [spec.serving],
         axes.training or [spec.training],
+        axes.bits or [spec.bits],
     )
     plans = [
-        Plan(cluster=c, parallel=p, placement=e, schedule=s, memory=m, serving=load, training=t)
-        for c, p, e, s, m, load, t in combinations
+        Plan(cluster=c, parallel=p, placement=e, schedule=s, memory=m, serving=load, training=t, bits=b)
+        for c, p, e, s, m, load, t, b in combinations
     ]
     workloads = axes.workload or (spec.workload,)
     tables: list[Table] = []
     for workload in workloads:
         results = []
         for plan in plans:
-            setting = session.setting(plan.cluster, plan.parallel, workload, plan.training)
+            setting = session.setting(plan.cluster, plan.parallel, workload, plan.training, plan.bits)
             results.append(simulate(session, setting, plan))
             if progress is not None:
                 done = len(tables) * len(plans) + len(results)
@@ -101,13 +104,15 @@ def compare_in(session: Session, axes: CompareSpec, version: str, progress: Prog
     settings = [side for setting in session.settings.values() for side in sides_of(setting)]
     kernels = {one.exchange.kernel for plan in plans for one in plan.schedule.search or (plan.schedule,)}
     hosts = any(plan.memory.offload is not None or plan.memory.stream is not None for plan in plans)
+    drives = sorted({plan.memory.offload.ssd for plan in plans if plan.memory.offload and plan.memory.offload.ssd})
+    rests_on = partial(constants_of, kernels=kernels, hosts=hosts, drives=drives)
     return Comparison(
         scenario=spec.name,
         description=spec.description,
         model=session.model.name,
         cluster=", ".join(dict.fromkeys(setting.cluster.name for setting in settings)),
         tables=tuple(tables),
-        constants=tuple(dict.fromkeys(c for setting in settings for c in constants_of(setting, kernels, hosts=hosts))),
+        constants=tuple(dict.fromkeys(c for setting in settings for c in rests_on(setting))),
         provenance=provenance(spec, session, version),
         wall_s=time.perf_counter() - started,
     )
@@ -233,20 +238,23 @@ def _measured(session: Session, plan: Plan, ran: _Ran) -> RunResult:
         **measure.training_metrics(execution, setting, reduction, schedule.step_overhead),
         **measure.error_metrics(times, band, schedule.step_overhead),
         **measure.load_metrics(setting, placement, reduction),
+        **former_metrics(setting, placement),
         **measure.route_metrics(setting),
+        **width_metrics(setting, placement, reduction),
         **measure.traffic_metrics(setting, reduction, schedule, moved),
         **measure.memory_metrics(ran.memory),
         **_offload_metrics(ran),
         **({} if plan.memory.stream is None else stream_metrics(execution)),
     }
-    return result_of(outcome, plan_name(session.spec, plan, placement), described(plan, placement), metrics)
+    result = result_of(outcome, plan_name(session.spec, plan, placement), described(plan, placement), metrics)
+    return replace(result, notes=offload_notes(plan.memory.offload))
 
 
 def _offload_metrics(ran: _Ran) -> dict[str, float]:
     """What the slots did, and how much of the step their copies cost: the step again with copies that take no time."""
     if ran.priced.offloaded is None:
         return {}
-    free = ran.priced.prices.times(dict.fromkeys(COPIES, 0.0))
+    free = ran.priced.prices.times(dict.fromkeys((*COPIES, *READS), 0.0))
     free_s = executed(ran.priced.op_list, free, ran.priced.steps.schedule).step_times_s
     return offload_metrics(ran.priced.offloaded, ran.execution, free_s)
 

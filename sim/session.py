@@ -14,6 +14,7 @@ from placement.problem import PlacementProblem, with_sample
 from placement.reduction import Reduction, reduce_trace
 from placement.sample import TokenSample
 from placement.solve import SOLVERS, Solved, solve
+from scenarios.budget_specs import BitsSpec
 from scenarios.catalog import find_model
 from scenarios.cluster_specs import ClusterSpec, ParallelSpec
 from scenarios.errors import PlacementError, ScenarioError
@@ -25,6 +26,7 @@ from scenarios.specs import MemorySpec, ScenarioSpec
 from scenarios.training_specs import TrainingSpec
 from scenarios.workload_specs import WorkloadSpec
 from sim.coherent import check_coherent
+from sim.expert_widths import with_widths
 from sim.kernel_pricing import machine_of
 from sim.pipelines.parts import Part, cut_model
 from sim.pipelines.tasks import PipelineShape
@@ -48,6 +50,7 @@ class Plan:
     schedule: ScheduleSpec
     memory: MemorySpec
     serving: ServingSpec | None = None
+    bits: BitsSpec | None = None
     training: TrainingSpec = field(default_factory=TrainingSpec)
 
     @classmethod
@@ -60,6 +63,7 @@ class Plan:
             schedule=spec.schedule,
             memory=spec.memory,
             serving=spec.serving,
+            bits=spec.bits,
             training=spec.training,
         )
 
@@ -107,9 +111,16 @@ class Session:
         parallel: ParallelSpec,
         workload: WorkloadSpec,
         training: TrainingSpec | None = None,
+        bits: BitsSpec | None = None,
     ) -> Setting:
         """The setting of one combination of the scenario's axes; training: default that of the scenario."""
         training = training or self.spec.training
+        if bits is not None:
+            key = f"{cluster} {parallel} {workload} {training} {bits}"
+            if key not in self.settings:
+                plain = self.setting(cluster, parallel, workload, training)
+                self.settings[key] = with_widths(plain, bits, self.spec.seed, self.base)
+            return self.settings[key]
         model = self.model
         routing = (model.name, model.expert_counts, model.top_k, model.iterations, model.moe_layers)
         trace_key = f"{workload.trace} {workload.synthetic} {routing}"
@@ -251,7 +262,7 @@ def current_plan(setting: Setting, spec: PlacementSpec, base: Path) -> Placement
 
 
 def placement_problem(setting: Setting, spec: PlacementSpec, seed: int, exchange: ExchangeSpec) -> PlacementProblem:
-    """What the solver of `spec` is told: loads and machine, and steps where it needs them.
+    """What the solver of `spec` is told: loads and machine, and steps where it needs them; all experts count as alike.
 
     Raises PlacementError where the plan is that of a file.
     """
@@ -273,7 +284,7 @@ def placement_problem(setting: Setting, spec: PlacementSpec, seed: int, exchange
         shared=shared,
         n_groups=setting.model.n_group,
         seed=seed,
-        machine=machine_of(setting, exchange),
+        machine=replace(machine_of(setting, exchange), widths=None),
     )
     if not solver.needs or setting.fit_batches is None:
         return problem

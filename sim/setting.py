@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hwmodels.cluster import Cluster, build_cluster
+from hwmodels.widths import ExpertWidths
 from placement.layout import ExpertLayout
 from scenarios.catalog import find_trace
 from scenarios.cluster_specs import ClusterSpec, ParallelSpec
@@ -20,7 +21,17 @@ from scenarios.training_specs import TrainingSpec
 from scenarios.workload_specs import WorkloadSpec
 from sim.ranks import Ranks, group_cluster, layout_of, ranks_of
 from sim.size import check_workload
-from sim.steps import chosen, dropped, judged_steps, numbered, routed_model, spread_steps, with_room
+from sim.steps import (
+    chosen,
+    dropped,
+    judged_steps,
+    kept_in_memory,
+    numbered,
+    pruned_model,
+    routed_model,
+    spread_steps,
+    with_room,
+)
 from traces.batches import Batches
 from traces.drops import RouteShares, route_shares
 from traces.routes import masked
@@ -49,6 +60,7 @@ class Setting:
     pool         the machine of the experts, where it is another one; layout: of the experts on either.
     is_first, is_last  whether the model's embedding and its head are here: parts of a pipeline lack one or both.
     updates      whether a training step ends with the update; all microbatches of a step but the last one do not.
+    widths       of the routed experts, where they are not all stored in the model's own data type.
     """
 
     model: ModelCard
@@ -70,6 +82,16 @@ class Setting:
     is_last: bool = True
     updates: bool = True
     training: TrainingSpec = field(default_factory=TrainingSpec)
+    widths: ExpertWidths | None = None
+
+    @property
+    def expert_bytes(self) -> NDArray[np.float64]:
+        """Bytes of every routed expert as it is stored, whole: float64[MoE layer, expert]."""
+        model = self.model
+        if self.widths is None:
+            return np.full((len(model.moe_layers), model.n_experts), model.expert_bytes)
+        sizes: NDArray[np.float64] = self.widths.value_bytes * model.expert_parameters
+        return sizes
 
     @property
     def n_devices(self) -> int:
@@ -138,7 +160,10 @@ def make_setting(
     check_workload(workload, model, machine.n_devices)
     check_trace(trace, model)
     own_model = routed_model(model, workload.routing)
-    if alike is not None:
+    n_kept = kept_in_memory(own_model, workload.routing, layout)
+    if alike is not None and n_kept is None:
+        if workload.routing.mask is not None and workload.routing.mask.prune:
+            own_model = pruned_model(own_model, alike.model.n_experts)
         return replace(
             alike,
             model=own_model,
@@ -149,9 +174,10 @@ def make_setting(
             pool=pool,
             training=training or TrainingSpec(),
         )
-    asked = chosen(numbered(trace, model, workload.routing), workload.routing)
-    trace = with_room(asked, workload.routing)
     parts = sequence_parts(trace, workload, seed)
+    asked = chosen(numbered(trace, model, workload.routing), workload.routing, parts.fit, n_kept)
+    trace = with_room(asked, workload.routing)
+    own_model = pruned_model(own_model, trace.n_experts)
 
     own = (parts.judged, workload, machine.n_devices, ranks.attention.tp, seed)
     batches = dropped(judged_steps(trace, *own), workload.routing)

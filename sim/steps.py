@@ -7,14 +7,29 @@ from dataclasses import replace
 import numpy as np
 from numpy.typing import NDArray
 
-from scenarios.errors import ScenarioError
+from placement.layout import ExpertLayout
+from scenarios.errors import PlacementInfeasible, ScenarioError
 from scenarios.models import ModelCard
 from scenarios.routing_specs import MaskSpec, RoutingSpec
 from scenarios.workload_specs import WorkloadSpec
 from traces.batches import Batches, compose_batches, with_prompts
 from traces.drops import Capacity, capped_sequences, capped_steps
-from traces.routes import best_choices, iterated, joined, masked, most_loaded, nucleus, spaced, without_null
+from traces.formers import Forming, formed_batches
+from traces.routes import (
+    best_choices,
+    highest,
+    iterated,
+    joined,
+    masked,
+    nucleus,
+    pruned,
+    spaced,
+    weights_of,
+    without_null,
+)
 from traces.routing import RoutingTrace
+from traces.split import select_sequences
+from traces.stats import expert_loads, gate_shares
 
 FIT_STEPS = 64  # `joint` anneals on half of them on eight devices, and `auto` compares plans on the others
 
@@ -34,11 +49,20 @@ def numbered(trace: RoutingTrace, model: ModelCard, spec: RoutingSpec) -> Routin
     return spaced(trace, model.experts_by_layer)
 
 
-def chosen(trace: RoutingTrace, spec: RoutingSpec) -> RoutingTrace:
-    """The trace with the choices that `spec` leaves to each token; raises TraceError as the transforms do."""
+def chosen(
+    trace: RoutingTrace, spec: RoutingSpec, fit: NDArray[np.int64] | None = None, n_kept: int | None = None
+) -> RoutingTrace:
+    """The trace with the choices that `spec` leaves to each token; raises TraceError as the transforms do.
+
+    fit     sequences by which a mask scores experts; None: all. n_kept: experts that it keeps of each layer, where
+            that depends on the memory of devices.
+    """
     rng = np.random.default_rng([spec.seed, 0])
     if spec.mask is not None:
-        trace = masked(trace, _kept_experts(trace, spec.mask), rng)
+        scored = trace if fit is None else select_sequences(trace, fit)
+        kept = _kept_experts(scored, spec.mask, n_kept)
+        trace = masked(trace, kept, rng)
+        trace = pruned(trace, kept) if spec.mask.prune else trace
     if spec.top_k is not None:
         trace = best_choices(trace, spec.top_k)
     if spec.top_p is not None:
@@ -138,18 +162,60 @@ def as_chosen(
     rng: np.random.Generator,
 ) -> Batches:
     """The steps with the choices of the trace, whether their experts have room or not."""
-    return compose_batches(
+    pool = workload.batches.pool
+    waiting = compose_batches(
         trace,
         sequences,
         phase=workload.phase,
-        shape=(*shape, workload.tokens_per_device),
+        shape=(*shape, workload.tokens_per_device * pool),
         context_tokens=workload.context_tokens,
         rng=rng,
     )
+    if pool == 1:
+        return waiting
+    forming = Forming(by=workload.batches.by, pool=pool, recall=workload.batches.recall)
+    return formed_batches(waiting, workload.tokens_per_device, forming, rng)
 
 
-def _kept_experts(trace: RoutingTrace, mask: MaskSpec) -> list[list[int]]:
+def pruned_model(model: ModelCard, n_experts: int) -> ModelCard:
+    """The model with so many experts in a layer; its router limits groups where these still divide the experts."""
+    if n_experts == model.n_experts:
+        return model
+    grouped = {} if n_experts % model.n_group == 0 else {"n_group": 1, "topk_group": 1}
+    return model.model_copy(update={"n_experts": n_experts, **grouped})
+
+
+def kept_in_memory(model: ModelCard, spec: RoutingSpec, layout: ExpertLayout) -> int | None:
+    """Experts of each layer that the mask's room on every device holds; None where the mask does not go by it.
+
+    Raises PlacementInfeasible where that is fewer than a token takes.
+    """
+    if spec.mask is None or spec.mask.device is None:
+        return None
+    layer_bytes = len(model.moe_layers) * model.expert_bytes / layout.tp
+    n_kept = min(int(spec.mask.device // layer_bytes) * layout.n_ranks, model.n_experts)
+    if n_kept < model.choices:
+        needed = -(-model.choices // layout.n_ranks) * layer_bytes
+        raise PlacementInfeasible(
+            f"workload.routing.mask.device: {spec.mask.device / 2**30:.2f} GiB on each of {layout.n_devices} devices "
+            f"hold {n_kept} experts of each layer, where a token takes {model.choices}; short by "
+            f"{(needed - spec.mask.device) / 2**30:.2f} GiB. Levers: more devices, a smaller expert dtype"
+        )
+    return n_kept
+
+
+def _kept_experts(trace: RoutingTrace, mask: MaskSpec, n_kept: int | None) -> list[list[int]]:
     if mask.keep is not None:
-        return most_loaded(trace, mask.keep)
+        n_kept = int(np.ceil(mask.keep * trace.n_experts - 1e-9))
+    if n_kept is not None:
+        return highest(_scores(trace, mask), n_kept)
     by_layer = [list(entry) for entry in mask.experts or () if not isinstance(entry, int)]
     return by_layer or [[entry for entry in mask.experts or () if isinstance(entry, int)]] * trace.n_layers
+
+
+def _scores(trace: RoutingTrace, mask: MaskSpec) -> NDArray[np.float64]:
+    """Scores of all experts, float64[layer, expert]; raises TraceError where weights are asked of a trace without."""
+    if mask.by == "weight":
+        weights_of(trace, "mask.by weight")
+        return gate_shares(trace)
+    return expert_loads(trace).astype(np.float64)

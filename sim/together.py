@@ -29,10 +29,27 @@ def check_together(setting: Setting, plan: Plan) -> None:
         "schedule.pim": plan.schedule.pim != "none",
         "serving": plan.serving is not None,
     }
+    _check_widths(setting, plan)
     _check_guesses(plan, workload.routing)
+    if plan.serving is not None and workload.batches.pool > 1:
+        raise ScenarioError("workload.batches and serving do not go together: under load requests come and go in turn")
     for first in (name for name, there in special.items() if there):
         for second in (name for name, there in others.items() if there):
             raise ScenarioError(f"{first} and {second} do not go together yet; leave one of them out")
+
+
+def _check_widths(setting: Setting, plan: Plan) -> None:
+    """Experts in several widths are known to forward passes that read them where they are, or copy them whole."""
+    if setting.widths is None:
+        return
+    others = {
+        "workload.phase train": setting.trains,
+        "several runs of a layer (iterations)": setting.model.iterations > 1,
+        "schedule.pim": plan.schedule.pim != "none",
+        "schedule.move": plan.schedule.move is not None,
+    }
+    for other in (name for name, there in others.items() if there):
+        raise ScenarioError(f"bits and {other} do not go together yet; leave one of them out")
 
 
 def _check_guesses(plan: Plan, routing: RoutingSpec) -> None:

@@ -20,6 +20,7 @@ class Batches:
     tokens      int64 [step, device, token]: indices into the trace.
     contexts    int64 [step, device, token]: tokens that each of them attends to, itself included.
     passes      how often the steps go through the tokens they are taken from.
+    exchanged   steps in a row that a batch former divides tokens among; 1 where it has no choice.
     discipline  the rule, in words, for the result's record.
     ragged      devices may hold fewer tokens than there are places: -1 in `tokens`, and 0 in `contexts`.
     """
@@ -30,6 +31,7 @@ class Batches:
     passes: float
     discipline: str
     ragged: bool = False
+    exchanged: int = 1
 
     def held(self, places: slice = slice(None)) -> NDArray[np.int64]:
         """Tokens that every device holds at some of its places, int64[step, device]."""

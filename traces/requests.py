@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import csv
-import gzip
 import json
 from array import array
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +16,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from scenarios.errors import TraceError
+from scenarios.reading import text_lines
 from scenarios.serving_specs import RateSpec, RequestsSpec
 from traces.prefix_cache import BLOCK_TOKENS, PrefixCache
 from traces.servegen import drawn_requests
 
 Column = Sequence[int]
-MAX_REQUESTS = 10_000_000  # a row more is refused rather than held
+MAX_REQUESTS = 1_000_000  # a row more is refused rather than held
+MAX_TEXT_BYTES = 1 << 30
+MAX_TOKENS = 1_000_000_000
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,7 +51,10 @@ class RequestTrace:
         wrong[1:] |= np.diff(self.arrival_s) < 0
         if wrong.any():
             at = int(np.argmax(wrong))
-            raise TraceError(f"{self.source}: request {at} arrives at {self.arrival_s[at]} s, before the one before it")
+            raise TraceError(
+                f"{self.source}: request {at} arrives at {self.arrival_s[at]} s: before 0, before its predecessor, or "
+                "never; sort the requests by arrival"
+            )
         for name in ("input_tokens", "output_tokens"):
             lengths = getattr(self, name)
             if (lengths < 1).any():
@@ -92,27 +98,34 @@ Row = tuple[float, int, int]
 Reader = Callable[[Mapping[str, str]], Row]
 
 
+def _whole(value: str | float) -> int:
+    """A whole number, as text of CSV or number of JSON. Raises ValueError for anything else."""
+    if isinstance(value, bool) or (isinstance(value, float) and not value.is_integer()):
+        raise ValueError(f"{value} is no whole number")
+    return int(value)
+
+
 def _plain(row: Mapping[str, str]) -> Row:
-    return float(row["arrival_s"]), int(row["input_tokens"]), int(row["output_tokens"])
+    return float(row["arrival_s"]), _whole(row["input_tokens"]), _whole(row["output_tokens"])
 
 
 def _llmservingsim(row: Mapping[str, str]) -> Row:
-    return float(row["arrival_s"]), int(row["input_toks"]), int(row["output_toks"])
+    return float(row["arrival_s"]), _whole(row["input_toks"]), _whole(row["output_toks"])
 
 
 def _azure(row: Mapping[str, str]) -> Row:
     # Seven digits of a second, of which datetime reads six.
     text, _, fraction = row["TIMESTAMP"].partition(".")
-    arrival_s = datetime.fromisoformat(text).replace(tzinfo=UTC).timestamp() + float(f"0.{fraction or 0}")
-    return arrival_s, int(row["ContextTokens"]), int(row["GeneratedTokens"])
+    arrival_s = datetime.fromisoformat(text).replace(tzinfo=UTC).timestamp() + int(fraction or 0) / 10 ** len(fraction)
+    return arrival_s, _whole(row["ContextTokens"]), _whole(row["GeneratedTokens"])
 
 
 def _mooncake(row: Mapping[str, str]) -> Row:
-    return float(row["timestamp"]) / 1e3, int(row["input_length"]), int(row["output_length"])
+    return float(row["timestamp"]) / 1e3, _whole(row["input_length"]), _whole(row["output_length"])
 
 
 def _burstgpt(row: Mapping[str, str]) -> Row:
-    return float(row["Timestamp"]), int(row["Request tokens"]), int(row["Response tokens"])
+    return float(row["Timestamp"]), _whole(row["Request tokens"]), _whole(row["Response tokens"])
 
 
 FORMATS: dict[str, tuple[tuple[str, ...], Reader]] = {
@@ -125,42 +138,65 @@ FORMATS: dict[str, tuple[tuple[str, ...], Reader]] = {
 """Formats by name: the columns (or keys of a JSON line) that tell them, and how a row is read."""
 
 
-def read_requests(path: Path, prefixes: PrefixCache | None = None) -> RequestTrace:
-    """Requests of a CSV or JSONL file, gzipped or not, of one of `FORMATS`; the first one arrives at 0.
+def read_requests(path: Path, first: int | None = None, prefixes: PrefixCache | None = None) -> RequestTrace:
+    """Requests of a CSV or JSONL file, gzipped or not, of one of `FORMATS`, or its `first` ones; they begin at 0.
 
     prefixes  what of their prompts is cached is counted by the hash_ids of the file; else by cached_tokens, if there.
     Requests of no output (BurstGPT's failures) are left out. Raises TraceError with the line of what is wrong.
     """
-    rows: list[tuple[float, int, int, int]] = []
+    answered: list[tuple[Row, int]] = []
+    keys, reader = None, None
     try:
         for number, row in _rows(path):
-            reader = _reader(path, row)
-            try:
-                one = reader(row)
-                rows.append((*one, _cached(row, one[1], prefixes)))
-            except (KeyError, TypeError, ValueError) as error:
-                raise TraceError(f"{path}:{number}: not a request of its format ({error}): {dict(row)}") from None
-            if len(rows) > MAX_REQUESTS:
-                raise TraceError(f"{path}: more than {MAX_REQUESTS:,} requests; split the file")
-    except (OSError, UnicodeDecodeError, EOFError, csv.Error) as error:
+            if reader is None or row.keys() != keys:
+                keys, reader = row.keys(), _reader(path, row)
+            found, cached = _checked(path, number, row, reader, prefixes)
+            answered += [(found, cached)] if found[2] else []
+            if len(answered) == first:
+                break
+            if len(answered) > MAX_REQUESTS:
+                raise TraceError(
+                    f"{path}: more than {MAX_REQUESTS:,} requests; take the `first: N` of them, or split it"
+                )
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise TraceError(f"{path}: cannot be read as CSV or JSON lines ({error})") from None
-    answered = [row for row in rows if row[2] != 0]
     if not answered:
         raise TraceError(f"{path}: there is no request")
-    arrival_s, inputs, outputs, cached = (np.array(column) for column in zip(*answered, strict=True))
+    rows, in_cache = zip(*answered, strict=True)
+    arrivals, inputs, outputs = zip(*rows, strict=True)
     return RequestTrace(
-        arrival_s=arrival_s.astype(np.float64) - arrival_s[0],
-        input_tokens=inputs.astype(np.int64),
-        output_tokens=outputs.astype(np.int64),
+        arrival_s=np.array(arrivals, np.float64) - arrivals[0],
+        input_tokens=np.array(inputs, np.int64),
+        output_tokens=np.array(outputs, np.int64),
         source=path.name,
-        cached_tokens=cached.astype(np.int64) if cached.any() else None,
+        cached_tokens=np.array(in_cache, np.int64) if any(in_cache) else None,
     )
+
+
+def _checked(
+    path: Path, number: int, row: Mapping[str, Any], reader: Reader, prefixes: PrefixCache | None
+) -> tuple[Row, int]:
+    """A row as its reader finds it, and tokens of its prompt that a cache holds.
+
+    Raises TraceError with its line where it is no request.
+    """
+    try:
+        found = reader(row)
+        cached = _cached(row, found[1], prefixes)
+    except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
+        shown = str(dict(row))[:200]
+        raise TraceError(f"{path}:{number}: not a request of its format ({str(error)[:200]}): {shown}") from None
+    if found[0] < 0:
+        raise TraceError(f"{path}:{number}: arrives at {found[0]:g} s; times begin at 0, so shift them")
+    if not 0 <= min(found[1:]) <= max(found[1:]) <= MAX_TOKENS:
+        raise TraceError(f"{path}:{number}: has {found[1]} and {found[2]} tokens; give 1 to {MAX_TOKENS:,}")
+    return found, cached
 
 
 def _cached(row: Mapping[str, Any], input_tokens: int, prefixes: PrefixCache | None) -> int:
     """Tokens of a prompt that a cache holds."""
     if prefixes is None:
-        return int(row.get("cached_tokens") or 0)
+        return _whole(row.get("cached_tokens") or "0")
     blocks = row["hash_ids"]
     if not isinstance(blocks, list):
         raise TypeError("hash_ids are a list")
@@ -169,23 +205,21 @@ def _cached(row: Mapping[str, Any], input_tokens: int, prefixes: PrefixCache | N
 
 def _rows(path: Path) -> Iterator[tuple[int, Mapping[str, str]]]:
     """(line, row) of a file whose first character tells JSON lines from CSV."""
-    opener = gzip.open if path.suffix == ".gz" else open
-    with opener(path, "rt", encoding="utf-8", newline="") as file:
-        first = file.read(1)
-        file.seek(0)
-        if first != "{":
-            yield from ((number, row) for number, row in enumerate(csv.DictReader(file), start=2))
-            return
-        for number, line in enumerate(file, start=1):
-            if not line.strip():
-                continue
-            try:
-                row = json.loads(line)
-            except (ValueError, RecursionError) as error:
-                raise TraceError(f"{path}:{number}: not a line of JSON ({error})") from None
-            if not isinstance(row, dict):
-                raise TraceError(f"{path}:{number}: a request must be an object, not {type(row).__name__}")
-            yield number, row
+    lines = text_lines(path, MAX_TEXT_BYTES)
+    head = next(lines, "")
+    if not head.startswith("{"):
+        yield from ((number, row) for number, row in enumerate(csv.DictReader(chain([head], lines)), start=2))
+        return
+    for number, line in enumerate(chain([head], lines), start=1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+        except (ValueError, RecursionError) as error:
+            raise TraceError(f"{path}:{number}: not a line of JSON ({error})") from None
+        if not isinstance(row, dict):
+            raise TraceError(f"{path}:{number}: a request must be an object, not {type(row).__name__}")
+        yield number, row
 
 
 def _reader(path: Path, row: Mapping[str, str]) -> Reader:
@@ -193,7 +227,7 @@ def _reader(path: Path, row: Mapping[str, str]) -> Reader:
         if set(columns) <= set(row):
             return reader
     known = "; ".join(f"{name}: {', '.join(columns)}" for name, (columns, _) in FORMATS.items())
-    raise TraceError(f"{path}: has {', '.join(map(str, row))}, the columns of no format known ({known})")
+    raise TraceError(f"{path}: has {', '.join(map(str, row))[:200]}, the columns of no format known ({known})")
 
 
 def made_up(spec: RequestsSpec, rng: np.random.Generator) -> RequestTrace:
@@ -248,14 +282,13 @@ def requests_of(spec: RequestsSpec, base: Path, seed: int) -> RequestTrace:
     if spec.file is None:
         return made_up(spec, rng)
     read = _of_file(base / spec.file, spec, rng)
-    some = read.only(slice(spec.first))
-    return replace(some, arrival_s=some.arrival_s / spec.speed)
+    return replace(read, arrival_s=read.arrival_s / spec.speed)
 
 
 def _of_file(path: Path, spec: RequestsSpec, rng: np.random.Generator) -> RequestTrace:
     if not path.is_dir():
         n_blocks = int(spec.prefix_cache) // BLOCK_TOKENS if isinstance(spec.prefix_cache, int) else None
-        return read_requests(path, None if spec.prefix_cache is None else PrefixCache(n_blocks))
+        return read_requests(path, spec.first, None if spec.prefix_cache is None else PrefixCache(n_blocks))
     arrival_s, inputs, outputs = drawn_requests(path, spec.first or MAX_REQUESTS, rng)
     if not len(arrival_s):
         raise TraceError(f"{path}: its clients send no request")

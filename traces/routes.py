@@ -159,11 +159,28 @@ def spaced(trace: RoutingTrace, counts: Sequence[int]) -> RoutingTrace:
     return replace(trace, ids=ids, check_ids=False)
 
 
-def most_loaded(trace: RoutingTrace, share: float) -> list[list[int]]:
-    """The most loaded `share` of the experts of every layer, rounded up [layer][i]."""
-    n_kept = int(np.ceil(share * trace.n_experts - 1e-9))
-    order = np.argsort(-expert_loads(trace), axis=1, kind="stable")[:, :n_kept]
+def highest(scores: NDArray[Any], n_kept: int) -> list[list[int]]:
+    """The experts of the highest scores [layer, expert] in every layer, so many, ascending [layer][i]."""
+    order = np.argsort(-scores, axis=1, kind="stable")[:, :n_kept]
     return [sorted(row) for row in order.tolist()]
+
+
+def pruned(trace: RoutingTrace, experts: Sequence[Sequence[int]]) -> RoutingTrace:
+    """The trace of a model that has `experts` [layer][i] alone, numbered in their order; all choices are among them.
+
+    Raises TraceError where layers keep different numbers of them.
+    """
+    counts = {len(set(kept)) for kept in experts}
+    if len(counts) > 1:
+        raise TraceError(
+            f"workload.routing.mask.prune: layers keep {min(counts)} to {max(counts)} experts; keep as many in each"
+        )
+    n_kept, ids = counts.pop(), np.empty_like(trace.ids)
+    for layer, kept in enumerate(experts):
+        number = np.full(int(np.iinfo(trace.ids.dtype).max) + 1, np.iinfo(trace.ids.dtype).max)
+        number[sorted(set(kept))] = np.arange(n_kept)
+        ids[layer] = number[trace.ids[layer]]
+    return replace(trace, ids=ids, n_experts=n_kept, check_ids=False)
 
 
 def _check_mask(trace: RoutingTrace, experts: Sequence[Sequence[int]]) -> None:

@@ -106,8 +106,8 @@ def _check_shapes(trace: RoutingTrace) -> None:
         raise TraceError(f"{trace.n_layers} layers of ids, but {len(trace.moe_layers)} layer numbers")
     if trace.positions.shape != (trace.n_tokens,):
         raise TraceError(f"positions have shape {trace.positions.shape}, expected ({trace.n_tokens},)")
-    if trace.weights is not None and trace.weights.shape != ids.shape:
-        raise TraceError(f"weights have shape {trace.weights.shape}, ids {ids.shape}")
+    if trace.weights is not None and (trace.weights.shape != ids.shape or trace.weights.dtype != np.float16):
+        raise TraceError(f"weights are {trace.weights.dtype} {trace.weights.shape}, not float16 like ids {ids.shape}")
     if offsets.ndim != 1 or len(offsets) < 2 or offsets[0] != 0 or offsets[-1] != trace.n_tokens:
         raise TraceError(f"offsets must run from 0 to the {trace.n_tokens} tokens of the trace")
     if (np.diff(offsets) <= 0).any():

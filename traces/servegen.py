@@ -105,7 +105,7 @@ def _client(path: Path) -> _Client:
         inputs, outputs = (
             [_lengths(lengths[begin][name]) for begin in begins_s] for name in ("input_tokens", "output_tokens")
         )
-    except (OSError, ValueError, KeyError, IndexError, SyntaxError, TypeError, AttributeError) as error:
+    except (OSError, csv.Error, ValueError, KeyError, IndexError, SyntaxError, TypeError, AttributeError) as error:
         raise TraceError(f"{path}: no client of ServeGen with {data.name} ({type(error).__name__}: {error})") from None
     if not begins_s:
         raise TraceError(f"{data}: has no lengths")

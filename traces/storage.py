@@ -7,7 +7,7 @@ import math
 import mmap
 import zipfile
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, cast, get_args
 
 import numpy as np
 from numpy.lib import format as npy
@@ -15,11 +15,11 @@ from numpy.typing import NDArray
 
 from scenarios.errors import TraceError
 from scenarios.files import whole_file
+from scenarios.reading import check_sizes, plain_json, regular
 from traces.routing import Ids, Phase, Provenance, RoutingTrace
 
 FAMILY = "moesim-routing-"
 FORMAT = f"{FAMILY}1"
-MAX_INFLATED_BYTES = 1 << 34  # of a compressed array; a small archive could otherwise fill the memory
 
 
 def save_trace(trace: RoutingTrace, path: Path) -> None:
@@ -56,22 +56,50 @@ def load_trace(path: Path, *, check_ids: bool = True) -> RoutingTrace:
     try:
         return RoutingTrace(
             ids=cast(Ids, arrays["ids"]),
-            n_experts=int(meta["n_experts"]),
-            offsets=arrays["offsets"].astype(np.int64),
-            positions=arrays["positions"].astype(np.int32),
-            moe_layers=tuple(meta["moe_layers"]),
-            phase=cast(Phase, meta["phase"]),
-            provenance=Provenance(**{**meta["provenance"], "notes": tuple(meta["provenance"]["notes"])}),
+            n_experts=_number(meta["n_experts"]),
+            offsets=_whole(arrays, "offsets").astype(np.int64),
+            positions=_whole(arrays, "positions").astype(np.int32),
+            moe_layers=tuple(_number(layer) for layer in meta["moe_layers"]),
+            phase=_phase(meta["phase"]),
+            provenance=Provenance(**_texts(meta["provenance"]), notes=tuple(map(str, meta["provenance"]["notes"]))),
             weights=arrays.get("weights"),
-            labels=tuple(meta["labels"]),
+            labels=tuple(map(str, meta["labels"])),
             weight_ordered=bool(meta["weight_ordered"]),
             variable_k=bool(meta["variable_k"]),
             check_ids=check_ids,
         )
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise TraceError(f"{path}: the trace lacks or misstates {error}") from None
     except TraceError as error:
         raise TraceError(f"{path}: {error}") from None
+
+
+def _number(value: Any) -> int:
+    if type(value) is not int or not 0 <= value < 1 << 31:
+        raise ValueError(f"a number: {value!r:.40}")
+    return value
+
+
+def _phase(value: Any) -> Phase:
+    if value not in get_args(Phase):
+        raise ValueError(f"its phase: {value!r:.40}")
+    return cast(Phase, value)
+
+
+def _texts(provenance: dict[str, Any]) -> dict[str, Any]:
+    """Provenance without its notes. Raises ValueError where an entry is no text."""
+    own = {name: value for name, value in provenance.items() if name != "notes"}
+    if not all(isinstance(value, str) for value in own.values()):
+        raise ValueError(f"its provenance: {own!r:.80}")
+    return own
+
+
+def _whole(arrays: dict[str, NDArray[Any]], name: str) -> NDArray[Any]:
+    """A column of whole numbers from 0 on that fit in 31 bits, or in 63 where they are offsets."""
+    array, bits = arrays[name], 63 if name == "offsets" else 31
+    if array.dtype.kind not in "iu" or (array.size and (int(array.min()) < 0 or int(array.max()) >= 1 << bits)):
+        raise ValueError(f"{name}: {array.dtype} is not whole numbers of {bits} bits")
+    return array
 
 
 def read_arrays(path: Path) -> dict[str, NDArray[Any]]:
@@ -80,7 +108,8 @@ def read_arrays(path: Path) -> dict[str, NDArray[Any]]:
     Raises TraceError where the file is missing, truncated or corrupt.
     """
     try:
-        with zipfile.ZipFile(path) as archive:
+        with zipfile.ZipFile(regular(path)) as archive:
+            check_sizes(archive)
             return {Path(entry.filename).stem: _member(path, archive, entry) for entry in archive.infolist()}
     except FileNotFoundError:
         raise TraceError(f"{path}: no such trace file") from None
@@ -90,12 +119,12 @@ def read_arrays(path: Path) -> dict[str, NDArray[Any]]:
 
 def _meta(path: Path, arrays: dict[str, NDArray[Any]]) -> dict[str, Any]:
     try:
-        meta = json.loads(arrays["meta"].tobytes())
+        meta = plain_json(arrays["meta"].tobytes())
         if meta["format"] == FORMAT:
             return cast(dict[str, Any], meta)
         if str(meta["format"]).startswith(FAMILY):
             raise TraceError(f"{path}: format {meta['format']}, where this moesim reads {FORMAT}; install a later one")
-    except (KeyError, TypeError, UnicodeDecodeError, json.JSONDecodeError):
+    except (KeyError, TypeError, ValueError, RecursionError):
         pass
     remedy = "convert it with `moesim trace import FORMAT FILE`"
     raise TraceError(f"{path}: not a moesim trace ({', '.join(sorted(arrays)) or 'no arrays'} inside); {remedy}")
@@ -113,8 +142,6 @@ def _member(path: Path, archive: zipfile.ZipFile, entry: zipfile.ZipInfo) -> NDA
     size = header_bytes + math.prod(shape) * dtype.itemsize
     if size != entry.file_size:
         raise ValueError(f"{entry.filename} says shape {shape} {dtype}, but holds {entry.file_size} bytes")
-    if entry.compress_type != zipfile.ZIP_STORED and entry.file_size > MAX_INFLATED_BYTES:
-        raise ValueError(f"{entry.filename} inflates to {entry.file_size} bytes, more than {MAX_INFLATED_BYTES}")
     if entry.compress_type != zipfile.ZIP_STORED or entry.file_size < 1 << 16:
         with archive.open(entry) as stream:
             return npy.read_array(stream, allow_pickle=False)

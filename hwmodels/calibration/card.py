@@ -64,7 +64,9 @@ def calibrate(
         for reason, count in zip(*np.unique(reasons[reasons != ""], return_counts=True), strict=True):
             left_out[str(reason)] = left_out.get(str(reason), 0) + int(count)
     if not best:
-        raise CalibrationError(f"no constants came of these tables: {'; '.join(unsolved) or 'no row is claimed'}")
+        raise CalibrationError(
+            f"no constants came of {', '.join(tables)}: {'; '.join(unsolved) or 'no row is claimed'}"
+        )
     ordered = sorted(best, key=lambda key: (BLOCKS.index(key[0]), DTYPES.index(key[1])))
     blocks = {block: {key[1]: best[key].constants for key in ordered if key[0] == block} for block in BLOCKS}
     return Calibration(

@@ -12,10 +12,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hwmodels.calibration.fit import Constants, Parameter, Rows, Times
-from hwmodels.calibration.link_problem import LinkProblem, link_of_device, numbers_of
+from hwmodels.calibration.link_problem import LinkProblem, link_of_device, meant, numbers_of
 from hwmodels.collectives import CollectiveLaw, CollectiveOp, protocol_s, sent_bytes
 from hwmodels.library import find_link
-from hwmodels.validation.timings import Column
+from hwmodels.validation.columns import Column
+from scenarios.errors import HardwareError
 
 ELEMENT_BYTES = {"half": 2, "bfloat16": 2, "int8": 1}
 OP_NAMES: dict[str, CollectiveOp] = {
@@ -42,15 +43,19 @@ def nccl_problems(columns: dict[str, Column]) -> list[LinkProblem]:
 
 def custom_all_reduce_problems(columns: dict[str, Column]) -> list[LinkProblem]:
     """One problem a group size and mode (graph or eager) of an engine; large messages are those of NCCL."""
-    mode = columns["backend" if "backend" in columns else "implementation"].astype(np.str_)
-    return list(_problems(columns, "allreduce_dtype", np.char.replace(mode, "_", "-")))
+    mode = next((columns[name] for name in ("backend", "implementation") if name in columns), None)
+    if mode is None:
+        raise HardwareError("a table of custom all-reduces needs a column backend or implementation")
+    return list(_problems(columns, "allreduce_dtype", np.char.replace(mode.astype(np.str_), "_", "-")))
 
 
 def _problems(columns: dict[str, Column], dtype_column: str, library: NDArray[np.str_]) -> Iterator[LinkProblem]:
     dtype = columns[dtype_column].astype(np.str_)
-    op = np.array([OP_NAMES[name] for name in columns["op_name"].astype(np.str_).tolist()])
+    op = np.array([meant(OP_NAMES, name, "op_name") for name in columns["op_name"].astype(np.str_).tolist()])
     n_devices = columns["num_gpus"].astype(np.int64)
-    size = columns["message_size"].astype(np.int64) * np.array([ELEMENT_BYTES[name] for name in dtype.tolist()])
+    size = columns["message_size"].astype(np.int64) * np.array(
+        [meant(ELEMENT_BYTES, name, dtype_column) for name in dtype.tolist()]
+    )
     link = link_of_device(str(columns["device"][0]))
     seconds = columns["latency"].astype(np.float64) * 1e-3
     other_path = (dtype == "int8") & np.isin(op, REDUCING)

@@ -7,11 +7,11 @@ from typing import Any
 import numpy as np
 
 from hwmodels.calibration.fit import Constants, Rows, Times
-from hwmodels.calibration.link_problem import LinkProblem, numbers_of, start
+from hwmodels.calibration.link_problem import LinkProblem, meant, numbers_of, start
 from hwmodels.copies import CopyLaw, block_s
 from hwmodels.fitted import Band
 from hwmodels.library import find_link
-from hwmodels.validation.timings import Column
+from hwmodels.validation.columns import Column
 from scenarios.sources import Sourced
 
 LINK = "pcie-5"
@@ -48,7 +48,8 @@ def copy_problems(columns: dict[str, Column]) -> list[LinkProblem]:
         rows = (direction == name) & (method == how)
         claimed = rows & readable
         left_out = int((rows & ~readable).sum())
-        problems.append(_problem(DIRECTIONS[name], METHODS[how], size[claimed], (size / rate)[claimed], left_out))
+        what = meant(DIRECTIONS, name, "direction"), meant(METHODS, how, "method")
+        problems.append(_problem(*what, size[claimed], (size / rate)[claimed], left_out))
     return problems
 
 

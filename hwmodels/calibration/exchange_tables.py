@@ -22,10 +22,10 @@ from hwmodels.calibration.exchange_starts import (
     LawStart,
 )
 from hwmodels.calibration.fit import FOLDS, Constants, Rows, Times
-from hwmodels.calibration.link_problem import LinkProblem, link_of_device, numbers_of
+from hwmodels.calibration.link_problem import LinkProblem, link_of_device, meant, numbers_of
 from hwmodels.expert_exchange import LowLatencyLaw, NormalLaw, RackLaw, Shipment, exchange_s
 from hwmodels.library import find_link
-from hwmodels.validation.timings import Column
+from hwmodels.validation.columns import Column
 from scenarios.models import BYTES_PER_ACTIVATION, DType
 
 SIDES: tuple[tuple[str, DType], ...] = (("dispatch", "fp8_block"), ("combine", "bf16"))
@@ -170,15 +170,15 @@ def rack_problems(columns: dict[str, Column]) -> list[LinkProblem]:
     copies = tokens * np.minimum(top_k, n_devices) * (n_devices - 1) / n_devices
     source, op = columns["kernel_source"].astype(np.str_), columns["op_name"].astype(np.str_)
     dtype = columns["moe_dtype"].astype(np.str_)
-    bytes_per_value = np.array([BYTES_PER_ACTIVATION[RACK_DTYPES[name]] for name in dtype.tolist()])
+    bytes_per_value = np.array([BYTES_PER_ACTIVATION[meant(RACK_DTYPES, name, "moe_dtype")] for name in dtype.tolist()])
     problems = []
     for name, one_op in sorted(set(zip(source.tolist(), op.tolist(), strict=True))):
         rows = (source == name) & (op == one_op)
-        part, side = table.rows(rows), RACK_OPS[one_op]
+        part, side = table.rows(rows), meant(RACK_OPS, one_op, "op_name")
         shipment = part.shipment(copies[rows], "nvfp4" if side == "combine-low-precision" else "bf16")
         if side == "dispatch":
             shipment = replace(shipment, copy_bytes=part.hidden_size * bytes_per_value[rows])
-        card = (link_of_device(str(columns["device"][0])), RACK_KERNELS[name], side)
+        card = (link_of_device(str(columns["device"][0])), meant(RACK_KERNELS, name, "kernel_source"), side)
         seconds = columns["latency"].astype(np.float64)[rows] * 1e-3
         if side == "prepare":
             shipment = replace(shipment, copies=np.zeros(len(seconds)))

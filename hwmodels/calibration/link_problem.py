@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -93,11 +93,21 @@ LINK_OF_DEVICE = {
 """Link card of the devices that tables name."""
 
 
+Meaning = TypeVar("Meaning")
+
+
+def meant(table: Mapping[str, Meaning], word: str, column: str) -> Meaning:
+    """What a word of a column means. Raises HardwareError where it means nothing here."""
+    if word not in table:
+        raise HardwareError(f"column {column}: '{word[:40]}' is none of {', '.join(table)}")
+    return table[word]
+
+
 def link_of_device(device: str) -> str:
     """Link card between devices of this kind. Raises HardwareError where none is known."""
     if device not in LINK_OF_DEVICE:
         known = ", ".join(LINK_OF_DEVICE)
         raise HardwareError(
-            f"no link card is known for device '{device}'; name in the column one of the same link: {known}"
+            f"no link card is known for device '{device[:80]}'; name in the column one of the same link: {known}"
         )
     return LINK_OF_DEVICE[device]

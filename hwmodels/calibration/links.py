@@ -20,8 +20,9 @@ from hwmodels.calibration.fit import residuals_of
 from hwmodels.calibration.link_problem import LinkProblem
 from hwmodels.cards import CardSet
 from hwmodels.fitted import Fitted
-from hwmodels.validation.timings import Column, read_columns
-from scenarios.errors import HardwareError
+from hwmodels.validation.columns import Column, numbers, positive, sizes, words
+from hwmodels.validation.timings import read_columns
+from scenarios.errors import CalibrationError, HardwareError
 
 Reader = Callable[[dict[str, Column]], list[LinkProblem]]
 
@@ -54,6 +55,11 @@ FAMILIES: dict[str, tuple[set[str], Reader]] = {
     "host copies": ({"direction", "method", "block_KB", "GB_per_s_digitised"}, copy_problems),
 }  # fmt: skip
 """Columns by which a family of tables is known, and what turns them into problems."""
+OPTIONAL = {"backend", "implementation", "dispatch_sms", "sms"}
+WORDS = {"nccl_dtype", "allreduce_dtype", "op_name", "device", "comm_backend", "phase", "kernel_source", "moe_dtype",
+         "direction", "method", "backend", "implementation"}  # fmt: skip
+RATES = {"latency", "block_KB", "GB_per_s_digitised"}
+"""Columns of words, and of times and rates beside those in us; the others hold sizes and counts."""
 
 
 def is_link_table(columns: Iterable[str]) -> bool:
@@ -71,7 +77,23 @@ def link_problems(path: Path) -> list[LinkProblem]:
     if family is None:
         known = "; ".join(f"{name}: {', '.join(sorted(needed))}" for name, (needed, _) in FAMILIES.items())
         raise HardwareError(f"{path}: the columns fit no family of communication tables; needed are, of {known}")
-    return FAMILIES[family][1](columns)
+    needed, problems_of = FAMILIES[family]
+    checked = {name: _checked(path, name, column) for name, column in columns.items() if name in needed | OPTIONAL}
+    if not all(map(len, checked.values())):
+        raise HardwareError(f"{path}: the table has no rows")
+    try:
+        return problems_of(columns | checked)
+    except HardwareError as error:
+        raise HardwareError(f"{path}: {error}") from None
+
+
+def _checked(path: Path, name: str, column: Column) -> Column:
+    """A column as its name says: words, times and rates, or sizes."""
+    if name in WORDS:
+        return words(path, name, column)
+    if name.endswith("_notify_us"):
+        return numbers(path, name, column)
+    return (positive if name in RATES or name.endswith("_us") else sizes)(path, name, column)
 
 
 def calibrate_links(path: Path, source: str | None = None, links: Iterable[str] | None = None) -> CardSet:
@@ -88,7 +110,10 @@ def fitted_links(
 ) -> list[tuple[LinkProblem, Fitted]]:
     """The problems of a table with their fitted blocks; arguments and errors as of `calibrate_links`."""
     problems = [problem for problem in link_problems(path) if links is None or problem.link in set(links)]
-    return [(problem, _block(problem, source or f"fitted on {path.name}")) for problem in problems]
+    try:
+        return [(problem, _block(problem, source or f"fitted on {path.name}")) for problem in problems]
+    except CalibrationError as error:
+        raise CalibrationError(f"{path}: {error}") from None
 
 
 def cards_of(blocks: Iterable[tuple[LinkProblem, Fitted]]) -> CardSet:

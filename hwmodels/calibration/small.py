@@ -17,7 +17,8 @@ from hwmodels.core_constants import ChoiceConstants
 from hwmodels.cores import rows_s
 from hwmodels.fitted import Law
 from hwmodels.launch import LaunchConstants, activation_bytes, choice_s, norm_bytes, small_kernels_s, small_norm_s
-from hwmodels.validation.timings import Column, read_columns
+from hwmodels.validation.columns import Column
+from hwmodels.validation.timings import read_columns
 from scenarios.models import BYTES_PER_VALUE
 
 CHAIN = 64  # kernels of one row of operation chain_eager, as in traces/capture/kernels/small.py

@@ -11,10 +11,11 @@ from numpy.typing import NDArray
 from hwmodels.calibration.fit import Constants, Parameter, Times, cross_fit
 from hwmodels.launch import LaunchConstants, eager_s, norm_bytes, small_kernels_s
 from hwmodels.library import find_device, find_kernels
+from hwmodels.validation.columns import Column
 from hwmodels.validation.held_out import leave_one_out_s, small_score
 from hwmodels.validation.score import Part, Score
 from hwmodels.validation.tables import Table
-from hwmodels.validation.timings import Column, read_columns
+from hwmodels.validation.timings import read_columns
 
 PROFILE_TABLE = "llmservingsim/RTXPRO6000_Qwen3-30B-A3B/dense.csv"
 GATE_TABLE = "llmservingsim/v0_layers/H100_Mixtral-8x7B-v0.1_tp1.parquet"

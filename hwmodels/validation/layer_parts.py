@@ -18,8 +18,9 @@ from hwmodels.gemm import gemm_s, head_s
 from hwmodels.library import find_device, find_kernels
 from hwmodels.moe import expert_shape, grouped_gemm_moe_s
 from hwmodels.validation.beside import beside
+from hwmodels.validation.columns import Column
 from hwmodels.validation.score import Score, score
-from hwmodels.validation.timings import Column, read_columns
+from hwmodels.validation.timings import read_columns
 from scenarios.catalog import find_model
 from scenarios.errors import HardwareError
 from scenarios.models import ModelCard

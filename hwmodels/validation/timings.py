@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import csv
-import gzip
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
+from hwmodels.validation.columns import Column, positive, sizes, whole_numbers, words
 from scenarios.errors import HardwareError
+from scenarios.reading import regular, text_lines
 
-Column = NDArray[np.generic]
-MAX_ROWS = 5_000_000
+MAX_ROWS = 1_000_000
+MAX_TEXT_BYTES = 1 << 28  # of a CSV file, inflated
 NOT_STATED = "not stated"  # source of kernels of tables without `kernel_source`
 
 FAMILIES: dict[str, tuple[str, ...]] = {
@@ -25,6 +27,8 @@ FAMILIES: dict[str, tuple[str, ...]] = {
     "gemm": ("gemm_dtype", "m", "n", "k"),
 }  # fmt: skip
 """Columns by which a family of kernels is known; `latency` [ms] and `kernel_source` come on top."""
+WORDS = ("dtype", "distribution")
+"""Ends of the names of those that hold words; the others hold sizes."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,15 +55,12 @@ class Timings:
         )
 
     def ints(self, name: str) -> NDArray[np.int64]:
-        """A column of whole numbers. Raises HardwareError where it holds anything else."""
-        values = _numbers(self.path, name, self.columns[name])
-        if not (values == np.floor(values)).all():
-            raise HardwareError(f"{self.path}: column {name} must hold whole numbers")
-        return values.astype(np.int64)
+        """A column of whole numbers from 0 on. Raises HardwareError where it holds anything else."""
+        return whole_numbers(self.path, name, self.columns[name])
 
     def texts(self, name: str) -> NDArray[np.str_]:
         """A column of words."""
-        return self.columns[name].astype(np.str_)
+        return words(self.path, name, self.columns[name])
 
 
 def read_timings(path: Path) -> Timings:
@@ -72,15 +73,19 @@ def read_timings(path: Path) -> Timings:
     if family is None or "latency" not in columns:
         known = "; ".join(f"{name}: {', '.join(needed)}" for name, needed in FAMILIES.items())
         raise HardwareError(f"{path}: the columns fit no family of kernels; needed are latency [ms] and, of {known}")
-    measured_ms = _numbers(path, "latency", columns["latency"])
+    measured_ms = positive(path, "latency", columns["latency"])
     if len(measured_ms) == 0:
         raise HardwareError(f"{path}: the table has no rows")
-    if not (np.isfinite(measured_ms) & (measured_ms > 0)).all():
-        row = int(np.flatnonzero(~(np.isfinite(measured_ms) & (measured_ms > 0)))[0])
-        raise HardwareError(f"{path}: row {row} has latency {measured_ms[row]}; times must be positive milliseconds")
+    for name in FAMILIES[family]:
+        if not name.endswith(WORDS):
+            sizes(path, name, columns[name])
     source = columns.get("kernel_source", np.full(len(measured_ms), NOT_STATED))
     return Timings(
-        path=path, family=family, columns=columns, measured_s=measured_ms * 1e-3, source=source.astype(np.str_)
+        path=path,
+        family=family,
+        columns=columns,
+        measured_s=measured_ms * 1e-3,
+        source=words(path, "kernel_source", source),
     )
 
 
@@ -92,8 +97,10 @@ def read_columns(path: Path) -> dict[str, Column]:
     reader = next((read for suffix, read in _READERS.items() if path.name.endswith(suffix)), None)
     if reader is None:
         raise HardwareError(f"{path}: a table of timings is one of {', '.join(_READERS)}")
-    if not path.is_file():
-        raise HardwareError(f"{path}: no such table of timings")
+    try:
+        regular(path)
+    except OSError as error:
+        raise HardwareError(f"{path}: no such table of timings ({error.strerror})") from None
     return reader(path)
 
 
@@ -103,6 +110,7 @@ def _read_parquet(path: Path) -> dict[str, Column]:
     except ImportError:
         raise HardwareError(f"{path}: parquet needs pyarrow; pip install 'moesim[tables]', or convert to CSV") from None
     try:
+        _check_rows(path, parquet.read_metadata(path).num_rows)
         table = parquet.read_table(path)
     except (OSError, ValueError) as error:  # pyarrow's errors are both
         raise HardwareError(f"{path}: not a readable parquet file ({error})") from None
@@ -110,25 +118,22 @@ def _read_parquet(path: Path) -> dict[str, Column]:
 
 
 def _read_csv(path: Path) -> dict[str, Column]:
-    opener: Callable[..., object] = gzip.open if path.name.endswith(".gz") else open
     try:
-        with opener(path, "rt", encoding="utf-8", newline="") as stream:  # type: ignore[attr-defined]
-            rows = csv.reader(stream)
-            header = next(rows, [])
-            cells = [row for _, row in zip(range(MAX_ROWS), rows, strict=False) if row]
-    except (OSError, UnicodeDecodeError, EOFError, csv.Error) as error:
+        rows = csv.reader(text_lines(path, MAX_TEXT_BYTES))
+        header = next(rows, [])
+        cells = [row for row in islice(rows, MAX_ROWS + 1) if row]
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise HardwareError(f"{path}: not a readable CSV file ({error})") from None
+    _check_rows(path, len(cells))
     ragged = next((number for number, row in enumerate(cells, 2) if len(row) != len(header)), None)
     if ragged is not None:
         raise HardwareError(f"{path}:{ragged} has another number of cells than the {len(header)} of the header")
     return {name: np.array([row[place] for row in cells]) for place, name in enumerate(header)}
 
 
-def _numbers(path: Path, name: str, column: Column) -> NDArray[np.float64]:
-    try:
-        return column.astype(np.float64)
-    except ValueError as error:
-        raise HardwareError(f"{path}: column {name} must hold numbers ({error})") from None
+def _check_rows(path: Path, n_rows: int) -> None:
+    if n_rows > MAX_ROWS:
+        raise HardwareError(f"{path}: more than {MAX_ROWS:,} rows; split the table")
 
 
 _READERS: dict[str, Callable[[Path], dict[str, Column]]] = {

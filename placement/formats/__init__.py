@@ -97,7 +97,7 @@ def import_plan(path: Path, deployment: Deployment) -> Placement | Counts:
     if not path.is_file():
         raise PlacementError(f"{path}: no such plan file; `moesim place SCENARIO --export FORMAT FILE` writes one")
     try:
-        return FORMATS[format_of(path)].read(path, deployment)
+        return FORMATS[_format_of(path)].read(path, deployment)
     except (PlacementError, TraceError) as error:
         raise PlacementError(f"{path}: {error}") from None
     except OSError as error:
@@ -105,7 +105,14 @@ def import_plan(path: Path, deployment: Deployment) -> Placement | Counts:
 
 
 def format_of(path: Path) -> str:
-    """Name of the format of a file. Raises PlacementError where it is none of ours."""
+    """Name of the format of a file. Raises PlacementError, with the path, where it is none of ours."""
+    try:
+        return _format_of(path)
+    except (PlacementError, TraceError) as error:
+        raise PlacementError(f"{path}: {error}") from None
+
+
+def _format_of(path: Path) -> str:
     by_key: dict[str, str] = {}
     keys: object = {}
     if path.suffix == ".json":

@@ -8,21 +8,26 @@ from dataclasses import dataclass, replace
 from placement.plan import Placement
 from scenarios.errors import ScenarioError
 from scenarios.offload_specs import OffloadSpec
+from scenarios.stream_specs import StreamSpec
 from scenarios.workload_specs import WorkloadSpec
 from sim.bound.bound import Bound
 from sim.bound.grid import BATCHES, Cell, cells
 from sim.bound.levers import Lever, Rows, levers, slots_lever
 from sim.bound.near import near_resources, near_uses
+from sim.bound.order import cuts_tried, device_s, holds, microbatches_of, order_resource
 from sim.bound.resources import resources
 from sim.bound.stored import served_of, stored_resources
+from sim.bound.streamed import requests_in_host, streamed_resources
 from sim.memory import DeviceMemory, check_memory, device_memory
 from sim.offload.slots import slots_of
+from sim.policies import MICROBATCHED
 from sim.result import RunResult
 from sim.run import simulate
 from sim.session import Plan, Session
 from sim.setting import Setting, check_plain
 
 LARGEST_BATCH = {"decode": 4096, "prefill": 32_768}  # tokens per device that are tried
+LARGEST_GENERATION = 16_384  # requests that are tried
 SCAN_STEPS = 4  # steps of a batch that is only tried
 
 
@@ -33,7 +38,8 @@ class Bounds:
     batches    bounds of other batches, ascending; the largest is what the memory holds, where it limits.
     largest    tokens per device that the memory holds; None where more than was tried fit.
     memory_tokens_per_s_per_gib  what one more GiB a device adds to the bound of the largest batch; None as above.
-    simulated  the scenario's own plan and schedule.
+    simulated  the scenario's own plan and schedule; cut: its microbatches, and its time on every device at least, by
+               the kernel laws, of a step in so many [s].
     grid       of decode: bounds over batch and context length, those that do not fit included.
     """
 
@@ -45,6 +51,7 @@ class Bounds:
     largest: int | None
     memory_tokens_per_s_per_gib: float | None
     simulated: RunResult
+    cut: tuple[int, float]
     grid: tuple[Cell, ...] = ()
 
 
@@ -53,25 +60,28 @@ def bounds_of(session: Session, progress: Callable[[str, float], None] | None = 
     say = progress or (lambda _what, _share: None)
     spec = session.spec
     plan = Plan.of(spec)
-    if plan.memory.stream is not None:
-        raise ScenarioError(
-            "memory.stream: bounds are of weights that stay where they are, or experts behind slots; leave it out"
-        )
     if plan.serving is not None:
         raise ScenarioError(
             "serving: bounds are of steps of workload.tokens_per_device, not of requests under load; leave serving out"
         )
-    setting = session.setting(plan.cluster, plan.parallel, spec.workload)
+    setting = session.setting(plan.cluster, plan.parallel, spec.workload, bits=plan.bits)
     check_plain(setting, "moesim bound")
     if setting.n_stages * setting.n_groups > 1:
         raise ScenarioError(
             f"parallel: bounds are of one group of experts that fills the cluster, not of {setting.n_stages} stages of "
             f"{setting.n_groups} groups (pp, edp); take one group's nodes"
         )
+    if setting.widths is not None and (plan.memory.offload is not None or plan.schedule.pim != "none"):
+        raise ScenarioError(
+            "bits: no bound is known of experts in several widths that leave the device (memory.offload, "
+            "schedule.pim); leave one of them out"
+        )
     if setting.trains:
         raise ScenarioError(
             "workload.phase: bounds are known for decode and prefill; `run` and `compare` simulate train"
         )
+    if plan.memory.stream is not None:
+        return _streamed(session, setting, plan, plan.memory.stream, say)
     placement = session.plan_of(setting, plan).placement
     memory = device_memory(setting, placement, spec.memory)
     check_memory(memory, setting, placement)
@@ -92,8 +102,59 @@ def bounds_of(session: Session, progress: Callable[[str, float], None] | None = 
         largest=largest,
         memory_tokens_per_s_per_gib=extra,
         simulated=simulated,
+        cut=_cut_of(session, setting, placement, simulated),
         grid=tuple(_grid(session, plan, placement)) if setting.workload.phase == "decode" else (),
     )
+
+
+def _streamed(
+    session: Session, setting: Setting, plan: Plan, stream: StreamSpec, say: Callable[[str, float], None]
+) -> Bounds:
+    """Bounds of generation: at the most requests of the plan's schedules that fit, and of others up to the host's room.
+
+    Raises ScenarioError where weights stream for steps of another kind.
+    """
+    generate, schedules = setting.workload.generate, plan.schedule.search or (plan.schedule,)
+    if generate is None:
+        raise ScenarioError("memory.stream: bounds are of generation; give workload.generate and a schedule of it")
+    say("simulating the plan", 0.0)
+    simulated = simulate(session, setting, plan)
+    asked = {one.microbatch * one.chunks if one.microbatch else setting.workload.tokens_per_device for one in schedules}
+    room = requests_in_host(setting, stream, generate)
+    most = max(requests for requests in asked if room is None or requests <= room)
+    fits = room is not None and room <= LARGEST_GENERATION
+    largest = room if fits and room is not None else max(most, LARGEST_GENERATION)
+    sizes = [size for size in (4**power for power in range(9)) if size < largest]
+
+    def requests(n: int) -> Setting:
+        changed = setting.workload.model_copy(update={"tokens_per_device": n, "steps": SCAN_STEPS})
+        return session.setting(plan.cluster, plan.parallel, changed, bits=plan.bits)
+
+    whole = requests(most)
+    placement = session.plan_of(whole, plan).placement
+    at = bound_of(session, whole, placement, plan)
+    found = []
+    for number, size in enumerate([*sizes, largest]):
+        say(f"trying {size} requests", 0.3 + 0.7 * number / len(sizes))
+        found.append(bound_of(session, requests(size), placement, plan))
+    return Bounds(
+        scenario=session.spec.name,
+        setting=whole,
+        at=at,
+        levers=tuple(levers(whole, rows_of(session, whole, placement, plan), at.tokens_per_s, plan)),
+        batches=tuple(found),
+        largest=room if fits else None,
+        memory_tokens_per_s_per_gib=None,
+        simulated=simulated,
+        cut=(1, 0.0),
+    )
+
+
+def _cut_of(session: Session, setting: Setting, placement: Placement, simulated: RunResult) -> tuple[int, float]:
+    chosen = simulated.plan["schedule"]  # of a search the best one
+    number = chosen["chunks"] if chosen["overlap"] in MICROBATCHED else 1
+    (cut,) = microbatches_of(session, setting, placement, session.spec.schedule, {number})
+    return cut.number, device_s(setting, placement, cut) / setting.cluster.n_devices
 
 
 def bound_of(session: Session, setting: Setting, placement: Placement, plan: Plan) -> Bound:
@@ -105,10 +166,21 @@ def bound_of(session: Session, setting: Setting, placement: Placement, plan: Pla
 def rows_of(session: Session, setting: Setting, placement: Placement, plan: Plan) -> Rows:
     """The rows of a plan as a function of the setting's hardware; what routing alone decides is found out once."""
     schedule, spec = plan.schedule, plan.memory.offload
+    stream = plan.memory.stream
+    if stream is not None:
+        uncut = schedule.model_copy(update={"overlap": "none", "search": ()})
+        passes = session.reduction(setting, placement, uncut)
+        return lambda one: streamed_resources(one, placement, passes, schedule.exchange, stream)
     reduction = session.reduction(setting, placement, schedule)
     if schedule.pim != "none":
         uses = near_uses(setting, placement, reduction)
         return lambda one: near_resources(one, placement, reduction, schedule, uses)
+    if spec is None and holds(setting, schedule):
+        cuts = microbatches_of(session, setting, placement, schedule, cuts_tried(schedule))
+        return lambda one: (
+            *resources(one, placement, reduction, schedule.exchange),
+            order_resource(one, placement, reduction, schedule, cuts),
+        )
     if spec is None:
         return lambda one: resources(one, placement, reduction, schedule.exchange)
     served = served_of(setting, placement, reduction, schedule, spec)
@@ -149,7 +221,9 @@ def batch_setting(session: Session, plan: Plan, tokens_per_device: int) -> Setti
     """The setting of another batch, on a few steps."""
     steps = min(session.spec.workload.steps, SCAN_STEPS)
     changed = {"tokens_per_device": tokens_per_device, "steps": steps}
-    return session.setting(plan.cluster, plan.parallel, session.spec.workload.model_copy(update=changed))
+    return session.setting(
+        plan.cluster, plan.parallel, session.spec.workload.model_copy(update=changed), bits=plan.bits
+    )
 
 
 def _scan(

@@ -13,7 +13,8 @@ import numpy as np
 
 from hwmodels.attention import decode_work, latent_shape, local_heads, projection_products, windowed_context
 from hwmodels.gemm import mlp_products
-from placement.plan import Placement
+from hwmodels.widths import ExpertWidths, Width
+from placement.plan import FloatArray, Placement
 from placement.reduction import Reduction
 from scenarios.models import BYTES_PER_VALUE, DType, GroupedQueryAttention
 from scenarios.workload_specs import logit_positions, tokens_by_phase
@@ -33,22 +34,51 @@ class Demand:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Visits:
-    """Of a mean step, summed over layers: tokens times their experts, and experts that any token visits."""
+    """Of a mean step, summed over layers: tokens times their experts, and experts that any token visits.
+
+    by_width  the same of the experts of every width, where they have several.
+    """
 
     routed: float
     active: float
+    by_width: tuple[tuple[Width, float, float], ...] = ()
 
 
-def visits_of(placement: Placement, reduction: Reduction) -> Visits:
+def visits_of(placement: Placement, reduction: Reduction, widths: ExpertWidths | None = None) -> Visits:
     """What a reduction says of experts, their replicas taken together; the same for every plan."""
     n_layers, n_parts, _ = reduction.slot_tokens.shape
     n_steps = n_parts // reduction.n_chunks
-    active = 0
+    routed = np.empty((n_layers, placement.n_experts))
+    active = np.empty_like(routed)
     for layer in range(n_layers):
         by_step = reduction.slot_tokens[layer].reshape(n_steps, reduction.n_chunks, -1).sum(axis=1)
         of_expert = placement.expert_of_slot[layer][:, None] == np.arange(placement.n_experts)
-        active += int(np.count_nonzero(by_step @ of_expert))
-    return Visits(routed=float(reduction.slot_tokens.sum(dtype=np.int64)) / n_steps, active=active / n_steps)
+        visited = by_step @ of_expert
+        routed[layer], active[layer] = visited.mean(axis=0), (visited > 0).mean(axis=0)
+    return _visits(routed, active, widths)
+
+
+def slot_visits(placement: Placement, reduction: Reduction, widths: ExpertWidths | None = None) -> Visits:
+    """What a reduction says of slots: every replica that a token visits counts."""
+    n_layers, n_parts, _ = reduction.slot_tokens.shape
+    n_steps = n_parts // reduction.n_chunks
+    experts = placement.for_rows(n_layers).expert_of_slot
+    routed = np.zeros((n_layers, placement.n_experts))
+    active = np.zeros_like(routed)
+    for layer, (of_slot, tokens) in enumerate(zip(experts, reduction.slot_tokens, strict=True)):
+        np.add.at(routed[layer], of_slot, tokens.sum(axis=0, dtype=np.int64) / n_steps)
+        np.add.at(active[layer], of_slot, np.count_nonzero(tokens, axis=0) / n_steps)
+    return _visits(routed, active, widths)
+
+
+def _visits(routed: FloatArray, active: FloatArray, widths: ExpertWidths | None) -> Visits:
+    """The sums of float64[layer, expert]."""
+    used = () if widths is None else widths.used()
+    return Visits(
+        routed=float(routed.sum()),
+        active=float(active.sum()),
+        by_width=tuple((width, float(routed[own].sum()), float(active[own].sum())) for width, own in used),
+    )
 
 
 def demands(setting: Setting, visits: Visits) -> tuple[Demand, ...]:
@@ -117,12 +147,19 @@ def _feed_forward(setting: Setting) -> Iterator[Demand]:
 
 
 def _experts(setting: Setting, visits: Visits) -> Demand:
+    """Of experts in several widths FLOP count in the rate of the fastest."""
     model = setting.model
+    own: DType = model.expert_dtype or model.weight_dtype
+    read_bytes = visits.active * model.expert_bytes
+    if setting.widths is not None:
+        peaks = {width.dtype: setting.cluster.device.peak_flop_per_s(width.dtype) for width, *_ in visits.by_width}
+        own = max(peaks, key=lambda dtype: peaks[dtype])
+        read_bytes = sum(active * width.value_bytes for width, _, active in visits.by_width) * model.expert_parameters
     return Demand(
         kind="experts",
-        dtype=model.expert_dtype or model.weight_dtype,
+        dtype=own,
         flop=2.0 * visits.routed * model.expert_parameters,
-        read_bytes=visits.active * model.expert_bytes,
+        read_bytes=read_bytes,
     )
 
 

@@ -86,7 +86,8 @@ def _numbers(setting: Setting, plan: Plan) -> Iterator[tuple[str, str, float, Ca
     yield f"{cluster.intra.name} bandwidth", "GB/s", cluster.intra.bytes_per_s.value / 1e9, _with_intra
     if cluster.inter is not None and cluster.n_nodes > 1:
         yield f"{cluster.inter.name} bandwidth", "GB/s", cluster.inter.bytes_per_s.value / 1e9, _with_inter
-    if plan.memory.offload is not None and cluster.host is not None and cluster.host_link is not None:
+    streams = plan.memory.offload is not None or plan.memory.stream is not None
+    if streams and cluster.host is not None and cluster.host_link is not None:
         yield (
             f"{cluster.host_link.name} to the host",
             "GB/s",

@@ -66,14 +66,14 @@ def resources(
     visits: Visits | None = None,
 ) -> tuple[Resource, ...]:
     """The rows of a setting under a plan with this exchange; `visits` default to those of any plan."""
-    visits, prices = visits or visits_of(placement, reduction), layer_prices(setting)
+    visits, prices = visits or visits_of(placement, reduction, setting.widths), layer_prices(setting)
     asked = demands(setting, visits)
-    busy_s = _other_kernels_s(setting, prices) + experts_floor_s(setting, placement, visits)
+    busy_s = other_kernels_s(setting, prices) + experts_floor_s(setting, placement, visits)
     return (
         _multiplication(setting, asked),
         _memory(setting, asked),
         _kernels(setting, busy_s),
-        *_links(setting, prices, exchange_prices(setting, reduction, exchange), exchange.kernel),
+        *link_resources(setting, prices, reduction, exchange),
     )
 
 
@@ -87,6 +87,8 @@ def _multiplication(setting: Setting, asked: tuple[Demand, ...]) -> Resource:
     device, n_devices = setting.cluster.device, setting.cluster.n_devices
     main = setting.model.expert_dtype or setting.model.weight_dtype
     peak, reached = device.peak_flop_per_s(main), _most(setting, "compute_frac", "packed_frac", "vector_frac")
+    if setting.widths is not None:
+        reached /= min(width.time_frac or 1.0 for width, _ in setting.widths.used())
     flop = sum(d.flop * peak / device.peak_flop_per_s(d.dtype) for d in asked)
     return Resource(
         name="multiplication",
@@ -127,8 +129,8 @@ def _kernels(setting: Setting, busy_s: float) -> Resource:
     )
 
 
-def _other_kernels_s(setting: Setting, prices: LayerPrices) -> float:
-    """Device seconds of a mean step outside the experts."""
+def other_kernels_s(setting: Setting, prices: LayerPrices) -> float:
+    """Device seconds of a mean step outside the experts, of all microbatches; of some kinds, of those alone."""
     model = setting.model
     n_moe = len(model.moe_layers)
     windowed = 0
@@ -143,9 +145,10 @@ def _other_kernels_s(setting: Setting, prices: LayerPrices) -> float:
         "head": 1,
     }
     total_s = 0.0
-    for kind, (price,) in prices.items():
-        if not isinstance(price, ExchangeTime) and kind not in PARTS_OF_ATTENTION:
-            total_s += counts[kind] * float(price.sum(axis=-1).mean())
+    for kind, parts in prices.items():
+        for price in parts:
+            if not isinstance(price, ExchangeTime) and kind not in PARTS_OF_ATTENTION:
+                total_s += counts[kind] * float(price.sum(axis=-1).mean())
     return total_s
 
 
@@ -154,15 +157,30 @@ def experts_floor_s(setting: Setting, placement: Placement, visits: Visits) -> f
     layout, n_layers = setting.layout, placement.n_layers
     shape = expert_shape(setting.model, layout.tp)
     cells = layout.n_ranks * n_layers
+    if visits.by_width:
+        return _floor_of_widths_s(setting, visits, cells) * layout.tp
     routed, active = visits.routed / cells, visits.active / cells
     mean_s = fluid_moe_s(routed, active, placement.slots_per_rank().mean(), shape, setting.cluster.device)
     return float(mean_s) * cells * layout.tp
 
 
-def _links(
-    setting: Setting, prices: LayerPrices, exchanged: dict[str, list[list[Duration]]], kernel: str
+def _floor_of_widths_s(setting: Setting, visits: Visits, cells: int) -> float:
+    """Seconds of the experts of all ranks and layers at least, where every rank makes one call of some width."""
+    shape, device = expert_shape(setting.model, setting.layout.tp), setting.cluster.device
+    beside_s, calls_s = 0.0, []
+    for width, routed, active in visits.by_width:
+        multiplied, factor = width.multiplied(shape)
+        calls_s.append(factor * float(fluid_moe_s(0.0, 0.0, 0.0, multiplied, device)))
+        spread_s = factor * float(fluid_moe_s(routed / cells, active / cells, 0.0, multiplied, device))
+        beside_s += spread_s - calls_s[-1]
+    return (min(calls_s) + beside_s) * cells
+
+
+def link_resources(
+    setting: Setting, prices: LayerPrices, reduction: Reduction, exchange: ExchangeSpec
 ) -> tuple[Resource, ...]:
     """Send and receive ports of all devices, under the plan's own traffic, evenly spread."""
+    exchanged, kernel = exchange_prices(setting, reduction, exchange), exchange.kernel
     others = [price for (price,) in prices.values() if isinstance(price, ExchangeTime)]
     return tuple(
         Resource(

@@ -21,10 +21,9 @@ from scenarios.schedule_specs import ScheduleSpec
 from sim.bound.demand import Visits
 from sim.bound.division import Limits, Row, Uses, device_rows, divided_resources, empty_resource, uses_of_tokens
 from sim.bound.resources import Resource, resources
-from sim.offload.offloaded import requests_of
-from sim.offload.prices import tiers_of
-from sim.offload.replay import replay
+from sim.offload.offloaded import replayed_by_step
 from sim.offload.slots import check_offload
+from sim.offload.tiers import tiers_of
 from sim.offload.wanted import wanted_of
 from sim.setting import Setting
 
@@ -47,7 +46,7 @@ def served_of(
     wanted = wanted_of(setting, placement, reduction)
     copies = spec.miss != "host" or spec.prefetch is not None
     best = {"evict": "belady" if copies else "static", "prefetch": None}  # without copies slots stay as they are
-    missed = replay(requests_of(setting, placement, wanted, spec.model_copy(update=best))).loaded
+    missed = replayed_by_step(setting, placement, wanted, spec.model_copy(update=best)).loaded
     may_leave = wanted.used if copies else missed.reshape(wanted.used.shape)
     uses, n_steps = uses_of_tokens(wanted.tokens, len(wanted.tokens)), len(wanted.tokens)
     hosted = np.bincount(wanted.tokens[may_leave], minlength=int(uses.tokens.max()) + 1)[uses.tokens]
@@ -85,7 +84,7 @@ def _host_rows(setting: Setting, spec: OffloadSpec, uses: Uses) -> Iterator[Row]
     yield Row(
         resource=empty_resource("host link", "links", "s", n_devices, "copies of experts, one at a time on a device"),
         fixed=0.0,
-        per_other=tp * tiers.copy_s,
+        per_other=tp * float(tiers.copy_s),
         per_away=0 * each,
     )
     dram = cluster.host.dram_bytes_per_s.value * cluster.n_nodes

@@ -87,9 +87,10 @@ def batch_table(bounds: Bounds) -> rich.table.Table:
 
 def gap_lines(bounds: Bounds) -> list[str]:
     """What stands between the simulated plan and the bound, by cause [s of a step]."""
-    metrics, rows = bounds.simulated.metrics, {row.name: row for row in bounds.at.rows}
+    metrics, (n_parts, floor_s) = bounds.simulated.metrics, bounds.cut
     n_tokens = bounds.at.tokens_per_device * bounds.setting.cluster.n_devices
-    step_s, bound_s = metrics["step_time_s"], n_tokens / bounds.at.tokens_per_s
+    n_tokens = int(metrics.get("requests", n_tokens))
+    step_s, bound_s = n_tokens / metrics["tokens_per_s"], n_tokens / bounds.at.tokens_per_s
     share = shown_percent(metrics["tokens_per_s"] / bounds.at.tokens_per_s)
     reached = (
         f"{bounds.simulated.name}, simulated: {shown_rate(metrics['tokens_per_s'])} tokens/s, {share} of the bound; "
@@ -99,17 +100,42 @@ def gap_lines(bounds: Bounds) -> list[str]:
         lanes = {"the device": "compute", "the copy engine": "to-device", "the host": "host"}
         busy = ", ".join(f"{who} {shown_percent(metrics[f'busy_frac.{lane}'])}" for who, lane in lanes.items())
         return [f"{reached}. Busy: {busy}; the rest is waiting for each other."]
+    if "requests" in metrics:
+        return [f"{reached}{_gap_of_generation(bounds)}"]
     computing_s = metrics["busy_frac.compute"] * (step_s - bounds.simulated.breakdown_s.get("host", 0.0))
-    floor_s = n_tokens / rows["device time"].tokens_per_s
     parts = {
         "tiles, waves and uneven experts": computing_s - floor_s,
         "own transfers not hidden": bounds.simulated.breakdown_s["transfer"],
         "waiting for other devices": bounds.simulated.breakdown_s["waiting"],
         "host between steps": bounds.simulated.breakdown_s.get("host", 0.0),
-        "transfers above computing": floor_s - bound_s,
+        f"kernels of {n_parts} microbatches" if n_parts > 1 else "transfers above computing": floor_s - bound_s,
     }
     named = ", ".join(f"{what} {shown_time(time_s)}" for what, time_s in parts.items() if abs(time_s) > 0.001 * step_s)
     return [f"{reached}: {named}."]
+
+
+LANES = {
+    "device time": "compute",
+    "link to the device": "to-device",
+    "link to the host": "to-host",
+    "host cores": "host",
+}
+"""Lanes of generation by the rows that they are the resources of."""
+
+
+def _gap_of_generation(bounds: Bounds) -> str:
+    """What stands between a pass and its bound: of the binding lane its own work, and its waiting for others."""
+    metrics, lane = bounds.simulated.metrics, LANES.get(bounds.at.binding.name)
+    busy = ", ".join(f"{name} {shown_percent(metrics[f'busy_frac.{one}'])}" for name, one in LANES.items())
+    if metrics["prefill_s"] > 0 or lane is None:
+        prefill = f", prefill {shown_time(metrics['prefill_s'])} before {shown_time(metrics['decode_s'])} of decode"
+        return f"{prefill}. Busy in decode: {busy}; the rest is waiting for each other."
+    step_s = metrics["step_time_s"]
+    own_s, bound_s = metrics[f"busy_frac.{lane}"] * step_s, metrics["requests"] / bounds.at.tokens_per_s
+    return (
+        f": work of the {bounds.at.binding.name} above its bound {shown_time(own_s - bound_s)}, and waiting for others "
+        f"{shown_time(step_s - own_s)}. Busy: {busy}."
+    )
 
 
 def purchase_table(choice: Choice) -> rich.table.Table:

@@ -1,4 +1,7 @@
-"""Which experts a prefetch asks for: bool[step, layer, rank, place], learned from the fitted part where it learns."""
+"""Which experts a prefetch asks for, learned from the fitted part where it learns.
+
+A guess is float64[step, layer, rank, place]: of those asked for the higher comes first, others have -inf.
+"""
 
 from __future__ import annotations
 
@@ -12,27 +15,27 @@ from sim.offload.wanted import Mask, Scores, Wanted
 from sim.setting import Setting
 from traces.routing import RoutingTrace
 
-Guess = Callable[[Wanted, Setting, PrefetchSpec], Mask]
+Guess = Callable[[Wanted, Setting, PrefetchSpec], Scores]
 
 
-def oracle(wanted: Wanted, _setting: Setting, spec: PrefetchSpec) -> Mask:
+def oracle(wanted: Wanted, _setting: Setting, spec: PrefetchSpec) -> Scores:
     """The experts that will be used, those with most tokens first: exact where a router runs ahead (Read-ME)."""
-    return wanted.used if spec.width is None else _widest(wanted.tokens.astype(np.float64), wanted.used, spec.width)
+    return _widest(wanted.tokens.astype(np.float64), wanted.used, spec.width)
 
 
-def last(wanted: Wanted, _setting: Setting, spec: PrefetchSpec) -> Mask:
+def last(wanted: Wanted, _setting: Setting, spec: PrefetchSpec) -> Scores:
     """The experts of the step before, those with most tokens first."""
     tokens = np.zeros_like(wanted.tokens)
     tokens[1:] = wanted.tokens[:-1]
-    return tokens > 0 if spec.width is None else _widest(tokens.astype(np.float64), tokens > 0, spec.width)
+    return _widest(tokens.astype(np.float64), tokens > 0, spec.width)
 
 
-def popular(wanted: Wanted, _setting: Setting, spec: PrefetchSpec) -> Mask:
+def popular(wanted: Wanted, _setting: Setting, spec: PrefetchSpec) -> Scores:
     """The most used of the fitted part, in every step."""
     return _widest(np.broadcast_to(wanted.popular, wanted.tokens.shape), _anyone(wanted), spec.width)
 
 
-def learned(wanted: Wanted, setting: Setting, spec: PrefetchSpec) -> Mask:
+def learned(wanted: Wanted, setting: Setting, spec: PrefetchSpec) -> Scores:
     """Those that followed the experts of the layer `lead` before most often in the fitted part.
 
     score(e') = sum over the experts e of that layer of tokens(e) P(e' | e); P from the tokens of the fitted sequences.
@@ -46,7 +49,7 @@ def learned(wanted: Wanted, setting: Setting, spec: PrefetchSpec) -> Mask:
     return _widest(scores, _anyone(wanted), spec.width)
 
 
-def activation(wanted: Wanted, setting: Setting, spec: PrefetchSpec) -> Mask:
+def activation(wanted: Wanted, setting: Setting, spec: PrefetchSpec) -> Scores:
     """Those that the fitted sequence most like the request so far uses most (MoE-Infinity, arXiv 2401.14361).
 
     Matrices of uses by layer and expert are compared by their cosine; where several requests share a step, what each is
@@ -93,7 +96,7 @@ def _flat(uses: Scores) -> Scores:
     return unit
 
 
-def noisy(wanted: Wanted, setting: Setting, spec: PrefetchSpec) -> Mask:
+def noisy(wanted: Wanted, setting: Setting, spec: PrefetchSpec) -> Scores:
     """Every used expert with chance `recall`, and wrong ones by their popularity until there are `width`.
 
     For predictors of which only the recall is published. Wrong ones are drawn without replacement by Gumbel's trick.
@@ -102,7 +105,8 @@ def noisy(wanted: Wanted, setting: Setting, spec: PrefetchSpec) -> Mask:
     named = wanted.used & (rng.random(wanted.tokens.shape) < (spec.recall or 0.0))
     weight = np.log(wanted.popular + 1.0) + rng.gumbel(size=wanted.tokens.shape)
     wrong = _anyone(wanted) & ~wanted.used
-    return _widest(np.where(named, weight + 1e6, weight), named | wrong, spec.width)
+    chosen = _widest(np.where(named, weight + 1e6, weight), named | wrong, spec.width) > -np.inf
+    return np.where(chosen, weight, -np.inf)  # in an order that does not tell which are right
 
 
 GUESSES: dict[GuessName, Guess] = {
@@ -116,10 +120,15 @@ GUESSES: dict[GuessName, Guess] = {
 
 
 def guessed(wanted: Wanted, setting: Setting, spec: PrefetchSpec) -> Mask:
-    """What the prefetch asks for; nothing of the first `lead` layers where the gate of an earlier one is needed."""
+    """What the prefetch asks for, bool[step, layer, rank, place]."""
+    return ordered_guess(wanted, setting, spec) > -np.inf
+
+
+def ordered_guess(wanted: Wanted, setting: Setting, spec: PrefetchSpec) -> Scores:
+    """The guess of the prefetch; nothing of the first `lead` layers where the gate of an earlier one is needed."""
     asked = GUESSES[spec.by](wanted, setting, spec).copy()
     if spec.by not in UNGUIDED:
-        asked[:, : spec.lead] = False
+        asked[:, : spec.lead] = -np.inf
     return asked
 
 
@@ -148,9 +157,10 @@ def _anyone(wanted: Wanted) -> Mask:
     return np.broadcast_to(wanted.placed, wanted.tokens.shape)
 
 
-def _widest(scores: Scores, candidates: Mask, width: int | None) -> Mask:
-    """The `width` candidates of highest score on every rank; among equals the lower place."""
-    order = np.argsort(-np.where(candidates, scores, -np.inf), axis=-1, kind="stable")
-    chosen = np.zeros(candidates.shape, bool)
-    np.put_along_axis(chosen, order[..., : width or None], True, axis=-1)
-    return chosen & candidates
+def _widest(scores: Scores, candidates: Mask, width: int | None) -> Scores:
+    """The `width` candidates of highest score on every rank, or all; among equals the lower place. Others: -inf."""
+    asked: Scores = np.where(candidates, scores, -np.inf)
+    if width is not None:
+        order = np.argsort(-asked, axis=-1, kind="stable")
+        np.put_along_axis(asked, order[..., width:], -np.inf, axis=-1)
+    return asked

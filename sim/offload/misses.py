@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 
 from scenarios.offload_specs import MissName
 from sim.offload.replay import Split
@@ -16,12 +17,13 @@ from sim.offload.wanted import Mask, Scores
 class MissCosts:
     """Times of one expert, float64[step, row, place] [s] by its tokens: on the host, and on the device once there.
 
-    copy_s  time of its copy; call_s: what the host takes once a layer beside its experts.
+    copy_s  time of its copy, the same for all or float64[row, place]; call_s: what the host takes once a layer beside
+            its experts.
     """
 
     host_s: Scores
     device_s: Scores
-    copy_s: float
+    copy_s: Scores | float
     call_s: float
 
 
@@ -56,8 +58,15 @@ def balanced(costs: MissCosts, step: int, hit: Mask, missed: Mask) -> Mask:
     hits_s = np.where(hit, costs.device_s[step], 0.0).sum(axis=-1, keepdims=True)
     on_device_s = hits_s + np.pad(device_s.cumsum(axis=-1), ((0, 0), (1, 0)))
     last_s = np.pad(device_s, ((0, 0), (1, 0)))
-    end_s = np.maximum(np.maximum(on_host_s, on_device_s), count * costs.copy_s + last_s)
+    end_s = np.maximum(np.maximum(on_host_s, on_device_s), _copies_s(costs.copy_s, order, count) + last_s)
     best = np.where(count <= n_missed, end_s, np.inf).argmin(axis=-1)[:, None]
     chosen = np.zeros_like(missed)
     np.put_along_axis(chosen, order, count[:-1] < best, axis=-1)
     return chosen & missed
+
+
+def _copies_s(copy_s: Scores | float, order: NDArray[np.intp], count: NDArray[np.int64]) -> Scores:
+    """Time of the first copies in an order, by their number."""
+    if np.ndim(copy_s) == 0:
+        return np.asarray(count * copy_s, np.float64)
+    return np.pad(np.take_along_axis(np.asarray(copy_s), order, axis=-1).cumsum(axis=-1), ((0, 0), (1, 0)))

@@ -12,14 +12,18 @@ from sim.figure import STYLE, WIDTH_IN, Figure
 from sim.plots import LINE_COLORS
 from sim.result import RunResult, Table
 
+SIZES = ("packet", "host_memory")
+"""Options in bytes, which results hold as plain numbers."""
+
 
 def slot_lines(table: Table) -> dict[str, list[RunResult]]:
     """Plans that differ in nothing but their slots, by the way they serve misses; only those of two sizes or more."""
     lines: dict[str, list[RunResult]] = {}
     for result in table.results:
         if "slots_frac" in result.metrics:
-            spec = OffloadSpec.model_validate(result.plan["memory"]["offload"])
-            lines.setdefault(way_name(spec), []).append(result)
+            stated = result.plan["memory"]["offload"]
+            sizes = {name: f"{stated[name]:.0f} B" for name in SIZES if name in stated}
+            lines.setdefault(way_name(OffloadSpec.model_validate(stated | sizes)), []).append(result)
     found = {name: sorted(line, key=lambda r: r.metrics["slots_frac"]) for name, line in lines.items() if len(line) > 1}
     return dict(sorted(found.items()))
 

@@ -2,22 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
 
 from hwmodels import host as host_laws
-from hwmodels.cards import LinkCard
-from hwmodels.copies import CopyLaw, block_s, find_copy_law
-from hwmodels.host import Host
-from hwmodels.library import find_copies, find_cpu_kernels
 from hwmodels.moe import expert_shape, grouped_gemm_moe_s
-from hwmodels.sharing import fair_shares
+from hwmodels.widths import Width
 from placement.moe_time import expert_times_s
 from placement.plan import Placement
 from placement.reduction import Reduction
-from scenarios.errors import ScenarioError
 from scenarios.models import ModelCard
 from scenarios.offload_specs import OffloadSpec
 from scenarios.schedule_specs import ExchangeSpec
@@ -27,115 +24,51 @@ from sim.offload.grades import Low
 from sim.offload.misses import MissCosts
 from sim.offload.replay import Replayed
 from sim.offload.slots import lowered
-from sim.offload.wanted import Mask, Wanted
+from sim.offload.tiers import Tiers
+from sim.offload.wanted import Mask, Scores, Wanted
 from sim.program import Layer, Step, Stored, Work
 from sim.setting import Setting
 
-COPIES = ("load", "ahead")
-"""Kinds of works that copy experts to the device."""
-COMPUTED = ("resident", "coming", "loaded")
-"""Kinds of works of experts on the device."""
-HOSTED = ("hosted", "deferred")
-"""Kinds of works of experts on the host."""
 PIECES = 8
 """Copies of a layer's misses that the device waits for one by one; more experts than that come several at once."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Tiers:
-    """What a device's host adds: time of one expert's copy, the host's cores for its experts, and the way there.
-
-    low_copy_s, low_bytes  of an expert in the lower precision of `grades`, 0 without; expert_bytes: of any other.
-    dram_bytes_per_s  share of the host's memory bandwidth that each device's experts have, all devices at once.
-    """
-
-    copy_s: float
-    cores: Host
-    dram_bytes_per_s: float
-    link_bytes_per_s: float
-    link_latency_s: float
-    expert_bytes: float
-    low_copy_s: float = 0.0
-    low_bytes: float = 0.0
-
-
-def tiers_of(setting: Setting, spec: OffloadSpec) -> Tiers:
-    """The host of every device of the setting; devices of a node share its cores and its memory bandwidth evenly.
-
-    Where a plan both copies and leaves work to the cores, they share the bandwidth as if they always met: max-min fair.
-    Raises ScenarioError where the node has no host, or fewer cores than are asked for.
-    """
-    cluster = setting.cluster
-    if cluster.host is None or cluster.host_link is None:
-        raise ScenarioError(
-            f"memory.offload: {cluster.name} has no host whose memory could hold experts; use a node card with a host"
-        )
-    link, n_devices = cluster.host_link, cluster.devices_per_node
-    cores = spec.cores or cluster.host.cores.value
-    threads = cores // n_devices
-    if not 1 <= threads <= cluster.host.cores.value // n_devices:
-        raise ScenarioError(
-            f"memory.offload: {cores} cores for {n_devices} devices of {cluster.host.name}, which has "
-            f"{cluster.host.cores.value}; give {n_devices} to {cluster.host.cores.value}"
-        )
-    host = Host(card=cluster.host, constants=find_cpu_kernels(cluster.host.kernels).constants, n_threads=threads)
-    dram_bytes_per_s = cluster.host.dram_bytes_per_s.value / n_devices
-    both = spec.miss in ("cheaper", "balanced") or (spec.miss == "host" and spec.prefetch is not None)
-    expert_bytes = setting.model.expert_bytes / setting.layout.tp
-    low_bytes = 0.0 if spec.grades is None else lowered(setting.model, spec.grades).expert_bytes / setting.layout.tp
-    copy_s, low_copy_s = _copy_s(expert_bytes, link), _copy_s(low_bytes, link) if low_bytes else 0.0
-    users = (expert_bytes / copy_s, host.dram_bytes_per_s)
-    copies, experts = fair_shares(users, dram_bytes_per_s) if both else np.minimum(users, dram_bytes_per_s)
-    return Tiers(
-        copy_s=max(copy_s, expert_bytes / float(copies)),
-        low_copy_s=max(low_copy_s, low_bytes / float(copies)),
-        expert_bytes=expert_bytes,
-        low_bytes=low_bytes,
-        cores=host,
-        dram_bytes_per_s=float(experts),
-        link_bytes_per_s=link.effective_bytes_per_s,
-        link_latency_s=link.latency_s.value,
-    )
-
-
-def _copy_s(expert_bytes: float, link: LinkCard) -> float:
-    """Time of one expert's copy over the link, as fast as the host's memory may be."""
-    law = copy_law(link)
-    if law is not None:
-        return float(block_s(expert_bytes, law, link.bytes_per_s.value))
-    return link.latency_s.value + expert_bytes / link.effective_bytes_per_s
-
-
-def copy_law(link: LinkCard) -> CopyLaw | None:
-    """The law of copies by the copy engine from pinned memory over this kind of link; None where nobody measured."""
-    copies = find_copies(link.name)
-    return None if copies is None else find_copy_law(copies, "to-device", "copy-engine")
-
-
-def host_bands(setting: Setting) -> dict[str, tuple[float, float]]:
-    """Ends of the 80 % band of measured over predicted time of the works of copies and of the host, by kind."""
-    cluster = setting.cluster
-    if cluster.host is None or cluster.host_link is None:
-        return {}
-    law = copy_law(cluster.host_link)
-    copies = (cluster.host_link.band.low, cluster.host_link.band.high) if law is None else law.low_high
-    cores = find_cpu_kernels(cluster.host.kernels).constants.low_high
-    return dict.fromkeys((*COPIES, "page"), copies) | dict.fromkeys(HOSTED, cores)
-
-
 def miss_costs(setting: Setting, wanted: Wanted, tiers: Tiers) -> MissCosts:
     """Times of every single expert, by its tokens."""
-    shape = expert_shape(setting.model, setting.layout.tp)
     counts = np.arange(wanted.tokens.max() + 1)
-    device_s = grouped_gemm_moe_s(counts[:, None], shape, setting.cluster.device)
-    host_s = host_laws.expert_s(counts, shape, tiers.cores, tiers.dram_bytes_per_s)
-    by_row = wanted.tokens.reshape(len(wanted.tokens), -1, wanted.tokens.shape[-1])
+    rows = (len(wanted.tokens), -1, wanted.tokens.shape[-1])
+
+    def device_s(width: Width | None) -> Seconds:
+        shape, factor = expert_shape(setting.model, setting.layout.tp), 1.0
+        shape, factor = (shape, factor) if width is None else width.multiplied(shape)
+        return np.where(counts > 0, factor * grouped_gemm_moe_s(counts[:, None], shape, setting.cluster.device), 0.0)
+
     return MissCosts(
-        host_s=host_s[by_row],
-        device_s=np.where(counts > 0, device_s, 0.0)[by_row],
-        copy_s=tiers.copy_s,
+        host_s=_by_width(setting, wanted, wanted.tokens, partial(_host_expert_s, setting, tiers, counts)).reshape(rows),
+        device_s=_by_width(setting, wanted, wanted.tokens, device_s).reshape(rows),
+        copy_s=np.reshape(tiers.copy_s, rows[1:]) if np.ndim(tiers.copy_s) else tiers.copy_s,
         call_s=tiers.cores.constants.call_s + 2 * tiers.link_latency_s,
     )
+
+
+def _host_expert_s(setting: Setting, tiers: Tiers, counts: NDArray[np.int64], width: Width | None) -> Seconds:
+    """Time of one expert on the host, by its tokens."""
+    shape = expert_shape(setting.model, setting.layout.tp)
+    stored = shape if width is None else width.stored(shape)
+    return host_laws.expert_s(counts, stored, tiers.cores, tiers.dram_bytes_per_s)
+
+
+def _by_width(
+    setting: Setting, wanted: Wanted, tokens: NDArray[np.int64], table_of: Callable[[Width | None], Seconds]
+) -> Seconds:
+    """Values of every expert by its tokens int64[step, layer, rank, place], of tables by its width."""
+    if setting.widths is None:
+        return table_of(None)[tokens]
+    found: Seconds = np.zeros(tokens.shape)
+    layer = np.arange(len(wanted.expert))[:, None, None]
+    for width, whose in setting.widths.used():
+        found = np.where(whose[layer, np.maximum(wanted.expert, 0)], table_of(width)[tokens], found)
+    return found
 
 
 def caching(step: Step, pricing: OffloadPricing) -> Step:
@@ -154,6 +87,7 @@ def _stored(layer: Layer, pricing: OffloadPricing, row: int) -> Stored:
     number, spec = layer.number, pricing.spec
     prefetched, hosted = spec.prefetch is not None, pricing.served.hosted[:, row].any()
     pieces = range(pricing.n_pieces(row))
+    lets_pass = spec.priority == "demand-first"
     return Stored(
         resident=Work("resident", number),
         ahead=Work("ahead", number) if prefetched else None,
@@ -161,8 +95,21 @@ def _stored(layer: Layer, pricing: OffloadPricing, row: int) -> Stored:
         loads=tuple((Work("load", number, piece), Work("loaded", number, piece)) for piece in pieces),
         hosted=Work("hosted", number) if hosted and spec.defer < 1 else None,
         deferred=Work("deferred", number) if hosted and spec.defer > 0 else None,
+        astray=(Work("astray", number, 0), Work("astray", number, 1)) if lets_pass else (),
+        rest=Work("rest", number) if lets_pass else None,
+        drop=(Work("drop", number, 0), Work("drop", number, 1)) if spec.prefetch and spec.prefetch.cancel else (),
+        reads=tuple(Work("read", number, piece) for piece in pieces) if spec.ssd else (),
+        read_hosted=Work("read hosted", number) if spec.ssd and hosted else None,
+        read_ahead=Work("read ahead", number) if spec.ssd and prefetched else None,
         lead=spec.prefetch.lead if spec.prefetch is not None else 1,
     )
+
+
+def summed(mask: Mask, each: Seconds | float) -> Seconds:
+    """Sum over the places of a mask of what each is worth, alike for all or float64[layer, rank, place]."""
+    if np.ndim(each) == 0:
+        return np.asarray(mask.sum(axis=-1) * each)
+    return np.asarray((mask * each).sum(axis=-1))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -178,6 +125,8 @@ class OffloadPricing:
     tiers: Tiers
     spec: OffloadSpec
     low: Low | None = None
+    guess: Scores | None = None
+    on_drive: Mask | None = None
 
     def n_pieces(self, row: int) -> int:
         """Pieces that the copies of missed experts of a layer come in."""
@@ -186,16 +135,47 @@ class OffloadPricing:
     def prices(self) -> dict[str, list[list[Duration]]]:
         """Times of all works: kind -> [MoE layer][piece] -> float64[step, device]."""
         served, copy_s = self.served, self.tiers.copy_s
-        hosted_s = self._on_host()
+        hosted_s, lets_pass = self._on_host(), self.spec.priority == "demand-first"
         parts_s = {
             "resident": self._on_device(served.resident) + self._low_on_device("resident"),
             "coming": self._on_device(served.coming),
-            "ahead": served.fetched_ahead.sum(axis=-1) * copy_s,
+            "ahead": summed(served.coming if lets_pass else served.fetched_ahead, copy_s),
+            "rest": np.zeros(served.coming.shape[:-1]),
             "hosted": hosted_s * (1 - self.spec.defer),
             "deferred": hosted_s * self.spec.defer,
         }
         found = {kind: [[row] for row in self._rows(times_s)] for kind, times_s in parts_s.items()}
-        return found | self._loads()
+        before_s, beyond_s = (self._rows(times_s) for times_s in self._astray())
+        astray = [list(both) for both in zip(before_s, beyond_s, strict=True)]
+        found |= self._reads()
+        return found | self._loads() | {"astray": astray, "drop": [row * 2 for row in found["rest"]]}
+
+    def _reads(self) -> dict[str, list[list[Duration]]]:
+        """Reads from the drive: with each piece of the misses, of which those in the host's memory come first."""
+        if self.on_drive is None:
+            return {}
+        served, tiers, on_drive = self.served, self.tiers, self.on_drive
+        pieces: list[list[Duration]] = []
+        for row in range(served.loaded.shape[1]):
+            counts = self._piece_counts(row)
+            before = np.cumsum(counts, axis=0) - counts
+            here = (served.loaded & ~on_drive)[:, row].sum(axis=-1)
+            read = counts - np.clip(here - before, 0, counts)
+            pieces.append([self._by_device(tiers.read_s(part)) for part in read])
+        others = {"read hosted": served.hosted & on_drive, "read ahead": served.fetched_ahead & on_drive}
+        whole = {kind: self._rows(tiers.read_s(mask.sum(axis=-1))) for kind, mask in others.items()}
+        return {"read": pieces} | {kind: [[row] for row in rows] for kind, rows in whole.items()}
+
+    def _astray(self) -> tuple[Seconds, Seconds]:
+        """Copies ahead that nobody uses, float64[step, layer, rank] each: of what stands before the last that is used
+        in the order of the guess, and of what stands after it."""
+        served, guess = self.served, self.guess
+        wrong = served.fetched_ahead & ~served.coming
+        if guess is None:
+            return (np.zeros(wrong.shape[:-1]),) * 2
+        last = np.where(served.coming, guess, np.inf).min(axis=-1, keepdims=True)
+        before = wrong & (guess > last)
+        return summed(before, self.tiers.copy_s), summed(wrong & ~before, self.tiers.copy_s)
 
     def _loads(self) -> dict[str, list[list[Duration]]]:
         """Copies of missed experts and their work, piece by piece: pieces differ by one expert at most.
@@ -206,18 +186,21 @@ class OffloadPricing:
             self._copied(slice(None)),
             self._on_device(self.served.loaded) + self._low_on_device("loaded"),
         )
-        copies_s = self.served.loaded.sum(axis=-1) * self.tiers.copy_s
+        copies_s = summed(self.served.loaded, self.tiers.copy_s)
         if self.low is not None:
             copies_s = copies_s + self.low.loaded.sum(axis=-1) * self.tiers.low_copy_s
         loads: list[list[Duration]] = []
         loaded: list[list[Duration]] = []
         for row in range(counts.shape[1]):
-            n_pieces = self.n_pieces(row)
-            parts = [(counts[:, row] + n_pieces - 1 - piece) // n_pieces for piece in range(n_pieces)]
-            shares = [part / np.maximum(counts[:, row], 1) for part in parts]
+            shares = [part / np.maximum(counts[:, row], 1) for part in self._piece_counts(row)]
             loads.append([self._by_device(share * copies_s[:, row]) for share in shares])
             loaded.append([self._by_device(share * worked_s[:, row]) for share in shares])
         return {"load": loads, "loaded": loaded}
+
+    def _piece_counts(self, row: int) -> NDArray[np.int64]:
+        """Experts of each piece that the copies of a layer's misses come in, int64[piece, step, rank]."""
+        n_pieces, copied = self.n_pieces(row), self._copied(row)
+        return (copied + n_pieces - 1 - np.arange(n_pieces)[:, None, None]) // max(n_pieces, 1)
 
     def _copied(self, row: int | slice) -> NDArray[np.int64]:
         """Missed experts of a layer, or all, that are copied, in whatever precision: int64[step, ..., rank]."""
@@ -234,7 +217,7 @@ class OffloadPricing:
         if not mask.any():
             return np.zeros(mask.shape[:-1])
         machine = machine_of(self.setting, self.exchange)
-        shape = expert_shape(model or self.setting.model, self.setting.layout.tp)
+        shape = None if model is None else expert_shape(model, self.setting.layout.tp)
         only = np.moveaxis(mask, 1, 0)
         return np.moveaxis(expert_times_s(machine, self.placement, self.reduction, shape, only=only), 1, 0)
 
@@ -244,9 +227,9 @@ class OffloadPricing:
         if not self.served.hosted.any():
             return np.zeros(self.wanted.tokens.shape[:-1])
         tokens = np.where(self.served.hosted, self.wanted.tokens, 0)
-        shape = expert_shape(setting.model, setting.layout.tp)
-        each_s = host_laws.expert_s(np.arange(tokens.max() + 1), shape, tiers.cores, tiers.dram_bytes_per_s)
-        work_s = each_s[tokens].sum(axis=-1)
+        counts = np.arange(tokens.max() + 1)
+        each_s = _by_width(setting, self.wanted, tokens, partial(_host_expert_s, setting, tiers, counts))
+        work_s = each_s.sum(axis=-1)
         machine = machine_of(setting, self.exchange)
         choices, summed = tokens.sum(axis=-1), np.moveaxis(self.reduction.summed_tokens, 1, 0)
         rows = np.where(summed > 0, np.minimum(choices, summed), choices)

@@ -51,6 +51,7 @@ class Requests:
     used        bool[step, row, place]; ahead: copies asked for before the step's use, or None.
     keeper      who stays; ties float64[row, place] in [0, 1) decide among equals.
     slots       int64[row]; admits: see `Rule`; placed: bool[row, place].
+    cancels     whether what came ahead in vain loses its slot in the same step.
     """
 
     used: Mask
@@ -60,6 +61,7 @@ class Requests:
     slots: NDArray[np.int64]
     placed: Mask
     admits: bool
+    cancels: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -97,6 +99,8 @@ def replay(requests: Requests, split: Split | None = None) -> Replayed:
             keeper.kept(step, cached)
         hit, missed = used & cached, used & ~cached
         loads = missed if split is None else split(step, hit, missed)
+        if requests.cancels:
+            cached = cached & (used | ~fetched[step])
         coming[step] = hit & fetched[step]
         resident[step] = hit & ~fetched[step]
         loaded[step], hosted[step] = loads, missed & ~loads

@@ -54,7 +54,7 @@ def least_scored(wanted: Wanted, spec: OffloadSpec) -> Scores:
 def fewest_ahead(wanted: Wanted, spec: OffloadSpec) -> Scores:
     """Uses in the next `window` steps: SCH of "Not all models suit expert offloading" (arXiv 2505.16056)."""
     so_far = np.cumsum(wanted.used, axis=0, dtype=np.float64)
-    end = np.minimum(np.arange(len(so_far)) + spec.window * wanted.n_pooled, len(so_far) - 1)
+    end = np.minimum(np.arange(len(so_far)) + spec.window * wanted.n_pooled * wanted.n_accesses, len(so_far) - 1)
     return so_far[end] - so_far
 
 

@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from placement.plan import Placement
 from scenarios.errors import ScenarioError
 from scenarios.models import ModelCard
-from scenarios.offload_specs import GradesSpec, OffloadSpec
+from scenarios.offload_specs import LEARNED, GradesSpec, OffloadSpec
 from scenarios.schedule_specs import ScheduleSpec
 from sim.setting import Setting
 
@@ -42,12 +42,24 @@ def check_offload(setting: Setting, placement: Placement, schedule: ScheduleSpec
             f"memory.offload has a schedule of its own: leave schedule.overlap ({schedule.overlap}), pim, move and "
             "payload out"
         )
+    cancels = spec.prefetch is not None and spec.prefetch.cancel
+    timed = spec.priority != "fifo" or spec.packet is not None or spec.ssd is not None or cancels
+    if setting.widths is not None and (spec.pool == "model" or spec.grades is not None or timed):
+        raise ScenarioError(
+            "memory.offload: slots are as large as the widest expert of their layer, and copies and reads of one "
+            "size; with `bits` leave pool: model, grades, priority, packet, cancel and ssd out"
+        )
     least = min(setting.model.top_k, int(placement.slots_per_rank().max()))
     slots = int(slots_of(placement, spec).min())
     if spec.miss != "host" and slots < least:
         raise ScenarioError(
             f"memory.offload: {slots} slots cannot hold the {least} experts of one token; give slots: {least} or more, "
             "or miss: host"
+        )
+    if spec.prefetch is not None and spec.prefetch.by in LEARNED and not setting.fit_sequences:
+        raise ScenarioError(
+            f"memory.offload.prefetch: {spec.prefetch.by} learns from the fitted part, and workload.split.fit 0 leaves "
+            "only the sequences that judge it; give split: {fit: 0.5, evaluate: 0.5}"
         )
     if spec.prefetch is not None and (spec.prefetch.width or 0) > slots:
         raise ScenarioError(

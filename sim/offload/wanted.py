@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -30,6 +30,7 @@ class Wanted:
     dear     bool[step, layer, rank, place]: used, and to be copied in high precision; None: all that are used.
     cheap    the same of experts that may be copied in low precision.
     n_pooled layers whose places share one row; a step is one of them.
+    n_accesses  accesses that a step is divided into, of one expert of every row each.
     """
 
     tokens: NDArray[np.int64]
@@ -40,6 +41,7 @@ class Wanted:
     dear: Mask | None = None
     cheap: Mask | None = None
     n_pooled: int = 1
+    n_accesses: int = 1
 
     @property
     def used(self) -> Mask:
@@ -75,6 +77,23 @@ def out_of_pool(spread: NDArray[Any], shape: tuple[int, ...]) -> NDArray[Any]:
     n_steps, n_layers, n_ranks, n_places = shape
     blocks = spread.reshape(n_steps, n_layers, n_ranks, n_layers, n_places)
     return np.stack([blocks[:, layer, :, layer] for layer in range(n_layers)], axis=1)
+
+
+def one_by_one(wanted: Wanted) -> Wanted:
+    """The same uses one after another in ascending order of places; a step has as many accesses as the busiest row."""
+    used = wanted.used
+    number = np.cumsum(used, axis=-1) - 1
+    n_accesses = max(int(number.max()) + 1, 1)
+    turn = np.arange(n_accesses)[:, None, None, None]
+    tokens = np.where(used[:, None] & (number[:, None] == turn), wanted.tokens[:, None], 0)
+    return replace(wanted, tokens=tokens.reshape(-1, *wanted.tokens.shape[1:]), n_accesses=n_accesses)
+
+
+def before_accesses(asked: Mask, n_accesses: int) -> Mask:
+    """What is asked for before a step's first access: bool[step and access, ...]."""
+    ahead = np.zeros((len(asked), n_accesses, *asked.shape[1:]), bool)
+    ahead[:, 0] = asked
+    return ahead.reshape(-1, *asked.shape[1:])
 
 
 def wanted_of(

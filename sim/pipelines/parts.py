@@ -120,6 +120,7 @@ def _part(setting: Setting, placement: Placement, layers: range) -> Part:
         trace=_trace_part(setting.trace, rows),
         batches=replace(setting.batches, trace=_trace_part(setting.batches.trace, rows)),
         fit_loads=setting.fit_loads[rows],
+        widths=None if setting.widths is None else replace(setting.widths, index=setting.widths.index[rows]),
         is_first=layers[0] == 0,
         is_last=layers[-1] == model.n_layers - 1,
     )

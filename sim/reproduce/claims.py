@@ -10,6 +10,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
+from scenarios.errors import ScenarioError
 from scenarios.loader import load_spec
 from scenarios.paper_specs import ClaimSpec, PaperSpec
 from scenarios.published import RATIO_UNITS
@@ -67,8 +68,11 @@ def reproduced(path: Path, version: str) -> Reproduction:
     """
     paper = load_spec(path, PaperSpec)
     cases = Cases(paper, path.parent, version)
-    cases.fit()
-    rows = tuple(_row(paper, claim, cases) for claim in paper.claims)
+    try:
+        cases.fit()
+        rows = tuple(_row(paper, claim, cases) for claim in paper.claims)
+    except ScenarioError as error:
+        raise ScenarioError(f"{path}: {error}") from None
     return Reproduction(system=paper.system, rows=rows, constants=cases.constants())
 
 

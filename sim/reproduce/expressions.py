@@ -26,7 +26,7 @@ def evaluate(expression: str, metric: Metric) -> float:
     """
     try:
         return _value(ast.parse(expression, mode="eval").body, metric)
-    except (SyntaxError, RecursionError):
+    except (SyntaxError, ValueError, RecursionError, MemoryError, OverflowError):  # what Python's parser raises
         raise ScenarioError(f"'{expression}' is no arithmetic over metric(case)") from None
     except ZeroDivisionError:
         raise ScenarioError(f"'{expression}' divides by a metric that is 0") from None

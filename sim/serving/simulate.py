@@ -10,7 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hwmodels.cluster import build_cluster
-from scenarios.errors import MemoryInfeasible
+from scenarios.errors import MemoryInfeasible, ScenarioError
+from scenarios.models import ModelCard
 from scenarios.serving_specs import ServingSpec
 from scenarios.workload_specs import tokens_by_phase
 from sim.memory import GIB, DeviceMemory, device_memory, kv_bytes_per_request
@@ -79,11 +80,13 @@ class Deployment:
 def serve_plan(session: Session, plan: Plan, spec: ServingSpec, step_of: StepOf) -> LoadResult:
     """The requests of `spec` under a plan.
 
-    Raises MemoryInfeasible where no KV cache is left, or a request is longer than it.
+    Raises MemoryInfeasible where no KV cache is left, or a request is longer than it, and ScenarioError where one is
+    longer than the context of the model.
     """
+    requests = requests_of(spec.requests, session.base, session.spec.seed)
+    _check_context(requests, session.model)
     journal = journal_of(session, plan)
     deployment = deployed(session, plan, spec, journaled_steps(step_of, journal))
-    requests = requests_of(spec.requests, session.base, session.spec.seed)
     corrected, rebalancing = _correction(session, deployment, spec, requests)
     prices, watch = journaled_prices(deployment.prices, journal), watch_of(journal, spec.slo, deployment.table_error)
     served = serve(requests, spec, deployment.n_ranks, deployment.n_blocks, prices, corrected, watch=watch)
@@ -191,7 +194,7 @@ def setting_of(
             "steps": max(1, min(TABLE_STEPS, TABLE_TOKENS // (tokens * n_devices))),
         }
     )
-    return session.setting(plan.cluster, plan.parallel, workload)
+    return session.setting(plan.cluster, plan.parallel, workload, bits=plan.bits)
 
 
 def _sizes(least: int, most: int) -> list[int]:
@@ -225,6 +228,18 @@ def _load(contexts: NDArray[np.int64], n_decode: int) -> RankLoad:
         attended_pairs=int(prompts.sum()),
         finishing=len(contexts) if prompts.size else 0,
     )
+
+
+def _check_context(requests: RequestTrace, model: ModelCard) -> None:
+    lengths = requests.input_tokens + requests.output_tokens
+    longest = int(np.argmax(lengths))
+    if model.max_context_tokens is not None and lengths[longest] > model.max_context_tokens:
+        raise ScenarioError(
+            f"serving.requests: request {longest} of {requests.source} has {requests.input_tokens[longest]:,} tokens "
+            f"in and {requests.output_tokens[longest]:,} out, but the context of {model.name} ends at "
+            f"{model.max_context_tokens:,}; leave it out, shorten it, or set model: {{card: {model.name}, "
+            "max_context_tokens: N}"
+        )
 
 
 def _kv_tokens(session: Session, plan: Plan, setting: Setting, spec: ServingSpec) -> int:

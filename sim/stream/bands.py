@@ -7,11 +7,10 @@ from __future__ import annotations
 
 import numpy as np
 
-from hwmodels.moe import expert_shape
 from scenarios.models import GroupedQueryAttention
 from scenarios.stream_specs import HOST_ATTENTION
-from sim.bands import StepBand
-from sim.offload.prices import host_bands
+from sim.bands import StepBand, experts_ends
+from sim.offload.tiers import host_bands
 from sim.session import Plan
 from sim.setting import Setting
 from sim.stream.generation import Generation
@@ -44,7 +43,7 @@ def families_of(setting: Setting, plan: Plan) -> dict[str, tuple[tuple[str, ...]
     core = ("core", "windowed core")
     on_host = plan.schedule.overlap in HOST_ATTENTION
     return {
-        "experts": (("experts",), kernels.moe(expert_shape(model).weight_dtype).low_high),
+        "experts": (("experts",), experts_ends(setting)),
         "dense": (DENSE, kernels.gemm(model.weight_dtype).low_high),
         "prefill attention": (("prompt", "windowed prompt"), prefill),
         "decode attention": (core, beside["hosted"] if on_host else decode),

@@ -14,13 +14,13 @@ from scenarios.workload_specs import GenerateSpec
 from sim.memory import (
     GIB,
     DeviceMemory,
-    check_host,
     check_memory,
     device_memory,
     fullest,
     kv_bytes_per_request,
     pool_memories,
 )
+from sim.offload.host_cache import check_tiers
 from sim.session import Plan
 from sim.setting import Setting
 from sim.stream.generation import check_streams
@@ -42,7 +42,8 @@ def checked_memory(setting: Setting, placement: Placement, plan: Plan, *, spills
     if not spills:
         for held in memories:
             check_memory(held, setting, placement)
-    check_host(setting, placement, plan.memory)
+    if plan.memory.offload is not None:
+        check_tiers(setting, placement, plan.memory.offload)
     return fullest(memories)
 
 
@@ -72,8 +73,7 @@ def check_streamed_host(setting: Setting, stream: StreamSpec) -> None:
     host, model, generate = setting.cluster.host, setting.model, setting.workload.generate
     if host is None or host.dram_bytes is None:
         return
-    weights = len(model.moe_layers) * model.n_experts * model.expert_bytes * (1 - stream.held)
-    weights += _other_streamed_bytes(model) if stream.weights == "layers" else 0.0
+    weights = streamed_bytes(setting, stream)
     cache = 0.0
     if generate is not None:
         per_request = kv_bytes_per_request(model, generate.prompt_tokens + generate.new_tokens, 1)
@@ -85,6 +85,12 @@ def check_streamed_host(setting: Setting, stream: StreamSpec) -> None:
             f"{host.dram_bytes.value / GIB:.1f} GiB; short by {short / GIB:.1f} GiB. Levers: fewer requests (fewer or "
             "smaller microbatches), a smaller weight or KV dtype, another host"
         )
+
+
+def streamed_bytes(setting: Setting, stream: StreamSpec) -> float:
+    """Bytes of the weights that lie in the host's memory."""
+    experts = float(setting.expert_bytes.sum()) * (1 - stream.held)
+    return experts + (_other_streamed_bytes(setting.model) if stream.weights == "layers" else 0.0)
 
 
 def _largest_part(setting: Setting, generate: GenerateSpec, schedule: ScheduleSpec) -> int:

@@ -90,32 +90,42 @@ def pass_prices(
         windowed = frozenset(range(0, model.n_layers, model.attention.windowed_every))
     own = layer_prices(setting, n_parts, exchange)
     parts = [_part_prices(one, part, ways, spec.host_frac) for part in range(n_parts)]
-    pages = {
-        kind: (ways.copy_s(np.full((setting.batches.n_steps, 1), size), ways.to_device * spec.link_frac),)
-        for kind, size in page_bytes(model, spec, n_pages).items()
-    }
+    by_layer = setting.expert_bytes.sum(axis=1).tolist()
+
+    def copied_s(kind: str, experts: float) -> Seconds:
+        size = page_bytes(model, spec, experts, n_pages)[kind]
+        return ways.copy_s(np.full((setting.batches.n_steps, 1), size), ways.to_device * spec.link_frac)
+
+    others = [kind for kind in page_bytes(model, spec, by_layer[0], n_pages) if kind != "page"]
     experts = by_chunk(expert_times_s(machine_of(setting, exchange), placement, one.reduction), n_parts)
     return Prices(
         per_layer=own
         | {kind: tuple(prices[kind] for prices in parts) for kind in parts[0]}
-        | {kind: times * n_parts for kind, times in pages.items()},
-        per_chunk={"experts": [list(chunks) for chunks in experts]},
+        | {kind: (copied_s(kind, 0.0),) * n_parts for kind in others},
+        per_chunk={
+            "experts": [list(chunks) for chunks in experts],
+            "page": [[copied_s("page", size)] * n_parts for size in by_layer],
+        },
         windowed_layers=windowed,
         moe_row={layer: row for row, layer in enumerate(model.moe_layers)},
     )
 
 
-def ring_prices(setting: Setting, spec: StreamSpec) -> dict[str, tuple[Duration, ...]]:
-    """Copies of a layer's experts to each device of a setting that shares them: float64[step, device]."""
+def ring_prices(setting: Setting, spec: StreamSpec) -> list[list[Duration]]:
+    """Copies of a layer's experts to each device that shares them: [MoE layer][0], float64[step, device]."""
     ways = ways_of(setting, host_attention=False)
-    own = page_bytes(setting.model, spec)["page"] / setting.layout.n_devices
-    copied = np.full((setting.batches.n_steps, setting.layout.n_devices), own)
-    return {"page": (ways.copy_s(copied, ways.to_device * spec.link_frac),)}
+    rate, shape = ways.to_device * spec.link_frac, (setting.batches.n_steps, setting.layout.n_devices)
+    return [
+        [ways.copy_s(np.full(shape, page_bytes(setting.model, spec, size)["page"] / setting.layout.n_devices), rate)]
+        for size in setting.expert_bytes.sum(axis=1).tolist()
+    ]
 
 
-def page_bytes(model: ModelCard, spec: StreamSpec, n_pages: int = 1) -> dict[str, float]:
-    """Bytes of a page of an MoE layer ("page"), of one without experts, and of attention's weights, not in pages."""
-    experts = model.n_experts * model.expert_bytes
+def page_bytes(model: ModelCard, spec: StreamSpec, experts: float, n_pages: int = 1) -> dict[str, float]:
+    """Bytes of a page of an MoE layer ("page"), of one without experts, and of attention's weights, not in pages.
+
+    experts  bytes of the routed experts of the layer.
+    """
     if spec.weights == "experts":
         return {"page": experts * (1 - spec.held) / n_pages}
     width = BYTES_PER_VALUE[model.weight_dtype]

@@ -39,7 +39,7 @@ def generated(session: Session, setting: Setting, plan: Plan) -> Generated:
     schedule, workload = plan.schedule, setting.workload
     if schedule.microbatch is not None:
         sized = workload.model_copy(update={"tokens_per_device": schedule.microbatch * schedule.chunks})
-        setting = session.setting(plan.cluster, plan.parallel, sized)
+        setting = session.setting(plan.cluster, plan.parallel, sized, bits=plan.bits)
     placement = session.plan_of(setting, plan).placement
     memory = checked_memory(setting, placement, plan)
     reduction = session.reduction(setting, placement, schedule)

@@ -39,8 +39,8 @@ def parse_axis(option: str) -> Axis:
 
 
 def _split(text: str) -> list[str]:
-    parts, depth, quote = [""], 0, ""
-    for letter in text:
+    parts, depth, quote, begin = [], 0, "", 0
+    for place, letter in enumerate(text):
         if quote:
             quote = "" if letter == quote else quote
         elif letter in "\"'":
@@ -50,10 +50,9 @@ def _split(text: str) -> list[str]:
         elif letter in ")}]":
             depth -= 1
         if letter == "," and depth == 0 and not quote:
-            parts.append("")
-        else:
-            parts[-1] += letter
-    return parts
+            parts.append(text[begin:place])
+            begin = place + 1
+    return [*parts, text[begin:]]
 
 
 def points_of(axes: Sequence[Axis], zipped: Sequence[Axis], n_random: int | None, seed: int) -> list[Point]:
@@ -78,6 +77,8 @@ def points_of(axes: Sequence[Axis], zipped: Sequence[Axis], n_random: int | None
     n_points = int(np.prod([len(group) for group in groups], dtype=object))
     if n_points > MOST_POINTS and n_random is None:
         raise ScenarioError(f"{n_points:,} points are too many; give --random {MOST_POINTS} or fewer values")
+    if n_points >= 1 << 63:
+        raise ScenarioError(f"{n_points:.3g} points are too many to draw from; give fewer values")
     if n_random is None or n_random >= n_points:
         return [_joined(parts) for parts in product(*groups)]
     rng = np.random.default_rng([seed, 5])

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from scenarios.files import write_text
+from scenarios.reading import regular
 from scenarios.specs import ScenarioSpec
 from traces.servegen import CLIENTS
 
@@ -60,14 +61,19 @@ def _digest_of_code() -> bytes:
 
 
 def load(folder: Path, key: str) -> Result | None:
-    """The stored result of a key, or None where it is not done, or its file is damaged."""
+    """The stored result of a key, or None where it is not done, or its file is not what was saved."""
     try:
-        found = json.loads((folder / f"{key}.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        found = json.loads(regular(folder / f"{key}.json").read_text(encoding="utf-8"))
+        whole = isinstance(found, dict) and found.pop("sum", None) == _sum(found)
+    except (OSError, ValueError, RecursionError):
         return None
-    return found if isinstance(found, dict) and found.get("key") == key else None
+    return found if whole and found.get("key") == key else None
 
 
 def save(folder: Path, result: Result) -> None:
-    """Keep a result, whole or not at all."""
-    write_text(json.dumps(result) + "\n", folder / f"{result['key']}.json")
+    """Keep a result with its check sum, whole or not at all."""
+    write_text(json.dumps(result | {"sum": _sum(result)}) + "\n", folder / f"{result['key']}.json")
+
+
+def _sum(result: Result) -> str:
+    return hashlib.sha256(json.dumps(result, sort_keys=True).encode()).hexdigest()[:24]

@@ -39,7 +39,7 @@ def simulated(task: Task) -> Result:
     try:
         session = _shared(task)
         plan = Plan.of(task.spec)
-        setting = session.setting(plan.cluster, plan.parallel, task.spec.workload)
+        setting = session.setting(plan.cluster, plan.parallel, task.spec.workload, bits=plan.bits)
         found = simulate(session, setting, plan)
     except MoesimError as error:
         return result | {"error": str(error), "infeasible": error.exit_code == 3}

@@ -163,9 +163,12 @@ class TestCalibrate:
             (["gemm.csv", "--card", "h200-sxm", "--json", "no/own.json"], "there is no folder no"),
             (["gemm.csv"], "timings of kernels need the device: --card CARD"),
             (["--card", "h200-sxm"], "Missing argument 'TIMINGS...'"),
-            (["broken.csv", "--card", "h200-sxm"], "broken.csv: row 0 has latency -1.0; times must be positive"),
+            (
+                ["broken.csv", "--card", "h200-sxm"],
+                "broken.csv: row 0 has latency -1.0; times and rates must be positive",
+            ),
             (["other.csv", "--card", "h200-sxm"], "other.csv: the columns fit no family of kernels"),
-            (["one.csv", "--card", "h200-sxm"], "no constants came of these tables: gemm bf16"),
+            (["one.csv", "--card", "h200-sxm"], "no constants came of one.csv: gemm bf16"),
         ],
     )
     def test_bad_input(self, moesim: Command, folder: Path, exact: str, arguments: list[str], text: str) -> None:

@@ -191,6 +191,8 @@ BASE: dict[str, Any] = {
         {"slots": 0, "evict": "static", "miss": "host", "defer": 0.5},
         {"slots": 16, "evict": "arc", "prefetch": {"by": "activation", "width": 4, "lead": 2}},
         {"slots": 32, "pool": "model", "evict": "hobbit", "grades": {"slots": 8}},
+        {"slots": 32, "pool": "model", "replay": "per-access", "priority": "demand-first", "packet": "1 MiB"}
+        | {"prefetch": {"by": "popular", "width": 4}},
     ],
 )
 def test_both_executors_agree(offload: dict[str, Any]) -> None:

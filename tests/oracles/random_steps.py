@@ -39,12 +39,14 @@ class Case:
     durations: list[Duration]
     start_s: Seconds
     law: str
+    packet_s: float = np.inf
 
     def vector(self) -> Finished:
-        return execute(self.op_list, self.durations, self.start_s, law=LAWS[self.law])
+        law = LAWS[self.law]
+        return execute(self.op_list, self.durations, self.start_s, law=law, packet_s=self.packet_s)
 
     def events(self) -> Finished:
-        return execute_events(self.op_list, self.durations, self.start_s, law=self.law)
+        return execute_events(self.op_list, self.durations, self.start_s, law=self.law, packet_s=self.packet_s)
 
 
 def policy_case(policy: str, law: str, seed: int, *, max_devices: int = 6) -> Case:

@@ -29,7 +29,7 @@ SMOKE, CASES = 4, 80
 
 def assert_agree(case: Case, name: str) -> None:
     """Ends and send ends of all operations, relative to the later of the two."""
-    end_s, send_end_s = simulate(case.op_list.ops, case.durations, case.start_s, case.law)
+    end_s, send_end_s = simulate(case.op_list.ops, case.durations, case.start_s, case.law, case.packet_s)
     assert np.isfinite(end_s).all(), f"{name}: the textbook model never ends"
     for executor, finished in (("vector", case.vector()), ("event", case.events())):
         for what, got_s, want_s in (("end", finished.end_s, end_s), ("send end", finished.send_end_s, send_end_s)):

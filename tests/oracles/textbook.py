@@ -16,9 +16,13 @@ Flow = tuple[int, int]
 """(source, destination)"""
 
 
-def simulate(ops: Sequence[Op], durations: Sequence[Duration], start_s: Seconds, law: str) -> tuple[Seconds, Seconds]:
+def simulate(
+    ops: Sequence[Op], durations: Sequence[Duration], start_s: Seconds, law: str, packet_s: float = np.inf
+) -> tuple[Seconds, Seconds]:
     """(end_s, send_end_s), each float64[operation, device]; lanes of device d are free from start_s[d] on."""
     step = Step(ops, start_s)
+    polite = any(op.lanes == ("to-device-later",) for op in ops)
+    step.packet_s = packet_s
     for index, duration in enumerate(durations):
         exchange = _exchange(step, duration, law) if isinstance(duration, ExchangeTime) else None
         for device in range(len(start_s)):
@@ -26,7 +30,9 @@ def simulate(ops: Sequence[Op], durations: Sequence[Duration], start_s: Seconds,
                 step.env.process(step.send(index, device, exchange))
                 step.env.process(step.receive(index, device, exchange))
             elif not isinstance(duration, ExchangeTime):
-                step.env.process(step.compute(index, device, float(duration[device])))
+                copies = polite and ops[index].lanes[0].startswith("to-device")
+                make = step.compute if not copies else step.let_pass if len(ops[index].lanes[0]) > 9 else step.pass_by
+                step.env.process(make(index, device, float(duration[device])))
     step.env.run()
     return step.end_s, np.where(np.isnan(step.send_end_s), step.end_s, step.send_end_s)
 
@@ -37,8 +43,14 @@ class Step:
     def __init__(self, ops: Sequence[Op], start_s: Seconds) -> None:
         self.env, self.ops, self.start_s = simpy.Environment(), ops, [float(s) for s in start_s]
         devices = range(len(start_s))
-        lanes = dict.fromkeys(lane for op in ops for lane in op.lanes)
+        lanes: dict[str, None] = dict.fromkeys(lane for op in ops for lane in op.lanes)
+        lanes["second queue"] = None
         self.lanes = {name: [simpy.Resource(self.env, capacity=1) for _ in devices] for name in lanes}
+        self.engine = [simpy.Resource(self.env, capacity=1) for _ in devices]
+        self.freed = [self.env.event() for _ in devices]
+        self.sending = [-1 for _ in devices]
+        self.begun = [[self.env.event() for _ in devices] for _ in ops]
+        self.packet_s, self.left_s = np.inf, dict[tuple[int, int], float]()
         self.done = [[self.env.event() for _ in devices] for _ in ops]
         self.end_s = np.full((len(ops), len(start_s)), np.nan)
         self.send_end_s = self.end_s.copy()
@@ -57,6 +69,74 @@ class Step:
             yield self.dependencies(op, device)
             yield self.env.timeout(duration_s)
         self.finish(op, device)
+
+    def pass_by(self, op: int, device: int, duration_s: float) -> Process:
+        """A copy of the first queue, or the rest of one of the second: in line with its like, before all packets."""
+        yield self.env.timeout(self.start_s[device])
+        of = self.ops[op].rest_of
+        with self.lanes["to-device"][device].request() as turn:
+            yield turn
+            yield self.dependencies(op, device)
+            if of is not None:
+                yield self.begun[of][device]
+            if self.ops[op].drops:
+                assert of is not None
+                self.left_s[of, device] = 0.0
+                if self.sending[device] != of and np.isnan(self.end_s[of, device]):
+                    self.finish(of, device)
+            elif np.isnan(self.end_s[of, device]) if of is not None else duration_s > 0:
+                with self.engine[device].request() as engine:
+                    yield engine
+                    left_s = duration_s if of is None else self.left_s.pop((of, device), 0.0)
+                    yield self.env.timeout(left_s)
+                if of is not None and left_s > 0:
+                    self.finish(of, device)
+                self.free(device)
+            self.finish(op, device)
+
+    def let_pass(self, op: int, device: int, duration_s: float) -> Process:
+        """A copy of the second queue, packet by packet, each of which begins when the moment has nothing else to do."""
+        yield self.env.timeout(self.start_s[device])
+        with self.lanes["to-device-later"][device].request() as turn:
+            yield turn
+            yield self.dependencies(op, device)
+            self.left_s[op, device] = duration_s
+            self.begun[op][device].succeed()
+        if duration_s == 0:
+            self.finish(op, device)
+            return
+        with self.lanes["second queue"][device].request() as turn:
+            yield turn
+            while self.left_s.get((op, device), 0.0) > 0:
+                yield self.settled()
+                if not self.left_s.get((op, device)):
+                    break
+                if self.engine[device].count:
+                    yield self.freed[device]
+                    continue
+                with self.engine[device].request() as engine:
+                    yield engine
+                    if (op, device) not in self.left_s:
+                        break
+                    size_s = min(self.packet_s, self.left_s[op, device])
+                    self.left_s[op, device] -= size_s
+                    self.sending[device] = op
+                    yield self.env.timeout(size_s)
+                    self.sending[device] = -1
+                self.free(device)
+        if self.left_s.get((op, device)) == 0 and np.isnan(self.end_s[op, device]):
+            self.finish(op, device)
+
+    def free(self, device: int) -> None:
+        freed, self.freed[device] = self.freed[device], self.env.event()
+        freed.succeed()
+
+    def settled(self) -> simpy.Event:
+        """Happens now, after all else that happens now."""
+        event = self.env.event()
+        event._ok, event._value = True, None
+        self.env.schedule(event, priority=2)  # type: ignore[arg-type]
+        return event
 
     def send(self, op: int, device: int, exchange: "PortExchange | MessageExchange") -> Process:
         yield self.env.timeout(self.start_s[device])

@@ -75,6 +75,7 @@ GPT_OSS_120B: dict[str, Any] = {
 }
 DEEPSEEK_V3: dict[str, Any] = {
     "model_type": "deepseek_v3",
+    "max_position_embeddings": 163840,
     **sizes(61, 7168, 18432, 129280),
     **mla(128, 1536),
     **routed(256, 8, 2048, 1, 3),
@@ -86,7 +87,7 @@ DEEPSEEK_V3: dict[str, Any] = {
 }
 CONFIGS: dict[str, dict[str, Any]] = {
     "mixtral-8x7b": MIXTRAL,
-    "mixtral-8x22b": {**MIXTRAL, **sizes(56, 6144, 16384, 32000), **heads(48, 8)},
+    "mixtral-8x22b": {**MIXTRAL, "max_position_embeddings": 65536, **sizes(56, 6144, 16384, 32000), **heads(48, 8)},
     "phi-3.5-moe": {
         "model_type": "phimoe",
         **sizes(32, 4096, 6400, 32064),
@@ -98,6 +99,7 @@ CONFIGS: dict[str, dict[str, Any]] = {
     },
     "olmoe-1b-7b": {
         "model_type": "olmoe",
+        "max_position_embeddings": 4096,
         **sizes(16, 2048, 1024, 50304),
         **heads(16, 16),
         "num_experts": 64,
@@ -106,6 +108,7 @@ CONFIGS: dict[str, dict[str, Any]] = {
     "gpt-oss-120b": GPT_OSS_120B,
     "deepseek-v2-lite": {
         "model_type": "deepseek_v2",
+        "max_position_embeddings": 163840,
         **sizes(27, 2048, 10944, 102400),
         **mla(16, None),
         **routed(64, 6, 1408, 2, 1),
@@ -116,6 +119,7 @@ CONFIGS: dict[str, dict[str, Any]] = {
     },
     "deepseek-v2": {
         "model_type": "deepseek_v2",
+        "max_position_embeddings": 163840,
         **sizes(60, 5120, 12288, 102400),
         **mla(128, 1536),
         **routed(160, 6, 1536, 2, 1),
@@ -128,6 +132,7 @@ CONFIGS: dict[str, dict[str, Any]] = {
     "kimi-k2": {
         **DEEPSEEK_V3,
         "model_type": "kimi_k2",
+        "max_position_embeddings": 131072,
         "vocab_size": 163840,
         **mla(64, 1536),
         **routed(384, 8, 2048, 1, 1),
@@ -165,6 +170,7 @@ CONFIGS: dict[str, dict[str, Any]] = {
     },
     "qwen3-30b-a3b": {
         "model_type": "qwen3_moe",
+        "max_position_embeddings": 40960,
         **sizes(48, 2048, 6144, 151936),
         **heads(32, 4),
         **QWEN,

@@ -35,7 +35,15 @@ def metric_names() -> set[str]:
     """Metrics that functions called `..._metrics` give, with `<link kind>` or `<number>` for what is filled in."""
     trees = [
         ast.parse((ROOT / "sim" / name).read_text())
-        for name in ("metrics.py", "energy.py", "offload/measures.py", "serving/measures.py", "stream/measures.py")
+        for name in (
+            "metrics.py",
+            "batch_measures.py",
+            "energy.py",
+            "expert_widths.py",
+            "offload/measures.py",
+            "serving/measures.py",
+            "stream/measures.py",
+        )
     ]
     bodies = [node for tree in trees for node in tree.body]
     functions = [node for node in bodies if isinstance(node, ast.FunctionDef) and node.name.endswith("_metrics")]

@@ -89,8 +89,8 @@ class TestPrices:
     def test_pages_are_a_layers_experts(self) -> None:
         model, spec = Session(spec_of(), Path()).model, spec_of(memory={"stream": {"held": 0.25}}).memory.stream
         assert spec is not None
-        assert page_bytes(model, spec, 4) == {"page": 0.75 * 8 * EXPERT_BYTES / 4}
-        whole = page_bytes(model, spec.model_copy(update={"weights": "layers", "held": 0.0}))
+        assert page_bytes(model, spec, 8.0 * EXPERT_BYTES, 4) == {"page": 0.75 * 8 * EXPERT_BYTES / 4}
+        whole = page_bytes(model, spec.model_copy(update={"weights": "layers", "held": 0.0}), 8.0 * EXPERT_BYTES)
         assert whole["page"] == 8 * EXPERT_BYTES
         assert whole["attention page"] == 2 * (2 * 4096 * 4096 + 2 * 4096 * 1024)
 

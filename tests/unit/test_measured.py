@@ -307,7 +307,7 @@ class TestBands:
         ),
         ("decode", MLA, "bfloat16,bfloat16,16,8,1,1023,0.03", "needs the columns of family attention"),
         ("gemm", GEMM, "int17,64,4096,4096,0.02", "1 rows: data type int17: not modelled on h200-sxm"),
-        ("gemm", GEMM, "bfloat16,64,4096,4096,-1", "times must be positive milliseconds"),
+        ("gemm", GEMM, "bfloat16,64,4096,4096,-1", "must be positive"),
         ("gemm", GEMM, "bfloat16,64,4096,many,1", "column k must hold"),
         ("gemm", "m,n,latency", "64,4096,1", "the columns fit no family of kernels"),
         ("prefill", ATTENTION, "8,1,1023,32,4,128,0,bfloat16,0.02", "no row is of use for prefill"),

@@ -18,11 +18,11 @@ from sim.offload.misses import MissCosts, balanced, split_of
 from sim.offload.prices import PIECES
 from sim.offload.replay import Requests, replay
 from sim.offload.rules import RULES, keeper_of, tie_break
-from sim.offload.wanted import Wanted
+from sim.offload.wanted import Wanted, one_by_one
 from sim.result import RunResult
 from sim.run import run
 from tests.small import random_trace, tiny_cluster, tiny_model, tiny_setting
-from traces.caches import events_from_sets, replay_cache
+from traces.caches import CONTRACTS, events_from_sets, replay_cache
 
 N_STEPS, N_EXPERTS = 60, 12
 EXPERT_BYTES = 3 * 2048 * 1024 * 2  # olmoe-1b-7b in bf16
@@ -47,7 +47,7 @@ def wanted_with(seed: int, n_rows: int = 3) -> Wanted:
 
 def requests_of(wanted: Wanted, spec: OffloadSpec, ahead: NDArray[np.bool_] | None = None) -> Requests:
     rule = RULES[spec.evict]
-    rows = (N_STEPS, -1, N_EXPERTS)
+    rows = (len(wanted.tokens), -1, N_EXPERTS)
     placed = wanted.placed.reshape(rows[1:])
     slots, ties = np.full(len(placed), spec.slots), tie_break(wanted, spec).reshape(rows[1:])
     return Requests(
@@ -62,17 +62,21 @@ def requests_of(wanted: Wanted, spec: OffloadSpec, ahead: NDArray[np.bool_] | No
 
 
 @pytest.mark.parametrize("slots", [3, 5, 9, 12])
+@pytest.mark.parametrize("contract", CONTRACTS)
 @pytest.mark.parametrize(("evict", "admission"), [("lru", "forced"), ("lfu", "forced"), ("belady", "bypass")])
-def test_slots_do_what_the_cache_replay_of_traces_does(evict: str, admission: str, slots: int) -> None:
+def test_slots_do_what_the_cache_replay_of_traces_does(evict: str, admission: str, contract: Any, slots: int) -> None:
     """Two implementations, one of rows of bits and one of sorted accesses: equal misses of every step and layer."""
-    wanted = wanted_with(slots)
+    whole = wanted_with(slots)
+    wanted = one_by_one(whole) if contract == "per_access" else whole
     spec = OffloadSpec.model_validate({"slots": slots, "evict": evict, "start": "first"})
     requests = requests_of(wanted, spec)
     # Empty at first, as there: an access before the first step fills the slots with the first experts otherwise.
     got = replay(replace(requests, placed=np.zeros_like(requests.placed)))
-    sets = [[set(np.flatnonzero(layer[0])) for layer in step] for step in wanted.used]
-    want = replay_cache(events_from_sets(sets, N_EXPERTS), slots, evict, admission=admission)  # type: ignore[arg-type]
-    np.testing.assert_array_equal(got.loaded.sum(axis=-1), want.event_misses)
+    sets = [[set(np.flatnonzero(layer[0])) for layer in step] for step in whole.used]
+    events = events_from_sets(sets, N_EXPERTS)
+    want = replay_cache(events, slots, evict, contract=contract, admission=admission)  # type: ignore[arg-type]
+    by_step = got.loaded.reshape(N_STEPS, -1, *got.loaded.shape[1:]).any(axis=1)
+    np.testing.assert_array_equal(by_step.sum(axis=-1), want.event_misses)
 
 
 @pytest.mark.parametrize("evict", [name for name, rule in RULES.items() if rule.priorities is not None])
@@ -195,6 +199,8 @@ def test_chances_are_counted_on_the_tokens_given() -> None:
         ({}, "either slots"),
         ({"slots": 4, "defer": 0.5}, "computes nothing"),
         ({"slots": 4, "miss": "host"}, "evict: static"),
+        ({"slots": 4, "evict": "mrs", "replay": "per-access"}, "evict mrs: decided for all"),
+        ({"slots": 4, "priority": "demand-first"}, "give a prefetch"),
         ({"slots": 4, "evict": "static", "prefetch": {"by": "oracle"}}, "has no place"),
         ({"slots": 4, "prefetch": {"by": "learned"}}, "needs width"),
         ({"slots": 4, "prefetch": {"by": "noisy", "width": 4}}, "noisy needs it"),
@@ -264,6 +270,23 @@ def test_copies_ahead_hide_behind_the_layer_before() -> None:
     assert slow.metrics["cache_hit_frac"] <= quick.metrics["timely_hit_frac"] < 1.0
 
 
+def test_wrong_guesses_are_given_up_when_the_gate_has_spoken() -> None:
+    """On a slow link: fewer bytes and a shorter step than where they are copied to the end."""
+    guess = {"by": "popular", "width": 8}
+    link = {"cluster": BASE["cluster"] | {"host_bandwidth": "4 GB/s"}}
+    way = {"slots": 16, "packet": "1 MiB", "priority": "demand-first"}
+    kept = simulated(way | {"prefetch": guess}, **link)
+    queued = simulated(way | {"prefetch": guess, "priority": "fifo"}, **link)
+    given_up = simulated(way | {"prefetch": guess | {"cancel": True}}, **link)
+    assert kept.metrics["copied_bytes"] == queued.metrics["copied_bytes"] > given_up.metrics["copied_bytes"]
+    assert queued.metrics["step_time_s"] >= kept.metrics["step_time_s"] > given_up.metrics["step_time_s"]
+    copy_s = [
+        result.metrics["busy_frac.to-device"] * result.metrics["step_time_s"] / result.metrics["experts_copied"]
+        for result in (queued, kept, given_up)
+    ]
+    np.testing.assert_allclose(copy_s, copy_s[0])
+
+
 def test_deferred_results_are_waited_for_one_layer_later() -> None:
     """KTransformers: what the host postpones runs beside the next layer's attention."""
     at_once = simulated({"slots": 0, "evict": "static", "miss": "host"})
@@ -281,6 +304,11 @@ def test_deferred_results_are_waited_for_one_layer_later() -> None:
         ({"slots": 16}, {"schedule": {"overlap": "chunked", "chunks": 1}}, "schedule of its own"),
         ({"slots": 16, "evict": "mrs"}, {}, "the trace holds none"),
         ({"slots": 16, "cores": 4096}, {}, "give 1 to 64"),
+        (
+            {"slots": 16, "prefetch": {"by": "learned", "width": 4}},
+            {"workload": BASE["workload"] | {"split": {"fit": 0, "evaluate": 1}}},
+            "learns from the fitted part",
+        ),
         ({"slots": 16}, {"cluster": {"node": "h800-8"}}, "has no host"),
     ],
 )

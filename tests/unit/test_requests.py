@@ -59,6 +59,13 @@ def test_formats(tmp_path: Path, text: str, arrivals: Any, inputs: Any, outputs:
         (PLAIN + "1.0,x,5\n", r":4: not a request"),
         (PLAIN + "nan,5,5\n", "request 2 arrives at nan"),
         (PLAIN + "1.0,5\n", ":4: not a request"),
+        ("arrival_s,input_tokens,output_tokens\n-1,5,5\n", ":2: arrives at -1 s; times begin at 0"),
+        ("ContextTokens,GeneratedTokens,TIMESTAMP\n4,4\n", ":2: not a request"),
+        (PLAIN + "1.0,5,-5\n", ":4: has 5 and -5 tokens; give 1 to"),
+        (PLAIN + "1.0,5,5000000000\n", ":4: has 5 and 5000000000 tokens"),
+        ('{"timestamp": 0, "input_length": 1.5, "output_length": 2}\n', "1.5 is no whole number"),
+        ('{"timestamp": 0, "input_length": 1, "output_length": Infinity}\n', ":1: not a request"),
+        ("TIMESTAMP,ContextTokens,GeneratedTokens\n2023-11-16 18:17:03.9e9,4,4\n", ":2: not a request"),
         ('{"timestamp": 1,\n', ":1: not a line of JSON"),
         ('{"timestamp": 0, "input_length": [1], "output_length": 2}\n', ":1: not a request"),
         (MOONCAKE + "[]\n", ":3: a request must be an object"),
@@ -103,7 +110,7 @@ def test_public_traces_have_their_known_means(name: str, n: int, inputs: int, ou
 def test_prefixes_of_mooncake_are_found_as_often_as_published(name: str, share: float) -> None:
     """Hit rates of an infinite cache by Mooncake's traces (FAST 25); the last block of a prompt is a short one."""
     path = shared_file(f"data/arrivals/mooncake/{name}_trace.jsonl.gz")
-    got = read_requests(path, PrefixCache(None))
+    got = read_requests(path, prefixes=PrefixCache(None))
     assert got.cached_tokens is not None
     assert got.cached_tokens.sum() / (np.ceil(got.input_tokens / 512) * 512).sum() == pytest.approx(share, abs=0.002)
 
@@ -197,6 +204,8 @@ def test_requests_of_a_file_come_faster_and_fewer(tmp_path: Path) -> None:
     spec = RequestsSpec.model_validate({"file": "r.csv", "speed": 2})
     np.testing.assert_allclose(requests_of(spec, tmp_path, 0).arrival_s, [0, 0.026], atol=1e-6)
     assert len(requests_of(spec.model_copy(update={"first": 1}), tmp_path, 0)) == 1
+    (tmp_path / "r.csv").write_text(AZURE + "what comes after is not read\n")
+    assert len(requests_of(spec.model_copy(update={"first": 2}), tmp_path, 0)) == 2
 
 
 @pytest.mark.parametrize(

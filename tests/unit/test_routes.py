@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from placement.layout import ExpertLayout
 from scenarios.cluster_specs import ClusterSpec, ParallelSpec
-from scenarios.errors import PlacementError, ScenarioError, TraceError
+from scenarios.errors import PlacementError, PlacementInfeasible, ScenarioError, TraceError
 from scenarios.routing_specs import RoutingSpec
 from scenarios.schedule_specs import ScheduleSpec
 from scenarios.specs import ScenarioSpec
@@ -18,10 +19,10 @@ from sim.priced_steps import execute_schedule
 from sim.run import run
 from sim.session import placement_problem, reduced
 from sim.setting import Setting, make_setting, open_trace
-from sim.steps import chosen
+from sim.steps import chosen, kept_in_memory
 from tests.small import even_placement, random_ids, tiny_model, trace_of
 from traces.gate_weights import drawn_weights
-from traces.routes import best_choices, masked, most_loaded, nucleus, without_null
+from traces.routes import best_choices, highest, masked, nucleus, without_null
 from traces.routing import RoutingTrace
 from traces.stats import expert_loads
 
@@ -95,8 +96,8 @@ def test_longcat_flash_keeps_eight_of_twelve_choices() -> None:
 
 def test_masked_choices_go_to_kept_experts_as_their_loads() -> None:
     trace = trace_of(random_ids((2, 2, 4000), E, 3), E)
-    kept = most_loaded(trace, 0.5)
     loads = expert_loads(trace)
+    kept = highest(loads, 8)
     for layer in range(2):
         assert sorted(loads[layer])[-8:] == sorted(loads[layer][kept[layer]])
     got = masked(trace, kept, np.random.default_rng(0))
@@ -107,6 +108,43 @@ def test_masked_choices_go_to_kept_experts_as_their_loads() -> None:
         assert np.isin(got.ids[layer], experts).all()
         gained = (expert_loads(got) - loads)[layer][experts]
         assert np.corrcoef(gained, loads[layer][experts])[0, 1] > 0.9
+
+
+def test_a_pruned_model_has_the_experts_of_the_highest_scores_of_the_fitted_part() -> None:
+    """Kept by gate weights of the fitted sequences in plain loops; numbers stand for the kept ones in their order."""
+    weights = np.random.default_rng(1).dirichlet([1, 1], (2, 128)).transpose(0, 2, 1).astype(np.float16)
+    trace = trace_of(random_ids((2, 2, 128), 8), 8, [16] * 8, weights=weights)
+    fit = np.array([1, 4, 6])
+    scores = np.zeros((2, 8))
+    for layer in range(2):
+        for sequence in fit:
+            for token in range(16 * sequence, 16 * sequence + 16):
+                for place in range(2):
+                    scores[layer, trace.ids[layer, place, token]] += float(weights[layer, place, token])
+    asked: dict[str, Any] = {"mask": {"keep": 0.5, "by": "weight", "prune": True}}
+    got = chosen(trace, RoutingSpec.model_validate(asked), fit)
+    assert (got.n_experts, got.ids.max()) == (4, 3)
+    for layer in range(2):
+        kept = sorted(np.argsort(-scores[layer])[:4])
+        stays = np.isin(trace.ids[layer], kept)
+        assert (np.array(kept)[got.ids[layer]][stays] == trace.ids[layer][stays]).all()
+    with pytest.raises(TraceError, match="layers keep 2 to 3 experts"):
+        chosen(trace, RoutingSpec.model_validate({"mask": {"experts": [[0, 1], [0, 1, 2]], "prune": True}}))
+
+
+def test_as_many_experts_are_kept_as_fit() -> None:
+    """Two layers of experts of two devices: room for five experts of each on a device keeps ten; for half an expert,
+    none, which is told with what is short."""
+    model, layout = tiny_model(n_experts=16), ExpertLayout(n_devices=2, devices_per_node=2)
+
+    def kept(room: float) -> int | None:
+        asked = {"mask": {"device": f"{room * model.expert_bytes} B", "prune": True}}
+        return kept_in_memory(model, RoutingSpec.model_validate(asked), layout)
+
+    assert len(model.moe_layers) == 2
+    assert (kept(11.9), kept(10.0), kept(1000.0)) == (10, 10, 16)
+    with pytest.raises(PlacementInfeasible, match=r"hold 0 experts of each layer, where a token takes 2; short by"):
+        kept(1.0)
 
 
 def test_a_mask_works_with_all_256_ids_of_a_byte() -> None:
@@ -148,7 +186,7 @@ def test_routes_that_a_trace_cannot_give_are_refused(routing: dict[str, Any], te
     ],
 )
 def test_options_that_belong_to_nothing_are_refused(routing: dict[str, Any]) -> None:
-    with pytest.raises(ValueError, match=r"option of|group device or step|give either"):
+    with pytest.raises(ValueError, match=r"option of|group device or step|give one of"):
         RoutingSpec.model_validate(routing)
 
 

@@ -118,6 +118,8 @@ def test_the_same_seed_serves_the_same_load() -> None:
 def test_what_cannot_be_served_is_refused() -> None:
     with pytest.raises(ScenarioError, match="name one schedule"):
         loaded(schedule={"search": [{"overlap": "none"}]})
+    with pytest.raises(ScenarioError, match="the context of olmoe-1b-7b changed ends at 4,096; leave it out, shorten"):
+        loaded(serving=BASE["serving"] | {"requests": {"requests_per_s": 1.0, "n": 1, "input_tokens": 9000}})
     with pytest.raises(MemoryInfeasible, match="the KV cache of a rank holds"):
         loaded(serving=BASE["serving"] | {"kv_tokens": 64})
     with pytest.raises(MemoryInfeasible):

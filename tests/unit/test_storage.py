@@ -174,7 +174,7 @@ def test_header_and_size_must_agree(tmp_path: Path) -> None:
 def test_compressed_arrays_have_a_size_limit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     np.savez_compressed(tmp_path / "t.npz", ids=np.zeros(10_000, np.uint8))
     assert read_arrays(tmp_path / "t.npz")["ids"].shape == (10_000,)
-    monkeypatch.setattr("traces.storage.MAX_INFLATED_BYTES", 10_000)
+    monkeypatch.setattr("scenarios.reading.MAX_INFLATED_BYTES", 10_000)
     with pytest.raises(TraceError, match="inflates to 10128 bytes"):
         read_arrays(tmp_path / "t.npz")
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import csv
 import io
-import json
 import math
 import re
 from collections.abc import Iterator, Mapping
@@ -17,6 +16,7 @@ from numpy.lib import format as npy
 from numpy.typing import NDArray
 
 from scenarios.errors import TraceError
+from scenarios.reading import plain_json, regular
 
 MAX_JSON_BYTES = 1 << 30
 MAX_LINE_BYTES = 64 << 20
@@ -53,14 +53,14 @@ def need(record: Mapping[str, Any], key: str, kind: type[Kind], where: str) -> K
 def parse_json(data: bytes, where: str) -> Any:
     """Value of a JSON text."""
     try:
-        return json.loads(data)
+        return plain_json(data)
     except (ValueError, RecursionError) as error:
         raise TraceError(f"{where}: not valid JSON ({error}); export the file again") from None
 
 
 def read_json(path: Path) -> Any:
     """Value of a JSON file of at most 1 GiB."""
-    size = path.stat().st_size
+    size = regular(path).stat().st_size
     if size > MAX_JSON_BYTES:
         raise TraceError(f"{path.name} has {size} bytes, more than {MAX_JSON_BYTES}; split it, or export JSON lines")
     return parse_json(path.read_bytes(), path.name)
@@ -81,7 +81,7 @@ def json_records(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
 
 
 def _json_lines(path: Path) -> Iterator[tuple[str, Any]]:
-    with path.open("rb") as stream:
+    with regular(path).open("rb") as stream:
         for number in range(1, 1 << 62):
             line = stream.readline(MAX_LINE_BYTES + 1)
             if not line:
@@ -96,7 +96,7 @@ def _json_lines(path: Path) -> Iterator[tuple[str, Any]]:
 def csv_rows(path: Path, columns: tuple[str, ...]) -> Iterator[tuple[str, list[str]]]:
     """(place, fields) for each row of a CSV file whose header starts with `columns`; all rows have equal length."""
     csv.field_size_limit(MAX_CSV_FIELD_CHARS)
-    with path.open(encoding="utf-8", newline="") as stream:
+    with regular(path).open(encoding="utf-8", newline="") as stream:
         reader = csv.reader(stream, strict=True)
         try:
             header = [name.strip() for name in next(reader, [])]
@@ -122,7 +122,7 @@ def number(text: str, where: str) -> int:
 
 def read_npy(path: Path) -> NDArray[Any]:
     """Array of a .npy file; never through pickle."""
-    with path.open("rb") as stream:
+    with regular(path).open("rb") as stream:
         return npy_array(stream, path.stat().st_size, path.name)
 
 
@@ -154,7 +154,11 @@ def whole_numbers(values: Any, where: str, *, ndim: int) -> NDArray[np.integer[A
         array = np.asarray(values)
     except (ValueError, TypeError, OverflowError) as error:
         raise TraceError(f"{where}: not a regular array ({error}); export it again") from None
-    if array.dtype.kind == "f" and (array == np.floor(array)).all() and (np.abs(array) < 2**53).all():
+    if (
+        array.dtype.kind == "f"
+        and (array == np.floor(array)).all()
+        and (np.abs(array).astype(np.float64) < 2**53).all()
+    ):
         array = array.astype(np.int64)
     if array.ndim == ndim and array.size == 0:
         return array.astype(np.int64)

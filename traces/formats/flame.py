@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from scenarios.errors import TraceError
+from scenarios.reading import regular
 from traces.formats.files import data_files, whole_numbers
 from traces.formats.gather import checked_ids, counting, half
 from traces.formats.repair import to_trace
@@ -18,6 +19,7 @@ from traces.recording import ImportOptions, RawIds, Recording
 from traces.routing import RoutingTrace
 from traces.storage import read_arrays
 
+MAX_ROWS = 1 << 28
 N_EXPERTS = 64  # all models of the FLAME-MoE family
 SOURCE = "FLAME-MoE traces"
 
@@ -119,10 +121,13 @@ def _read_parquet(path: Path, columns: list[str]) -> Any:
     except ImportError:
         raise TraceError("reading Parquet needs pyarrow; install it with `pip install 'moesim[tables]'`") from None
     try:
-        table = parquet.read_table(path, columns=columns)
+        n_rows = parquet.read_metadata(regular(path)).num_rows
+        table = None if n_rows > MAX_ROWS else parquet.read_table(path, columns=columns)
     except Exception as error:  # a corrupt file surfaces as OSError, ArrowInvalid, KeyError and more
         reason = str(error).strip().splitlines()[0][:160] if str(error).strip() else type(error).__name__
         raise TraceError(f"{path.name}: not a readable Parquet file ({reason}); copy it again") from None
+    if table is None:
+        raise TraceError(f"{path.name}: {n_rows:,} tokens, more than {MAX_ROWS:,}; split the file")
     missing = [name for name in columns if name not in table.column_names]
     if missing:
         raise TraceError(f"{path.name}: no column '{missing[0]}'; is it the right file?")

@@ -116,7 +116,7 @@ def half(weights: NDArray[Any], where: str) -> NDArray[np.float16]:
 
     Raises TraceError where one is not finite or beyond float16.
     """
-    if weights.dtype.kind not in "fiu" or not (np.abs(weights) <= np.finfo(np.float16).max).all():
+    if weights.dtype.kind not in "fiu" or not (np.abs(weights.astype(np.float64)) <= np.finfo(np.float16).max).all():
         raise TraceError(f"{where}: a gate weight is not finite, or beyond 65504; export the file again")
     return weights.astype(np.float16)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from scenarios.errors import TraceError
+from scenarios.reading import check_sizes, regular
 from traces.formats.files import need, parse_json, whole_numbers
 
 MAX_HEADER_BYTES = 100 << 20  # the limit of the safetensors library itself
@@ -21,7 +23,7 @@ _DTYPES = {
 
 def read_safetensors(path: Path) -> dict[str, NDArray[Any]]:
     """Arrays of a safetensors file: 8 bytes header length, a JSON header, raw little-endian values."""
-    raw = np.fromfile(path, dtype=np.uint8)
+    raw = np.fromfile(regular(path), dtype=np.uint8)
     length = int.from_bytes(raw[:8].tobytes(), "little")
     if len(raw) < 8 or length > min(len(raw) - 8, MAX_HEADER_BYTES):
         raise TraceError(f"{path.name}: no safetensors header, or the file is truncated; copy it again")
@@ -47,12 +49,14 @@ def _tensor(values: NDArray[np.uint8], entry: Any, where: str) -> NDArray[Any]:
 
 
 def read_torch(path: Path) -> Any:
-    """Content of a `torch.save` file, read with the restricted unpickler (weights_only) onto the CPU."""
+    """Content of a `torch.save` file (an archive, as of PyTorch 1.6), by the restricted unpickler (weights_only)."""
     try:
         import torch
     except ImportError:
         raise TraceError("reading .pt files needs PyTorch; install it with `pip install 'moesim[capture]'`") from None
     try:
+        with zipfile.ZipFile(regular(path)) as archive:
+            check_sizes(archive)
         return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # a corrupt archive surfaces as almost any exception type of torch, zipfile or pickle
         reason = str(error).strip().splitlines()[0][:160] if str(error).strip() else type(error).__name__
