@@ -9,13 +9,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import moesim
+from moesim.pages import About
 from moesim.shown import Part, Rows, Shown, as_parts
 from scenarios.errors import MoesimError
 from sim.bound import tables
 from sim.bound.bounds import Bounds
 from sim.bound.purchase import Choice, Purchase
 from sim.bound.resources import Resource
-from sim.outputs import write_named
 
 if TYPE_CHECKING:
     from sim.figure import Figure
@@ -50,8 +50,10 @@ class BoundResult(Shown):
         return tables.as_json(self.bounds, self.choice, moesim.__version__)
 
     def save(self, folder: str | Path) -> list[Path]:
-        """Write bound.json and the figures."""
-        return write_named(Path(folder), ("bound.json", self.json_text()), self.figures)
+        """Write report.html, bound.json and the figures."""
+        question = "What is the highest throughput of this hardware, and what binds it?"
+        about = About(title=self.bounds.scenario, question=question, version=moesim.__version__, file="bound.json")
+        return self.save_page(Path(folder), about)
 
     def parts(self) -> Iterator[Part]:
         """Resources, what more of them brings, other batches, the gap to the plan; then purchases."""

@@ -123,7 +123,9 @@ def bound(
     overrides: Overrides = None,
     seed: Seed = None,
     json: Json = None,
-    out: Annotated[Path | None, typer.Option("--out", metavar="DIR", help="Write plots and bound.json.")] = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", metavar="DIR", help="Write report.html, plots, bound.json.")
+    ] = None,
     quiet: Quiet = False,
     debug: Debug = False,
 ) -> None:
@@ -149,7 +151,7 @@ def reproduce(
     ] = 0.35,
     json: Json = None,
     out: Annotated[
-        Path | None, typer.Option("--out", metavar="DIR", help="Write reproductions.png and reproductions.json.")
+        Path | None, typer.Option("--out", metavar="DIR", help="Write report.html, reproductions.json and .png.")
     ] = None,
     quiet: Quiet = False,
     debug: Debug = False,

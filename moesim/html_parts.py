@@ -43,7 +43,10 @@ def _row_style(style: str) -> str:
     return f' style="{known}"' if known else ""
 
 
-def _escaped(shown: object) -> str:
+def plain(shown: object) -> str:
     """Text of a cell: of `Text` as it is, of a string without the marks that rich reads in it."""
-    text = shown.plain if isinstance(shown, Text) else Text.from_markup(str(shown)).plain
-    return escape(text).replace("\n", "<br>")
+    return shown.plain if isinstance(shown, Text) else Text.from_markup(str(shown)).plain
+
+
+def _escaped(shown: object) -> str:
+    return escape(plain(shown)).replace("\n", "<br>")

@@ -8,8 +8,9 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import moesim
+from moesim.pages import About
 from moesim.shown import Part, Rows, Shown, as_parts
-from sim.outputs import write_named
 from sim.reproduce.claims import Reproduction, Row, as_json, missed
 from sim.reproduce.tables import claims_table, constants_table, summary, systems_table
 
@@ -39,8 +40,14 @@ class ReproductionResult(Shown):
         return as_json(self.papers)
 
     def save(self, folder: str | Path) -> list[Path]:
-        """Write reproductions.json and reproductions.png."""
-        return write_named(Path(folder), ("reproductions.json", self.json_text()), self.figures)
+        """Write report.html, reproductions.json and reproductions.png."""
+        about = About(
+            title="Published results against predictions",
+            question="How far are predictions from what papers measured, and why?",
+            version=moesim.__version__,
+            file="reproductions.json",
+        )
+        return self.save_page(Path(folder), about)
 
     def parts(self) -> Iterator[Part]:
         """Claims, constants, a line a system, and what it amounts to."""

@@ -12,9 +12,10 @@ from rich.table import Table
 from rich.text import Text
 
 from moesim.html_parts import html_of
+from moesim.pages import About, result_page
 from scenarios.errors import MoesimError
 from scenarios.explain import did_you_mean
-from sim.outputs import json_of
+from sim.outputs import json_of, write_named
 from sim.tables import plain_text
 
 if TYPE_CHECKING:
@@ -57,6 +58,13 @@ class Shown(ABC):
     @abstractmethod
     def drawings(self) -> Mapping[str, Callable[[], Figure | None]]:
         """The figures of `plot` by name, the main one first; None where one has nothing to show."""
+
+    def save_page(self, folder: Path, about: About) -> list[Path]:
+        """Write the result file, the figures as PNG, and report.html, which shows both."""
+        figures = self.figures
+        frames = {name: rows() for name, rows in self.frames().items()}
+        page = result_page(about, list(self.parts()), frames, figures)
+        return write_named(folder, {about.file: self.json_text(), "report.html": page}, figures)
 
     def json_text(self) -> str:
         """The result file of the command, letter by letter."""

@@ -14,13 +14,13 @@ import rich.table
 from rich.text import Text
 
 import moesim
+from moesim.pages import About
 from moesim.scenario import Scenario
 from moesim.shown import Part, Rows, Shown, as_parts, quiet_lines
 from scenarios.errors import MoesimError, ScenarioError
 from scenarios.files import check_folder, write_text
 from scenarios.loader import changed
 from scenarios.yaml_source import parse_yaml
-from sim.outputs import write_named
 from sim.result import SCHEMA
 from sim.sweep import findings, store
 from sim.sweep.parquet import write_parquet
@@ -97,9 +97,10 @@ class SweepResult(Shown):
         }
 
     def save(self, folder: str | Path) -> list[Path]:
-        """Write points.csv, points.parquet where pyarrow is there, sweep.json, and the figures."""
-        target = Path(folder)
-        written = write_named(target, ("sweep.json", self.json_text()), self.figures)
+        """Write report.html, points.csv, points.parquet where pyarrow is there, sweep.json, and the figures."""
+        target, question = Path(folder), f"Which points of the grid are best by {self.metric}, and which axes matter?"
+        about = About(title=self.scenario, question=question, version=moesim.__version__, file="sweep.json")
+        written = self.save_page(target, about)
         write_text(findings.csv_text(self.results), target / "points.csv")
         has_parquet = write_parquet(findings.flat(self.results), target / "points.parquet")
         return [target / "points.csv", *[target / "points.parquet"] * has_parquet, *written]

@@ -34,8 +34,8 @@ class TraceResult(Shown):
 
     def save(self, folder: str | Path) -> list[Path]:
         """Write info.json, stats.json and routing.png."""
-        info = write_named(Path(folder), ("info.json", self.json_text()), {})
-        return info + write_named(Path(folder), ("stats.json", json_of(self.statistics())), self.figures)
+        info = write_named(Path(folder), {"info.json": self.json_text()}, {})
+        return info + write_named(Path(folder), {"stats.json": json_of(self.statistics())}, self.figures)
 
     def parts(self) -> Iterator[Part]:
         """Shape and provenance."""

@@ -18,9 +18,10 @@ from sim.vector import Finished
 class OpTimes:
     """One operation of one step on all devices, float64[device] each.
 
-    begin_s   lanes taken up.
-    busy_s    the device's own work: computing, or the longer of its two ports.
-    end_s     the operation is over; begin + busy < end is time spent waiting for others.
+    begin_s      lanes taken up.
+    busy_s       the device's own work: computing, or the longer of its two ports.
+    end_s        the operation is over; begin + busy < end is time spent waiting for others.
+    moved_bytes  float64[2, device]: what each device sends, and receives; None where nobody counted it.
     """
 
     work: Work
@@ -28,6 +29,7 @@ class OpTimes:
     begin_s: Seconds
     busy_s: Seconds
     end_s: Seconds
+    moved_bytes: NDArray[np.float64] | None = None
 
 
 def begins_s(op_list: OpList, durations: Sequence[Duration], finished: Finished) -> list[Seconds]:

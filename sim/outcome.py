@@ -14,7 +14,9 @@ from placement.plan import Placement
 from placement.reduction import Reduction
 from scenarios.schedule_specs import ScheduleSpec
 from sim import metrics as measure
+from sim.expert_loads import expert_loads
 from sim.log import step_log
+from sim.log_bytes import with_bytes
 from sim.metrics import Execution
 from sim.pools import on_devices
 from sim.port_loads import port_loads
@@ -41,6 +43,7 @@ def result_of(outcome: Outcome, name: str, plan: dict[str, object], metrics: Map
     typical = int(np.argsort(execution.step_times_s, kind="stable")[n_steps // 2])
     tokens = np.repeat(worked_tokens(placement, reduction), setting.layout.tp, axis=2)
     by_step = tokens.reshape(len(tokens), n_steps, -1, *tokens.shape[2:]).sum(axis=2)
+    log = step_log(execution.op_list, execution.durations, execution.finished, typical)
     return RunResult(
         name=name,
         plan=plan,
@@ -49,11 +52,12 @@ def result_of(outcome: Outcome, name: str, plan: dict[str, object], metrics: Map
         step_times_s=execution.step_times_s + schedule.step_overhead,
         device_tokens=_of_layers(tokens.sum(axis=(1, 3)) / n_steps, runs) * runs,
         device_experts=_of_layers((by_step > 0).sum(axis=(1, 3)) / n_steps, runs),
+        expert_loads=expert_loads(placement, reduction),
         layer_imbalance=_of_layers(measure.step_imbalance(placement, reduction).mean(axis=1), runs),
         traffic_bytes=measure.traffic_bytes(setting, reduction, schedule),
         port_loads=port_loads(setting, reduction, schedule),
         devices_per_node=gcd(setting.cluster.devices_per_node, setting.expert_cluster.devices_per_node),
-        log=step_log(execution.op_list, execution.durations, execution.finished, typical),
+        log=with_bytes(log, typical, setting, reduction, schedule),
         logged_step=typical,
     )
 

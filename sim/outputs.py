@@ -69,15 +69,16 @@ def _plain(value: object) -> object:
     raise TypeError(f"{type(value).__name__} has no place in a result file")
 
 
-def write_named(folder: Path, text: tuple[str, str], figures: Mapping[str, Figure]) -> list[Path]:
-    """Paths of a text, given as (file name, content), and of figures as PNG, written to `folder`.
+def write_named(folder: Path, texts: Mapping[str, str], figures: Mapping[str, Figure]) -> list[Path]:
+    """Paths of texts, by file name, and of figures as PNG, written to `folder`.
 
     The folder is made where it is missing. Raises MoesimError where it is a file or cannot be written.
     """
     from sim.figure import png_bytes
 
     _make(folder)
-    contents = {text[0]: text[1].encode(), **{f"{name}.png": png_bytes(figure) for name, figure in figures.items()}}
+    contents = {name: text.encode() for name, text in texts.items()}
+    contents |= {f"{name}.png": png_bytes(figure) for name, figure in figures.items()}
     return [_write(folder / name, content) for name, content in contents.items()]
 
 

@@ -124,14 +124,14 @@ def device_ticks(n_devices: int, limit: int) -> list[int]:
     return list(range(0, n_devices, every))
 
 
-def gantt_devices(result: RunResult, window: Window) -> list[int]:
-    """All devices, or 16 of them: evenly spread, among them the one that works longest in the window."""
+def gantt_devices(result: RunResult, window: Window, limit: int = GANTT_DEVICES) -> list[int]:
+    """All devices, or `limit` of them: evenly spread, among them the one that works longest in the window."""
     n_devices = len(result.log[0].begin_s)
-    if n_devices <= GANTT_DEVICES:
+    if n_devices <= limit:
         return list(range(n_devices))
     inside = [op.busy_s for op in result.log if not window.layers or op.work.layer in window.layers]
     busiest = int(np.argmax(np.sum(inside, axis=0)))
-    spread = np.linspace(0, n_devices - 1, GANTT_DEVICES).round().astype(np.int64)
+    spread = np.linspace(0, n_devices - 1, limit).round().astype(np.int64)
     spread[np.argmin(np.abs(spread - busiest))] = busiest
     return [int(device) for device in spread]
 

@@ -48,7 +48,7 @@ class Prices:
     per_layer  kind -> [part] -> float64[step, device], the same in every layer ("attention" with `layers_windowed` in
                two kinds); one part, or as many as there are microbatches.
     per_chunk  kind -> [MoE layer][chunk] -> duration; also of other works, where tokens stay with their experts.
-    moe_row    layer -> runs of MoE layers before it, of the head (-1) all of them.
+    moe_row    as `moe_rows` of the model.
     single     works with a duration of their own.
     packet_s   time of a packet of copies to the device that let others pass.
 
@@ -136,11 +136,16 @@ def price(
         per_layer=per_layer,
         per_chunk=chunks,
         windowed_layers=windowed,
-        moe_row={
-            layer: int(np.searchsorted(model.moe_layers, layer if layer >= 0 else model.n_layers)) * model.iterations
-            for layer in range(-1, model.n_layers)
-        },
+        moe_row=moe_rows(model),
     )
+
+
+def moe_rows(model: ModelCard) -> dict[int, int]:
+    """Runs of MoE layers before each layer; before the head (-1) all of them."""
+    return {
+        layer: int(np.searchsorted(model.moe_layers, layer if layer >= 0 else model.n_layers)) * model.iterations
+        for layer in range(-1, model.n_layers)
+    }
 
 
 def layer_prices(

@@ -1,4 +1,4 @@
-"""The report: one HTML page that needs no network, made from a comparison and its drawn figures."""
+"""The report: one HTML page that needs no network, made from a comparison, with charts and drawn figures."""
 
 from __future__ import annotations
 
@@ -6,16 +6,13 @@ import base64
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
-import jinja2
-
+from sim.page.charts import INTERACTIVE, charts_of
+from sim.page.render import CHARTS, render
 from sim.result import Comparison, Constant, RunResult, Table
 from sim.tables import comparison_columns, shown_metric
-from sim.wording import answer, baseline, shown_name, shown_percent, shown_time
-
-TEMPLATE = Path(__file__).with_name("report_template.html")
+from sim.wording import answer, baseline, question, shown_name, shown_percent, shown_time
 
 CAPTIONS = {
     "serving": (
@@ -35,14 +32,15 @@ CAPTIONS = {
         "hides; waiting is for other devices, or for work that comes before.",
     ),
     "timeline": (
-        "Two layers in the middle of a step",
-        "The step of median time, of the best plan and of the baseline (or of the second, where the baseline is best). "
-        "Each device has a row for computing and below it those for exchanges; hatched is waiting for other devices.",
+        "What devices do in a step",
+        "The step of median time, of the best plan and of the baseline (or of the second, where the baseline is best), "
+        "on one time axis. Drag to move, Ctrl and wheel to zoom; pointing at a bar says what it is. Grey is waiting.",
     ),
     "device-load": (
         "Load of the devices",
         "Routed tokens of each device in each MoE layer, over the mean of the layer, averaged over the steps. "
-        "Red devices hold the others up.",
+        'Red devices hold the others up; copies of experts are under "Colours show". Drag the ends of the colour '
+        "scale to see only some values.",
     ),
     "imbalance": (
         "Load imbalance by layer",
@@ -50,14 +48,14 @@ CAPTIONS = {
     ),
     "traffic": (
         "Traffic between devices",
-        "Bytes per step from device to device, dispatch and combine together. Lines separate nodes; the colour scale "
-        "starts at zero only where the smallest amount is below half of the largest.",
+        "Bytes per step from device to device, dispatch and combine together; between nodes where there are more than "
+        "64 devices. The colour scale starts at zero only where the smallest amount is below half of the largest.",
     ),
     "links": (
         "What the links carry",
         "Time that every port is busy per step: bytes of dispatch and combine in all MoE layers over the link's "
-        "effective bandwidth, without latency. Above each device its link inside the node, below it that between them. "
-        "The colour scale starts at zero only where the least busy port is below half of the busiest.",
+        "effective bandwidth, without latency. The colour scale starts at zero only where the least busy port is below "
+        "half of the busiest.",
     ),
     "pipeline": (
         "Stages of the pipeline",
@@ -70,6 +68,8 @@ CAPTIONS = {
     ),
 }
 _SVG_LIMIT_BYTES = 150_000
+_CHART_CHARS = 1_500_000
+"""Letters that the data of all charts of a page may take, about."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -89,14 +89,19 @@ class Picture:
 
 def render_report(comparison: Comparison, pictures: Sequence[Sequence[Picture]]) -> str:
     """HTML of the report; `pictures` holds those of each table, in order. All text is escaped."""
-    environment = jinja2.Environment(
-        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
-    sections = [_section(table, drawn) for table, drawn in zip(comparison.tables, pictures, strict=True)]
-    return environment.from_string(TEMPLATE.read_text(encoding="utf-8")).render(
+    tables = list(zip(comparison.tables, pictures, strict=True))
+    budget = _CHART_CHARS // max(1, len(tables))
+    charts = [charts_of(table, [picture.name for picture in drawn], budget) for table, drawn in tables]
+    prefixes = [f"{number}-" if len(tables) > 1 else "" for number in range(1, len(tables) + 1)]
+    return render(
+        "comparison.html",
+        CHARTS,
+        charts,
+        title=comparison.scenario,
         comparison=comparison,
+        question=question(comparison.tables),
         version=comparison.provenance["moesim"],
-        sections=sections,
+        sections=[_section(*of, prefix) for of, prefix in zip(tables, prefixes, strict=True)],
         constants=_by_trust(comparison.constants),
         kinds=_kinds(comparison.constants),
         provenance=[(key, _plain(value)) for key, value in comparison.provenance.items()],
@@ -104,8 +109,8 @@ def render_report(comparison: Comparison, pictures: Sequence[Sequence[Picture]])
     )
 
 
-def _section(table: Table, pictures: Sequence[Picture]) -> dict[str, Any]:
-    """What the template shows of one table."""
+def _section(table: Table, pictures: Sequence[Picture], prefix: str) -> dict[str, Any]:
+    """What the template shows of one table; `prefix` begins the names of its files."""
     columns = comparison_columns(table)
     return {
         "title": table.title,
@@ -115,9 +120,7 @@ def _section(table: Table, pictures: Sequence[Picture]) -> dict[str, Any]:
             {"cells": [column.cells[row] for column in columns], "mark": _mark(table, result, row)}
             for row, result in enumerate(table.results)
         ],
-        "figures": [
-            {"title": CAPTIONS[p.name][0], "caption": CAPTIONS[p.name][1], "source": p.data_uri()} for p in pictures
-        ],
+        "figures": [_figure(picture, prefix) for picture in pictures],
         "notes": table.notes,
         "names": [shown_name(result.name) for result in table.results],
         "metrics": _all_metrics(table),
@@ -126,6 +129,13 @@ def _section(table: Table, pictures: Sequence[Picture]) -> dict[str, Any]:
         ],
         "workload": json.dumps(table.workload, indent=2, default=str),
     }
+
+
+def _figure(picture: Picture, prefix: str) -> dict[str, Any]:
+    title, caption = CAPTIONS[picture.name]
+    if picture.name in INTERACTIVE:
+        return {"title": title, "caption": caption, "chart": picture.name, "file": prefix + picture.name}
+    return {"title": title, "caption": caption, "chart": "", "source": picture.data_uri()}
 
 
 def _mark(table: Table, result: RunResult, row: int) -> str:

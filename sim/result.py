@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from sim.expert_loads import ExpertLoads
 from sim.log import OpTimes
 from sim.pipelines.pipeline import StageBar
 from sim.port_loads import PortLoads
@@ -40,6 +41,7 @@ class RunResult:
     step_times_s       float64[step].
     device_tokens      float64[layer, device]: routed tokens per step.
     device_experts     float64[layer, device]: distinct expert slots with a token, per step.
+    expert_loads       tokens of every expert's fullest copy.
     layer_imbalance    float64[layer]: max over mean tokens of the ranks, averaged over steps.
     traffic_bytes      float64[source, destination]: dispatch and combine per step.
     port_loads         bytes and busy time of the ports of each device.
@@ -57,6 +59,7 @@ class RunResult:
     step_times_s: NDArray[np.float64] = field(repr=False)
     device_tokens: NDArray[np.float64] = field(repr=False)
     device_experts: NDArray[np.float64] = field(repr=False)
+    expert_loads: ExpertLoads = field(repr=False)
     layer_imbalance: NDArray[np.float64] = field(repr=False)
     traffic_bytes: NDArray[np.float64] = field(repr=False)
     port_loads: PortLoads = field(repr=False)

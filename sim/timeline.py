@@ -98,7 +98,7 @@ def write_trace(comparison: Comparison, path: Path) -> None:
 def _plan_events(result: RunResult, name: str, first_pid: int) -> Iterator[Event]:
     log, rows = result.log, lane_rows(result.log)
     begins_ns, ends_ns = _on_grid(log, rows)
-    names = _row_names(log, rows)
+    names = row_names(log, rows)
     for device in range(len(log[0].begin_s) if log else 0):
         pid = first_pid + device
         yield _metadata("process_name", pid, 0, name=f"{name}, device {device}")
@@ -131,7 +131,7 @@ def work_name(work: Work) -> str:
     return work.kind if work.layer < 0 else f"{work.kind} {work.layer}"
 
 
-def _row_names(log: Sequence[OpTimes], rows: Sequence[int]) -> dict[int, str]:
+def row_names(log: Sequence[OpTimes], rows: Sequence[int]) -> dict[int, str]:
     """Name of every row: its lane, with a number where the lane has several."""
     lanes = {row: op.lane for op, row in zip(log, rows, strict=True)}
     found: dict[int, str] = {}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from scenarios.yaml_source import printable
 from sim.result import RunResult, Table
@@ -71,6 +71,22 @@ def shown_gain(table: Table, result: RunResult) -> str:
 def baseline(table: Table) -> RunResult:
     """The first plan of the scenario, which gains are over."""
     return next(result for result in table.results if result.name == table.first)
+
+
+def question(tables: Sequence[Table]) -> str:
+    """What a run or comparison asked, in one sentence."""
+    table = tables[0]
+    served = table.results[0].served is not None
+    if len(table.results) == 1:
+        return "What do requests see under this load?" if served else "How long does a step take, and why?"
+    plans = [result.plan for result in table.results]
+    varied = [part for part in plans[0] if part in _SECTIONS and any(p.get(part) != plans[0][part] for p in plans)]
+    differ = f", which differ in {' and '.join(varied)}," if varied else ""
+    wanted = {"tokens_per_s": "the most tokens/s", "goodput_tokens_per_s": "the most tokens/s within the limits"}
+    return f"Which of {len(plans)} plans{differ} brings {wanted.get(table.ranked_by, 'the shortest latency')}?"
+
+
+_SECTIONS = ("placement", "schedule", "parallel", "memory", "training", "serving", "cluster")
 
 
 def answer(table: Table) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
+from sim.expert_loads import ExpertLoads
 from sim.log import OpTimes
 from sim.pipelines.pipeline import StageBar
 from sim.port_loads import PortLoads
@@ -83,12 +84,20 @@ def fake_result(name: str, rank: int, n_devices: int, n_layers: int) -> RunResul
         step_times_s=step_s * (1 + 0.01 * rng.standard_normal(24)),
         device_tokens=tokens,
         device_experts=np.full((n_layers, n_devices), 8.0),
+        expert_loads=fake_experts(tokens),
         layer_imbalance=tokens.max(axis=1) / tokens.mean(axis=1),
         traffic_bytes=traffic,
         port_loads=fake_ports(traffic, min(8, n_devices)),
         devices_per_node=8,
         log=fake_log(rng, n_devices, n_layers, step_s / n_layers),
         stages=fake_stages(step_s),
+    )
+
+
+def fake_experts(tokens: Array) -> ExpertLoads:
+    """As many experts as devices, each on its own."""
+    return ExpertLoads(
+        fullest_share=tokens / tokens.mean(axis=1, keepdims=True), copies=np.ones(tokens.shape, np.int64)
     )
 
 

@@ -55,7 +55,11 @@ def test_a_folder_holds_what_the_command_writes(moesim: Command, scenario: packa
     written = package.bound(scenario).save("python")
     wanted, found = files_of(folder / "command"), files_of(folder / "python")
     assert wanted == found
-    assert found.keys() == {path.name for path in written} == {"bound.json", "bound-batch.png", "bound-context.png"}
+    assert (
+        found.keys()
+        == {path.name for path in written}
+        == {"bound.json", "report.html", "bound-batch.png", "bound-context.png"}
+    )
 
 
 @pytest.mark.slow

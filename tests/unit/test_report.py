@@ -1,3 +1,5 @@
+import base64
+import hashlib
 import json
 import re
 import subprocess
@@ -16,6 +18,7 @@ from scenarios.errors import MoesimError
 from sim import plots
 from sim.figure import png_bytes, svg_bytes
 from sim.outputs import json_text, write_outputs
+from sim.page.charts import INTERACTIVE, charts_of
 from sim.plot_data import (
     KIND_COLORS,
     device_ticks,
@@ -64,18 +67,69 @@ def test_the_page_states_the_answer_and_every_number() -> None:
 def test_everything_from_outside_is_escaped() -> None:
     comparison = fake_comparison(names=(EVIL, "contiguous"))
     html = page(comparison)
-    assert "<script" not in html
+    assert EVIL not in html
+    assert EVIL.replace('"', '\\"') not in html
     assert html.count("&lt;script&gt;alert(&#39;x&#39;)&lt;/script&gt; &amp; &#34;co&#34;") >= 3
     assert "toy &amp; Co" in html
 
 
-def test_the_page_needs_no_network() -> None:
+def scripts_of(html: str) -> list[tuple[str, str]]:
+    """Attributes and text of every script of a page."""
+    return re.findall(r"<script([^>]*)>(.*?)</script>", html, re.DOTALL)
+
+
+def test_the_page_needs_no_network_and_runs_its_own_scripts_alone() -> None:
     html = page(fake_comparison())
-    assert re.findall(r'(?:src|href)="(?!data:)', html) == []
-    assert "url(" not in html
-    assert "http://" not in html
-    assert "https://" not in html
-    assert "default-src 'none'" in html
+    own = html
+    for _, text in scripts_of(html):
+        own = own.replace(text, "")
+    assert re.findall(r'(?:src|href)="(?!data:)', own) == []
+    assert "url(" not in own
+    assert "http://" not in own
+    assert "https://" not in own
+    policy = re.search(r'Content-Security-Policy" content="([^"]*)"', html)
+    assert policy is not None
+    assert policy[1].startswith("default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'sha256-")
+    running = [text for kind, text in scripts_of(html) if "application/json" not in kind]
+    digests = [base64.b64encode(hashlib.sha256(text.encode()).digest()).decode() for text in running]
+    assert policy[1].partition("script-src ")[2].split() == [f"'sha256-{digest}'" for digest in digests]
+
+
+def test_the_library_of_charts_is_the_one_that_the_document_names() -> None:
+    script = (Path(__file__).parents[2] / "sim/page/echarts.min.js").read_bytes()
+    document = (Path(__file__).parents[2] / "docs/report.md").read_text()
+    assert f"sha256 `{hashlib.sha256(script).hexdigest()}`" in document
+    assert re.findall(rb'version="([0-9.]+)"', script)[0].decode() in document
+
+
+def test_charts_show_what_the_results_hold() -> None:
+    table = fake_comparison(n_devices=4, n_layers=3).tables[0]
+    chart = charts_of(table, plots.figure_names(table), 10**6)
+    assert chart["plans"] == ["greedy", "contiguous (baseline)", "random"]
+    assert (chart["shown"], chart["left_out"]) == ([0, 1], 0)
+    best = table.results[0]
+    lanes = chart["timeline"]["values"][0]
+    assert (lanes["devices"], lanes["rows"]) == ([0, 1, 2, 3], ["compute", "exchange"])
+    for device in range(4):
+        for op, begin, busy, waiting in zip(best.log, *lanes["times"][device], strict=True):
+            expected = (op.begin_s, op.busy_s, op.end_s - op.begin_s - op.busy_s)
+            assert (begin, busy, waiting) == pytest.approx([1e9 * times[device] for times in expected], abs=500)
+    shares = np.array(chart["device-load"]["values"][0]["share"])
+    np.testing.assert_allclose(shares, (best.device_tokens / best.device_tokens.mean(axis=1)[:, None]).T, atol=6e-4)
+    np.testing.assert_allclose(chart["traffic"]["values"][0], best.traffic_bytes, rtol=1e-3)
+    busy_s = np.array(chart["links"]["values"][0]["busy_s"])
+    np.testing.assert_allclose(busy_s, best.port_loads.busy_s.reshape(2, 4), rtol=1e-3)
+
+
+def test_of_many_plans_and_devices_the_page_draws_what_it_can_carry() -> None:
+    table = many(9, n_devices=128).tables[0]
+    chart = charts_of(table, plots.figure_names(table), 100_000)
+    assert chart["plans"][:2] == ["plan 0", "plan 1 (baseline)"]
+    assert chart["left_out"] == 9 - len(chart["plans"]) > 0
+    assert len(chart["timeline"]["values"][0]["devices"]) == 32
+    nodes = np.array(chart["traffic"]["values"][0])
+    assert nodes.shape == (16, 16)
+    assert nodes.sum() == pytest.approx(table.results[0].traffic_bytes.sum(), rel=1e-3)
 
 
 def test_light_pictures_are_drawn_as_svg_and_heavy_ones_as_png() -> None:
@@ -88,7 +142,7 @@ def test_every_workload_has_its_section_and_answer() -> None:
     results = fake_comparison().tables[0].results
     html = page(fake_of(fake_table(results, "decode, 8"), fake_table(results, "prefill, 9")))
     for title in ("decode, 8", "prefill, 9"):
-        assert f"<h2>{title}</h2>" in html
+        assert f">{title}</h2>" in html
         assert f"over contiguous ({title})." in html
 
 
@@ -152,8 +206,9 @@ def test_the_folder_is_made_and_written_the_same_way_each_time(tmp_path: Path) -
     for first, second in zip(*written, strict=True):
         assert first.read_bytes() == second.read_bytes()
     html = written[0][0].read_text()
-    assert html.count("<figure>") == len(plots.FIGURES)
-    assert "<script" not in html
+    assert html.count("<figure ") == len(plots.FIGURES)
+    assert html.count("<img alt=") == len(plots.FIGURES) - len(INTERACTIVE)
+    assert "<script>alert" not in html
 
 
 @pytest.mark.slow
