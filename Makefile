@@ -48,7 +48,7 @@ images: setup    ## draw docs/images/schedule-*.png and the policies of the ship
 	$(BIN)/python -m docs.timelines
 	$(BIN)/python -m docs.policies
 
-reproductions: setup    ## reproduce all shipped papers; writes the table and the picture of docs/reproductions.md anew
+reproductions: setup    ## reproduce all shipped papers; writes docs/background/reproductions.md anew
 	$(BIN)/python -m docs.reproduced
 
 wheel: setup    ## build dist/moesim-*.whl
