@@ -33,7 +33,7 @@ COMMAND = re.compile(r"^\$ ((?:.*\\\n)*.*)\n", re.MULTILINE)
 NAME = re.compile(r"# ([\w./-]+)\n")
 CHECKOUT = "<!-- in a checkout -->\n"
 COPIED = ("moesim", "scenarios", "traces", "hwmodels", "placement", "sim", "tests", "pyproject.toml")
-COLUMNS = "96"
+COLUMNS = "88"  # what a column of text is wide in the built pages
 MACHINE_TIMES = re.compile(r"(?<= in )[\d.]+s\b")
 """Times of test runs, which differ from one run to the next."""
 
