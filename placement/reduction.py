@@ -99,7 +99,7 @@ def reduce_trace(
     algorithm: AlgorithmName = "direct",
     keep_pairs: bool = False,
 ) -> Reduction:
-    """Reduction of the steps `tokens` int64[step, device, token] (indices into the trace).
+    """Reduction of the steps `tokens` int64[step, device, token] (indices into the trace; -1: no token there).
 
     dedup: a token travels once per routed expert ("none"), once per destination device, or once per destination node,
     where it is forwarded; under algorithm `all-gather` all go everywhere, and under `coherent` they start each layer
@@ -252,12 +252,16 @@ def chunk_of_tokens(n_tokens: int, n_chunks: int) -> NDArray[np.int32]:
 
 
 def in_order(tokens: NDArray[np.int64], chunks: int) -> Tokens:
-    """The tokens by part, and within a part as they lie in the trace, so that its pages are read in order."""
+    """The tokens by part, and within a part as they lie in the trace, so that its pages are read in order.
+
+    A negative index stands for no token.
+    """
     n_tokens = tokens.shape[2]
     step, device, place = (axis.ravel() for axis in np.indices(tokens.shape, dtype=np.int32))
     part = step * np.int32(chunks) + chunk_of_tokens(n_tokens, chunks)[place]
     index = tokens.ravel()
     order = np.lexsort((index, part))
+    order = order[index[order] >= 0]
     turn = device * np.int32(n_tokens) + place
     return Tokens(index=index[order], part=part[order], source=device[order], turn=turn[order])
 

@@ -54,6 +54,7 @@ class CompareSpec(Spec):
     workload: tuple[WorkloadSpec, ...] = ()
     memory: tuple[MemorySpec, ...] = ()
     serving: tuple[ServingSpec, ...] = ()
+    training: tuple[TrainingSpec, ...] = ()
 
 
 class OfferSpec(Spec):

@@ -44,3 +44,4 @@ class TrainingSpec(Spec):
         gt=0,
         description="clusters like this one, each with all experts, whose gradients are summed (expert data parallel)",
     )
+    name: str | None = None

@@ -15,6 +15,7 @@ from scenarios.offload_specs import OffloadSpec
 from scenarios.schedule_specs import GradientsSpec, ScheduleSpec
 from scenarios.serving_specs import ServingSpec
 from scenarios.specs import CompareSpec, MemorySpec, ScenarioSpec
+from scenarios.training_specs import TrainingSpec
 from scenarios.workload_specs import WorkloadSpec
 from sim.session import Plan, Session
 from sim.setting import Setting
@@ -74,13 +75,15 @@ def plan_name(spec: ScenarioSpec, plan: Plan, placement: Placement) -> str:
         parts.append(memory_name(plan.memory))
     if len(axes.serving) > 1 and plan.serving is not None:
         parts.append(serving_name(plan.serving))
+    if len(axes.training) > 1:
+        parts.append(training_name(plan.training))
     if len(axes.cluster) > 1:
         parts.append(f"{plan.cluster.nodes} x {plan.cluster.node}")
     return ", ".join(parts)
 
 
 def _varies(axes: CompareSpec) -> bool:
-    return max(map(len, (axes.schedule, axes.parallel, axes.memory, axes.serving, axes.cluster))) > 1
+    return max(map(len, (axes.schedule, axes.parallel, axes.memory, axes.serving, axes.training, axes.cluster))) > 1
 
 
 def schedule_name(schedule: ScheduleSpec) -> str:
@@ -142,6 +145,14 @@ def serving_name(serving: ServingSpec) -> str:
     return serving.name or (requests.file if requests.speed == 1 else f"{requests.file} x{requests.speed:g}")
 
 
+def training_name(training: TrainingSpec) -> str:
+    """The name that the scenario gives a way of training, or one of what it keeps and divides."""
+    kept = {"none": "keeps all", "selective": "selective recompute", "full": "full recompute"}
+    parts = [kept[training.recompute], f"ZeRO-{training.zero}"]
+    parts += [f"{training.replicas} replicas"] if training.replicas > 1 else []
+    return training.name or ", ".join(parts)
+
+
 def _parallel_name(parallel: ParallelSpec) -> str:
     attention, experts = parallel.attention, parallel.experts
     words: list[str] = []
@@ -160,6 +171,8 @@ def described(plan: Plan, placement: Placement) -> dict[str, Any]:
         name: getattr(plan, name).model_dump(exclude_none=True, exclude={"search"})
         for name in ("cluster", "parallel", "placement", "schedule", "memory")
     }
+    if plan.training != TrainingSpec():
+        sections["training"] = plan.training.model_dump(exclude_none=True)
     return sections | {"slots_per_layer": placement.n_slots, "wasted_slots": int(placement.duplicate_slots().sum())}
 
 

@@ -23,9 +23,16 @@ def machine_of(setting: Setting, spec: ExchangeSpec) -> Machine:
 
 
 def tokens_of_parts(setting: Setting, n_chunks: int, n_parts: int) -> NDArray[np.integer]:
-    """Tokens that a device holds in every part, int64[part, 1]; the chunks of a step differ by one at most."""
-    n_tokens = setting.workload.tokens_per_device
-    counts = np.bincount(chunk_of_tokens(n_tokens, n_chunks), minlength=n_chunks)
+    """Tokens that a device holds in every part, int64[part, 1 or device]; the chunks of a step differ by one at most.
+
+    Where steps are ragged devices hold different numbers.
+    """
+    batches, n_tokens = setting.batches, setting.workload.tokens_per_device
+    chunk = chunk_of_tokens(n_tokens, n_chunks)
+    if batches.ragged:
+        there = (batches.tokens >= 0) @ (chunk[:, None] == np.arange(n_chunks)).astype(np.int64)
+        return np.reshape(there.swapaxes(1, 2), (n_parts, -1))
+    counts = np.bincount(chunk, minlength=n_chunks)
     return np.tile(counts, n_parts // n_chunks)[:, None]
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -188,7 +189,7 @@ def _part_prices(setting: Setting, held: Tokens | None = None) -> dict[str, Dura
     """Prices of one layer by kind; held: tokens int[step, device] of each device, default: its own."""
     model, device = setting.model, setting.cluster.device
     shape = setting.batches.tokens.shape[:2]
-    tokens = np.full(shape, setting.workload.tokens_per_device) if held is None else held
+    tokens = setting.batches.held() if held is None else held
     norm = norm_s(tokens, model.hidden_size, model.activation_dtype, device)
     prices: dict[str, Duration] = {
         **_attention(setting, None, held),
@@ -216,7 +217,7 @@ def _part_prices(setting: Setting, held: Tokens | None = None) -> dict[str, Dura
         forward = {kind: times for kind, times in prices.items() if not isinstance(times, ExchangeTime)}
         prices |= {kind + BACKWARD: times for kind, times in backward_prices(setting, tokens, forward).items()}
     if setting.attention_tp > 1:
-        prices |= _collectives(setting, shape)
+        prices |= _collectives(setting)
     return prices
 
 
@@ -226,8 +227,7 @@ def _attention(setting: Setting, window_tokens: int | None, held: Tokens | None)
     The devices of a tensor-parallel group work on all its tokens.
     """
     model, device, tp = setting.model, setting.cluster.device, setting.attention_tp
-    tokens = np.full(setting.batches.tokens.shape[:2], setting.workload.tokens_per_device * tp)
-    tokens = tokens if held is None else held
+    tokens = of_group(setting.batches.held(), tp) if held is None else held
     norm = norm_s(tokens, model.hidden_size, model.activation_dtype, device)
     around = (tokens, model.attention, model.hidden_size, tp, model.weight_dtype, device)
     projections, inputs = attention_projections_s(*around), input_projections_s(*around)
@@ -261,9 +261,9 @@ def attention_cores_s(
 
     def core_s(law: Callable[..., Seconds], tokens: slice, n_tokens: int) -> Seconds:
         attended = attended_tokens(setting, tokens, window_tokens)
-        queries = np.full(attended.shape, n_tokens * tp)
         if not n_tokens:
             return np.zeros(attended.shape)
+        queries = of_group(setting.batches.held(tokens), tp)
         if held is not None:
             share = held / setting.workload.tokens_per_device
             attended, queries = share * attended.mean(axis=-1, keepdims=True), np.round(share * queries).astype(int)
@@ -276,29 +276,39 @@ def attention_cores_s(
 
 def attended_tokens(setting: Setting, tokens: slice, window_tokens: int | None) -> NDArray[np.float64]:
     """Contexts of some of the tokens, summed over a tensor-parallel group, float64[step, device]."""
-    tp = setting.attention_tp
     contexts = windowed_context(setting.batches.contexts[..., tokens], window_tokens).sum(axis=-1)
-    return np.repeat(contexts.reshape(len(contexts), -1, tp).sum(axis=-1), tp, axis=-1)
+    return of_group(contexts, setting.attention_tp)
+
+
+Values = TypeVar("Values", bound=NDArray[np.generic])
+
+
+def of_group(values: Values, tp: int) -> Values:
+    """Values [step, device] summed over the devices that share their attention, for each of them."""
+    return np.repeat(values.reshape(len(values), -1, tp).sum(axis=-1), tp, axis=-1)  # type: ignore[return-value]
 
 
 def _head(setting: Setting, tokens: Tokens, held: Tokens | None) -> Seconds:
     """Logits of every token in decode and training, and of one position of a device's prompts, as few end in a step."""
-    model, tp = setting.model, setting.attention_tp
+    model, tp, batches = setting.model, setting.attention_tp, setting.batches
     n_positions = logit_positions(setting.workload)
     positions = np.full_like(tokens, n_positions)
     if held is not None:
         positions = np.round(held * (n_positions / max(setting.workload.tokens_per_device, 1))).astype(np.int64)
+    elif batches.ragged:
+        n_decode, _ = tokens_by_phase(setting.workload)
+        positions = batches.held(slice(n_decode)) + np.minimum(batches.held(slice(n_decode, None)), 1)
     return head_s(
-        positions * tp, model.hidden_size, model.vocab_size, tp, model.activation_dtype, setting.cluster.device
+        of_group(positions, tp), model.hidden_size, model.vocab_size, tp, model.activation_dtype, setting.cluster.device
     )
 
 
-def _collectives(setting: Setting, shape: tuple[int, int]) -> dict[str, Duration]:
+def _collectives(setting: Setting) -> dict[str, Duration]:
     """Gather and scatter around tensor-parallel attention: as measured on the link, or rings where nobody measured."""
-    tp, total_bytes = setting.attention_tp, setting.workload.tokens_per_device * token_bytes(setting, None)
-    gather_s = inside_collective_s(setting.cluster, "all-gather", total_bytes * tp, tp)
-    scatter_s = inside_collective_s(setting.cluster, "reduce-scatter", total_bytes * tp, tp)
-    gather, scatter = np.full(shape, gather_s), np.full(shape, scatter_s)
+    tp = setting.attention_tp
+    total_bytes = of_group(setting.batches.held(), tp) * token_bytes(setting, None)
+    gather = inside_collective_s(setting.cluster, "all-gather", total_bytes, tp)
+    scatter = inside_collective_s(setting.cluster, "reduce-scatter", total_bytes, tp)
     return {
         "gather": ExchangeTime(send_s=gather, receive_s=gather, group_size=tp),
         "scatter": ExchangeTime(send_s=scatter, receive_s=scatter, group_size=tp),

@@ -75,17 +75,18 @@ def compare_in(session: Session, axes: CompareSpec, version: str, progress: Prog
         axes.schedule or [spec.schedule],
         axes.memory or [spec.memory],
         axes.serving or [spec.serving],
+        axes.training or [spec.training],
     )
     plans = [
-        Plan(cluster=c, parallel=p, placement=e, schedule=s, memory=m, serving=load)
-        for c, p, e, s, m, load in combinations
+        Plan(cluster=c, parallel=p, placement=e, schedule=s, memory=m, serving=load, training=t)
+        for c, p, e, s, m, load, t in combinations
     ]
     workloads = axes.workload or (spec.workload,)
     tables: list[Table] = []
     for workload in workloads:
         results = []
         for plan in plans:
-            setting = session.setting(plan.cluster, plan.parallel, workload)
+            setting = session.setting(plan.cluster, plan.parallel, workload, plan.training)
             results.append(simulate(session, setting, plan))
             if progress is not None:
                 done = len(tables) * len(plans) + len(results)
@@ -154,10 +155,9 @@ def _served(session: Session, plan: Plan, spec: ServingSpec) -> RunResult:
         )
     if plan.schedule.overlap in GENERATING:
         raise ScenarioError(f"serving: {plan.schedule.overlap} generates for all requests at once; leave serving out")
-    alone = replace(plan, serving=None)
 
-    def step_s(setting: Setting) -> float:
-        steps = _steps(session, setting, alone, session.plan_of(setting, alone).placement)
+    def step_s(plan: Plan, setting: Setting) -> float:
+        steps = _steps(session, setting, plan, session.plan_of(setting, plan).placement)
         return float(priced(steps).executed().step_times_s.mean())
 
     load = serve_plan(session, plan, spec, step_s)
@@ -265,5 +265,5 @@ def _table(spec: ScenarioSpec, setting: Setting, results: list[RunResult]) -> Ta
         ranked_by=ranked_by,
         first=results[0].name,
         moe_layers=setting.model.moe_layers,
-        notes=(*notes(setting), *(note for result in results for note in result.notes)),
+        notes=tuple(dict.fromkeys((*notes(setting), *(note for result in results for note in result.notes)))),
     )

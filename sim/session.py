@@ -22,6 +22,7 @@ from scenarios.placement_specs import PlacementSpec
 from scenarios.schedule_specs import ExchangeSpec, ScheduleSpec
 from scenarios.serving_specs import ServingSpec
 from scenarios.specs import MemorySpec, ScenarioSpec
+from scenarios.training_specs import TrainingSpec
 from scenarios.workload_specs import WorkloadSpec
 from sim.coherent import check_coherent
 from sim.kernel_pricing import machine_of
@@ -47,6 +48,7 @@ class Plan:
     schedule: ScheduleSpec
     memory: MemorySpec
     serving: ServingSpec | None = None
+    training: TrainingSpec = field(default_factory=TrainingSpec)
 
     @classmethod
     def of(cls, spec: ScenarioSpec) -> Plan:
@@ -58,6 +60,7 @@ class Plan:
             schedule=spec.schedule,
             memory=spec.memory,
             serving=spec.serving,
+            training=spec.training,
         )
 
 
@@ -96,15 +99,22 @@ class Session:
     def __post_init__(self) -> None:
         self.model = find_model(self.spec.model, self.base)
 
-    def setting(self, cluster: ClusterSpec, parallel: ParallelSpec, workload: WorkloadSpec) -> Setting:
-        """The setting of one combination of the scenario's axes."""
+    def setting(
+        self,
+        cluster: ClusterSpec,
+        parallel: ParallelSpec,
+        workload: WorkloadSpec,
+        training: TrainingSpec | None = None,
+    ) -> Setting:
+        """The setting of one combination of the scenario's axes; training: default that of the scenario."""
+        training = training or self.spec.training
         model = self.model
         routing = (model.name, model.expert_counts, model.top_k, model.iterations, model.moe_layers)
         trace_key = f"{workload.trace} {workload.synthetic} {routing}"
         traces, steps = self.shared.traces, self.shared.steps
         if trace_key not in traces:
             traces[trace_key] = open_trace(workload, self.model, self.base)
-        key = f"{cluster} {parallel} {workload} {self.spec.training}"
+        key = f"{cluster} {parallel} {workload} {training}"
         if key not in self.settings:
             group = parallel.experts and parallel.experts.ep * parallel.experts.tp
             devices = (cluster.node, cluster.nodes, cluster.devices_per_node, cluster.cards, group)
@@ -118,7 +128,7 @@ class Session:
                 seed=self.spec.seed,
                 base=self.base,
                 alike=steps.get(alike),
-                training=self.spec.training,
+                training=training,
             )
             steps.setdefault(alike, self.settings[key])
         return self.settings[key]

@@ -21,6 +21,7 @@ class Batches:
     contexts    int64 [step, device, token]: tokens that each of them attends to, itself included.
     passes      how often the steps go through the tokens they are taken from.
     discipline  the rule, in words, for the result's record.
+    ragged      devices may hold fewer tokens than there are places: -1 in `tokens`, and 0 in `contexts`.
     """
 
     trace: RoutingTrace
@@ -28,6 +29,15 @@ class Batches:
     contexts: NDArray[np.int64]
     passes: float
     discipline: str
+    ragged: bool = False
+
+    def held(self, places: slice = slice(None)) -> NDArray[np.int64]:
+        """Tokens that every device holds at some of its places, int64[step, device]."""
+        tokens = self.tokens[..., places]
+        if not self.ragged:
+            return np.full(tokens.shape[:2], tokens.shape[2])
+        counts: NDArray[np.int64] = np.count_nonzero(tokens >= 0, axis=-1)
+        return counts
 
     @property
     def n_steps(self) -> int:

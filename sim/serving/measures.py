@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 from numpy.typing import NDArray
 
 from scenarios.serving_specs import SloSpec
+from sim.serving.corrected import Corrected
 from sim.serving.loop import Served
+from sim.serving.rebalance import Rebalancing
 
 Times = NDArray[np.float64]
 
@@ -85,3 +89,30 @@ def latency_metrics(served: Served) -> dict[str, float]:
         "e2e_s.p90": float(np.quantile(e2e, 0.9)),
         "e2e_s.p99": float(np.quantile(e2e, 0.99)),
     }
+
+
+def with_samples(served: Served, corrected: Corrected, rebalancing: Rebalancing | None) -> Served:
+    """A served load with what was seen of its experts on the way."""
+    own = [sample for sample in corrected.all_samples() if sample.iteration < len(served.end_s)]
+    return replace(
+        served,
+        whole_s=served.end_s[[sample.iteration for sample in own]],
+        imbalance=np.array([sample.imbalance for sample in own]),
+        changes=() if rebalancing is None else tuple((one.copying_s, one.done_s) for one in rebalancing.changes),
+    )
+
+
+def expert_metrics(served: Served, corrected: Corrected, rebalancing: Rebalancing | None) -> dict[str, float]:
+    """What routing did to iterations simulated whole, and what changes of placement moved."""
+    metrics = {
+        "exact_frac": len(served.imbalance) / len(served.busy_s),
+        "load_imbalance.served": float(served.imbalance.mean()),
+        "routing_factor": float(np.mean([sample.factor for sample in corrected.all_samples()])),
+    }
+    if rebalancing is not None:
+        changes = rebalancing.changes
+        metrics["n_rebalanced"] = float(len(changes))
+        metrics["rebalancing_frac"] = sum(end - begin for begin, end in served.changes) / float(served.done_s.max())
+        for link in sorted({link for one in changes for link in one.moved_bytes}):
+            metrics[f"moved_bytes.{link}"] = sum(one.moved_bytes.get(link, 0.0) for one in changes)
+    return metrics

@@ -28,7 +28,6 @@ from sim.setting import Setting
 
 Phase = Literal["decode", "prefill"]
 SettingOf = Callable[[Phase, int], Setting]
-StepOf = Callable[[Setting], float]
 CONTEXTS = (1, 64, 256, 1024, 4096, 16384, 65536, 262144)
 """Mean contexts [tokens] at which attention is priced; beyond the last one lines go on."""
 
@@ -129,11 +128,13 @@ class TablePrices:
         return own_s + (self.head.at(positions) if positions else 0.0)
 
 
-def fill_tables(setting_of: SettingOf, step_of: StepOf, sizes: Sequence[int], host_s: float) -> TablePrices:
+def fill_tables(
+    setting_of: SettingOf, step_s: Callable[[Setting], float], sizes: Sequence[int], host_s: float
+) -> TablePrices:
     """Tables of a plan.
 
     setting_of  the setting of a phase with so many tokens a device, each attending to itself alone.
-    step_of     mean step time of a setting under the plan, host time left out.
+    step_s      mean step time of a setting under the plan, host time left out.
     sizes       tokens of a device, ascending.
     """
     phases: tuple[Phase, ...] = ("decode", "prefill")
@@ -142,7 +143,7 @@ def fill_tables(setting_of: SettingOf, step_of: StepOf, sizes: Sequence[int], ho
         values = []
         for size in sizes:
             setting = setting_of(phase, size)
-            values.append(step_of(setting) - _head_of_step_s(setting))
+            values.append(step_s(setting) - _head_of_step_s(setting))
             if phase == "prefill":
                 local_s.append(_local_s(setting))
         steps[phase] = Line(list(map(float, sizes)), values)

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from scenarios.serving_specs import ServingSpec
 
 UNBOUNDED = 1 << 30
+Positions = NDArray[np.int64]
 
 
 class RankLoad(NamedTuple):
@@ -84,7 +85,7 @@ class Rank:
         return bool(self.n_decoding or self.prompts or self.waiting)
 
     @property
-    def tokens(self) -> int:
+    def n_tokens(self) -> int:
         """Tokens that it holds or has yet to take in: what the router balances."""
         return self.context_tokens + self.waiting_tokens
 
@@ -125,7 +126,21 @@ class Rank:
             first.append(prompt.request)
             if not self._begin_to_decode(prompt, iteration + 1):
                 last.append(prompt.request)
+        self._taken = []
         return first, last
+
+    def tokens(self, iteration: int) -> tuple[Positions, Positions]:
+        """(request, position) of the tokens of a planned iteration: of those that decode, and of prompts.
+
+        int64[2, token] each.
+        """
+        there = [one for one in self._order if not one.gone]
+        decoding = [[one.request for one in there], [one.context + iteration - one.since for one in there]]
+        prompts = [
+            np.stack([np.full(taken, prompt.request), np.arange(prompt.held, prompt.held + taken)])
+            for prompt, taken in self._taken
+        ]
+        return np.array(decoding, np.int64), np.concatenate([np.empty((2, 0), np.int64), *prompts], axis=1)
 
     def _make_room(self, iteration: int) -> None:
         """Blocks for tokens of decoding requests; where they are short, the last to have come is pre-empted."""

@@ -14,15 +14,20 @@ from scenarios.errors import MemoryInfeasible
 from scenarios.serving_specs import ServingSpec
 from scenarios.workload_specs import tokens_by_phase
 from sim.memory import GIB, DeviceMemory, device_memory, kv_bytes_per_request
+from sim.serving.corrected import Corrected
 from sim.serving.loop import Served, serve
-from sim.serving.measures import serving_metrics
+from sim.serving.measures import expert_metrics, serving_metrics, with_samples
 from sim.serving.prices import Phase, TablePrices, fill_tables
 from sim.serving.ranks import RankLoad
+from sim.serving.rebalance import Rebalancing
+from sim.serving.routed import Experts, check_routed
 from sim.session import Plan, Session
-from sim.setting import Setting
-from traces.requests import requests_of
+from sim.setting import Setting, sequence_parts
+from traces.request_routes import request_routes
+from traces.requests import RequestTrace, requests_of
 
-StepOf = Callable[[Setting], float]
+StepOf = Callable[[Plan, Setting], float]
+"""Mean time of the steps of a setting under a plan, host time left out [s]."""
 TABLE_STEPS = 4  # steps of the trace that an entry of a table is the mean of; fewer, down to 1, where they are large:
 TABLE_TOKENS = 1 << 14  # tokens of all these steps
 CHECKS = 3  # sizes between entries at which the tables are checked, of either phase and of both at once
@@ -38,50 +43,140 @@ class LoadResult:
     note: str
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Deployment:
+    """A plan ready to serve: its ranks, the KV cache of each in blocks, and tables of its iterations.
+
+    setting  of its smallest decode step.
+    errors  by how much the tables miss steps of sizes between their entries, simulated whole.
+    """
+
+    plan: Plan
+    setting: Setting
+    n_devices: int
+    n_ranks: int
+    n_blocks: int
+    prices: TablePrices
+    errors: list[float]
+
+    @property
+    def table_error(self) -> float:
+        """Mean size of `errors`."""
+        return float(np.mean(np.abs(self.errors)))
+
+    @property
+    def note(self) -> str:
+        """How iterations are priced, in words."""
+        return (
+            f"Iterations are priced by tables of {len(self.prices.steps['decode'].sizes)} sizes, which are "
+            f"{self.table_error:.1%} off on average and {np.max(np.abs(self.errors)):.1%} at most on "
+            f"{len(self.errors)} sizes between, simulated whole."
+        )
+
+
 def serve_plan(session: Session, plan: Plan, spec: ServingSpec, step_of: StepOf) -> LoadResult:
-    """The requests of `spec` under a plan; `step_of` simulates a setting under it, host time left out [s].
+    """The requests of `spec` under a plan.
 
     Raises MemoryInfeasible where no KV cache is left, or a request is longer than it.
     """
-
-    n_devices = build_cluster(plan.cluster, session.base).n_devices
-
-    def setting_of(phase: Phase, tokens: int, context_tokens: int | None = 1, prompt_tokens: int = 0) -> Setting:
-        workload = session.spec.workload.model_copy(
-            update={
-                "phase": phase,
-                "tokens_per_device": tokens,
-                "prompt_tokens": prompt_tokens,
-                "context_tokens": context_tokens,
-                "steps": max(1, min(TABLE_STEPS, TABLE_TOKENS // (tokens * n_devices))),
-            }
-        )
-        return session.setting(plan.cluster, plan.parallel, workload)
-
-    first = setting_of("decode", plan.schedule.n_parts)
-    tp, n_ranks = first.attention_tp, first.cluster.n_devices // first.attention_tp
-    sizes = _sizes(plan.schedule.n_parts, -(-spec.token_budget // tp))
-    prices = fill_tables(setting_of, step_of, sizes, plan.schedule.step_overhead)
-    checked = [setting_of(phase, tokens, None) for phase in ("decode", "prefill") for tokens in _between(sizes)]
-    checked += [setting_of("decode", tokens, None, tokens // 2) for tokens in _between(sizes) if tokens > 1]
-    errors = [_error(prices, setting, step_of) for setting in checked]
-    n_blocks = _kv_tokens(session, plan, first, spec) // spec.block_tokens
+    deployment = deployed(session, plan, spec, step_of)
     requests = requests_of(spec.requests, session.base, session.spec.seed)
-    served = serve(requests, spec, n_ranks, n_blocks, prices)
-    typical = np.average(served.decoding + served.prompt_tokens, weights=served.busy_s) / first.cluster.n_devices
+    corrected, rebalancing = _correction(session, deployment, spec, requests)
+    served = serve(requests, spec, deployment.n_ranks, deployment.n_blocks, deployment.prices, corrected)
+    tokens = np.average(served.decoding + served.prompt_tokens, weights=served.busy_s) / deployment.n_devices
+    typical = setting_of(session, plan, "decode", max(round(float(tokens)), plan.schedule.n_parts), None)
+    experts = {}
+    if corrected is not None:
+        served = with_samples(served, corrected, rebalancing)
+        experts = expert_metrics(served, corrected, rebalancing)
     note = (
         f"Requests: {requests.source}, {len(requests):,}, {requests.input_tokens.mean():,.0f} tokens in and "
-        f"{requests.output_tokens.mean():,.0f} out on average. Iterations are priced by tables of {len(sizes)} sizes, "
-        f"which are {np.mean(np.abs(errors)):.1%} off on average and {np.max(np.abs(errors)):.1%} at most on "
-        f"{len(errors)} sizes between, simulated whole. Loads, traffic and timeline are of a decode step of typical "
-        "size."
+        f"{requests.output_tokens.mean():,.0f} out on average. {deployment.note} Loads, traffic and timeline are of a "
+        "decode step of typical size."
     )
     return LoadResult(
         served=served,
-        metrics=serving_metrics(served, spec.slo, float(np.mean(np.abs(errors)))),
-        typical=setting_of("decode", max(round(float(typical)), plan.schedule.n_parts), None),
+        metrics=serving_metrics(served, spec.slo, deployment.table_error) | experts,
+        typical=typical,
         note=note,
     )
+
+
+def _correction(
+    session: Session, deployment: Deployment, spec: ServingSpec, requests: RequestTrace
+) -> tuple[Corrected | None, Rebalancing | None]:
+    """What the routes of the requests make of the tables, and who changes placements meanwhile.
+
+    Raises ScenarioError where iterations cannot be simulated one by one.
+    """
+    if spec.routes is None:
+        return None, None
+    plan, setting = deployment.plan, deployment.setting
+    check_routed(setting, plan)
+    workload, seed = session.spec.workload, session.spec.seed
+    parts = sequence_parts(setting.trace, workload, seed)
+    rng = np.random.default_rng([seed, 4])
+    own = np.union1d(parts.judged, parts.shifted)
+    experts = Experts(
+        setting=setting,
+        placement=session.plan_of(setting, plan).placement,
+        schedule=plan.schedule,
+        memory=plan.memory,
+        routes=request_routes(setting.trace, own, requests, spec.routes.mix, rng),
+    )
+    corrected = Corrected(experts=experts, every=spec.routes.exact_every, host_s=plan.schedule.step_overhead)
+    if spec.rebalance is None:
+        return corrected, None
+    rebalance = spec.rebalance
+    rebalancing = Rebalancing(
+        spec=rebalance, plan=rebalance.placement or plan.placement, seed=seed, corrected=corrected
+    )
+    corrected.look, corrected.look_every = rebalancing.look, rebalance.every
+    corrected.n_loads = -(-rebalance.window // spec.routes.exact_every)
+    return corrected, rebalancing
+
+
+def deployed(session: Session, plan: Plan, spec: ServingSpec, step_of: StepOf) -> Deployment:
+    """The plan with tables filled by its own simulation. Raises MemoryInfeasible where no KV cache is left."""
+
+    def of(phase: Phase, tokens: int, context_tokens: int | None = 1, prompt_tokens: int = 0) -> Setting:
+        return setting_of(session, plan, phase, tokens, context_tokens, prompt_tokens)
+
+    def step_s(setting: Setting) -> float:
+        return step_of(plan, setting)
+
+    first = of("decode", plan.schedule.n_parts)
+    tp = first.attention_tp
+    sizes = _sizes(plan.schedule.n_parts, -(-spec.token_budget // tp))
+    prices = fill_tables(of, step_s, sizes, plan.schedule.step_overhead)
+    checked = [of(phase, tokens, None) for phase in ("decode", "prefill") for tokens in _between(sizes)]
+    checked += [of("decode", tokens, None, tokens // 2) for tokens in _between(sizes) if tokens > 1]
+    return Deployment(
+        plan=plan,
+        setting=first,
+        n_devices=first.cluster.n_devices,
+        n_ranks=first.cluster.n_devices // tp,
+        n_blocks=_kv_tokens(session, plan, first, spec) // spec.block_tokens,
+        prices=prices,
+        errors=[_error(prices, setting, step_s) for setting in checked],
+    )
+
+
+def setting_of(
+    session: Session, plan: Plan, phase: Phase, tokens: int, context_tokens: int | None, prompt_tokens: int = 0
+) -> Setting:
+    """A few steps of so many tokens a device under a plan; contexts are the trace's own where none is given."""
+    n_devices = build_cluster(plan.cluster, session.base).n_devices
+    workload = session.spec.workload.model_copy(
+        update={
+            "phase": phase,
+            "tokens_per_device": tokens,
+            "prompt_tokens": prompt_tokens,
+            "context_tokens": context_tokens,
+            "steps": max(1, min(TABLE_STEPS, TABLE_TOKENS // (tokens * n_devices))),
+        }
+    )
+    return session.setting(plan.cluster, plan.parallel, workload)
 
 
 def _sizes(least: int, most: int) -> list[int]:
@@ -96,13 +191,13 @@ def _between(sizes: list[int]) -> list[int]:
     return [middle[i] for i in np.linspace(0, len(middle) - 1, min(CHECKS, len(middle))).astype(int)]
 
 
-def _error(prices: TablePrices, setting: Setting, step_of: StepOf) -> float:
+def _error(prices: TablePrices, setting: Setting, step_s: Callable[[Setting], float]) -> float:
     """By how much the tables miss the simulated steps of a setting with the trace's own contexts."""
     contexts, tp = setting.batches.contexts, setting.attention_tp
     n_decode, _ = tokens_by_phase(setting.workload)
     ranks = contexts.reshape(len(contexts), -1, tp, contexts.shape[-1])
     told = [prices.iteration_s([_load(rank, n_decode) for rank in step]) for step in ranks]
-    return float(np.mean(told) / (step_of(setting) + prices.host_s) - 1)
+    return float(np.mean(told) / (step_s(setting) + prices.host_s) - 1)
 
 
 def _load(contexts: NDArray[np.int64], n_decode: int) -> RankLoad:

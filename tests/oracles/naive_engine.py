@@ -64,7 +64,7 @@ def naive_serve(
         if not any(rank.waiting or rank.prompts or rank.decoding for rank in ranks):
             if not coming:
                 return first_s, done_s, sum(rank.preempted for rank in ranks)
-            now = now + (coming[0].arrival_s - now)
+            now = coming[0].arrival_s
             continue
         plans = [plan(rank, spec) for rank in ranks]
         now = now + iteration_s([load for load, _ in plans])

@@ -63,7 +63,7 @@ def test_counters_equal_a_loop_over_requests(fields: dict[str, Any], n_ranks: in
 
 
 def test_without_stretches_counters_are_a_loop_bit_for_bit(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("sim.serving.loop.LEAST_STRETCH", 1 << 40)
+    monkeypatch.setattr("sim.serving.engine.LEAST_STRETCH", 1 << 40)
     for fields, n_ranks, n_blocks in CASES:
         spec, trace = spec_of(**fields), requests_with(5, requests_per_s=50.0)
         got = serve(trace, spec, n_ranks, n_blocks, RoundPrices())

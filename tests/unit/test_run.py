@@ -163,3 +163,15 @@ def test_a_comparison_needs_axes_and_different_names() -> None:
 def test_a_plan_that_does_not_fit_is_an_error() -> None:
     with pytest.raises(MemoryInfeasible, match="short by"):
         run(spec_of(memory={"requests_per_device": 2**22, "context_tokens": 2**16}), GOLDEN, "test")
+
+
+def test_ways_of_training_are_an_axis() -> None:
+    workload = {**SCENARIO["workload"], "phase": "train"}
+    raw = {**SCENARIO, "workload": workload, "training": {"zero": 1}}
+    ways = {"keeps all, ZeRO-1": {"zero": 1}, "full recompute, ZeRO-1": {"zero": 1, "recompute": "full"}}
+    axes = {"training": [{}, {"recompute": "full"}]}
+    table = compare(ScenarioSpec.model_validate({**raw, "compare": axes}), GOLDEN, "test").tables[0]
+    assert {result.name for result in table.results} == set(ways)
+    for result in table.results:
+        alone = run(ScenarioSpec.model_validate({**raw, "training": ways[result.name]}), GOLDEN, "test")
+        assert alone.tables[0].results[0].metrics == result.metrics
