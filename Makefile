@@ -41,7 +41,7 @@ bench: setup    ## measure the speed goals; writes benchmarks/baseline.json anew
 
 docs: setup    ## check the documents against the code; build them, and the scenario schema, into out/docs
 	$(BIN)/python -m pytest tests/unit/test_docs.py
-	$(BIN)/python -m sphinx -W --keep-going -q -b html docs out/docs
+	$(BIN)/python -m sphinx -W --keep-going -E -q -b html docs out/docs
 	$(BIN)/moesim schema --out out/docs/scenario.schema.json
 
 output: setup    ## run the commands of tutorial and guides, and write what they print into the pages

@@ -23,6 +23,7 @@ from scenarios.sources import Sourced, Spec
 from scenarios.specs import CompareSpec, ScenarioSpec
 from traces.capture.commands import parser_of
 
+FIELD = re.compile(r"(\w[\w, ]*?) {2,}(\S.*)")
 MARKER = re.compile(r"<!-- generated: (\w+) -->")
 OPTION_HEADER = ("argument, option", "meaning", "default")
 SIGNS = {Ge: "≥", Gt: ">", Le: "≤", Lt: "<"}
@@ -47,8 +48,13 @@ def filled(page: str) -> str:
 
 
 def in_rest(_app: object, _what: str, _name: str, _object: object, _options: object, lines: list[str]) -> None:
-    """Turn the back quotes of docstrings into reStructuredText."""
-    lines[:] = [re.sub(r"(?<!`)`([^`]+)`(?!`)", r"``\1``", line).replace("*", r"\*") for line in lines]
+    """Turn docstrings into reStructuredText: back quotes, and columns of names and what they are into lists."""
+    quoted = [re.sub(r"(?<!`)`([^`]+)`(?!`)", r"``\1``", line).replace("*", r"\*") for line in lines]
+    named = [FIELD.match(line) for line in quoted]
+    inside = False
+    for number, (line, field) in enumerate(zip(quoted, named, strict=True)):
+        inside = field is not None or (inside and line.startswith(" "))
+        lines[number] = f"- ``{field[1]}``: {field[2]}" if field else f"  {line.strip()}" if inside else line
 
 
 def commands() -> Iterator[str]:

@@ -1,6 +1,7 @@
 """The pages that users follow, run: their commands print what they show; and the site, built without warnings."""
 
 import os
+import re
 import subprocess
 import sys
 from importlib.util import find_spec
@@ -10,7 +11,7 @@ import pytest
 import typer
 
 from docs.executed import PAGES, PageError, comparable, figures, renewed
-from docs.generated import commands, filled, keys
+from docs.generated import commands, filled, in_rest, keys
 from moesim.cli import app
 from scenarios.schema import scenario_schema
 
@@ -76,6 +77,21 @@ def test_the_reference_has_every_command_and_key() -> None:
     assert [name for name in sorted(names) if f"`{name}`" not in rows and f".{name}`" not in rows] == []
     assert "| `schedule.step_overhead` | quantity | time, as `3 us` | `0.0` | host time between steps |" in rows
     assert "`workload.split.evaluate` | number, > 0, ≤ 1 |" in rows
+
+
+def test_commands_that_are_only_shown_have_these_options() -> None:
+    """Those that need a GPU or a download stand in fences of text, or in the middle of a sentence."""
+    reference = "\n".join(commands()).split("\n## moesim ")
+    text = "\n".join(page.read_text() for page in PAGES)
+    for command, rest in re.findall(r"(?:```text\n|`)moesim ([a-z]+)([^`\n]*)", text):
+        (section,) = [part for part in reference if part.startswith(f"{command}\n")]
+        assert [option for option in re.findall(r" (--[\w-]+)", rest) if f"`{option}`" not in section] == []
+
+
+def test_docstrings_become_lists_of_names() -> None:
+    lines = ["A plan.", "", "loads   `float64[layer]` of a", "        mean step * 2.", "", "Raises nothing."]
+    in_rest(None, "", "", None, None, lines)
+    assert lines[2:] == ["- ``loads``: ``float64[layer]`` of a", "  mean step \\* 2.", "", "Raises nothing."]
 
 
 def test_the_numbers_of_hardware_cards_have_units_and_sources() -> None:
