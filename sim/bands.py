@@ -9,9 +9,11 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import Literal
 
 import numpy as np
+from numpy.typing import NDArray
 
 from hwmodels.collectives import collective_band
 from hwmodels.devices import Device
@@ -65,11 +67,8 @@ UNREAD = StepBand(low=1.0, high=1.0, families={})
 
 def step_band(setting: Setting, prices: Prices, op_list: OpList, schedule: ScheduleSpec) -> StepBand:
     """The band of the mean step time, from up to `SAMPLED_STEPS` steps spread over the batch."""
-    n_steps = setting.batches.n_steps
-    steps = np.unique(np.linspace(0, n_steps - 1, min(SAMPLED_STEPS, n_steps)).round().astype(np.int64))
-    sample, sampled = setting, prices
-    if len(steps) < n_steps:
-        sample, sampled = replace(setting, batches=setting.batches.at(steps)), prices.at(steps)
+    steps = _steps(setting)
+    sampled = prices if len(steps) == setting.batches.n_steps else prices.at(steps)
 
     def mean_s(changed: Prices) -> float:
         finished = execute(op_list, changed.durations(op_list), law=LAWS[schedule.exchange.law])
@@ -80,11 +79,26 @@ def step_band(setting: Setting, prices: Prices, op_list: OpList, schedule: Sched
     hosted = HOSTED[0] in prices.per_chunk or "page" in prices.per_layer
     beside = ("links", "host") if hosted else ("links",)
     for family in (*KERNEL_FAMILIES, *beside):
-        low, high = (mean_s(_moved(sample, sampled, schedule, family, end)) / predicted_s for end in ENDS)
+        low, high = (mean_s(_moved(setting, sampled, schedule, family, end)) / predicted_s for end in ENDS)
         ends[family] = (min(low, 1.0), max(high, 1.0))
     below = np.sqrt(sum((1 - low) ** 2 for low, _ in ends.values()))
     above = np.sqrt(sum((high - 1) ** 2 for _, high in ends.values()))
     return StepBand(low=float(1 - min(below, 1.0)), high=float(1 + above), families=ends)
+
+
+def _steps(setting: Setting) -> NDArray[np.int64]:
+    """The steps that are looked at, int64[step]."""
+    n_steps = setting.batches.n_steps
+    spread = np.linspace(0, n_steps - 1, min(SAMPLED_STEPS, n_steps))
+    return np.unique(spread.round().astype(np.int64))
+
+
+@lru_cache(maxsize=32)
+def _at_end(setting: Setting, family: str, end: End) -> Setting:
+    """The steps that are looked at, on devices with the laws of one family at one end of their bands."""
+    moved = device_at_end(setting.cluster.device, KERNEL_FAMILIES[family], end)
+    batches = setting.batches.at(_steps(setting))
+    return replace(setting, batches=batches, cluster=replace(setting.cluster, device=moved))
 
 
 def _moved(setting: Setting, prices: Prices, schedule: ScheduleSpec, family: str, end: End) -> Prices:
@@ -110,9 +124,8 @@ def _moved_work(setting: Setting, prices: Prices, schedule: ScheduleSpec, family
         blocks = attention_blocks(setting.model, setting.workload)
         ends = [device.kernels.find(block, setting.model.kv_dtype).low_high[ENDS.index(end)] for block in blocks]
         prices = prices.times(dict.fromkeys(DEVICE_CORES, min(ends) if end == "low" else max(ends)))
-    moved = device_at_end(device, KERNEL_FAMILIES[family], end)
-    changed = replace(setting, cluster=replace(setting.cluster, device=moved))
-    own = layer_prices(changed, max(len(parts) for parts in prices.per_layer.values()), schedule.exchange)
+    n_parts = max(len(parts) for parts in prices.per_layer.values())
+    own = layer_prices(_at_end(setting, family, end), n_parts, schedule.exchange)
     own = slowed_by_engine(replace(prices, per_layer=own), schedule).per_layer
     kept = {kind: own.get(kind, parts) for kind, parts in prices.per_layer.items()}
     located = {kind: _ratio(own[kind], prices.per_layer[kind]) for kind in own.keys() & prices.per_chunk.keys()}

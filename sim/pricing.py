@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
+from functools import lru_cache
 from typing import TypeVar
 
 import numpy as np
@@ -147,6 +148,12 @@ def layer_prices(
     Each of several microbatches computes beside the exchange of another one, which may slow it.
     """
     slower = 1.0 if exchange is None else slowdown_beside_exchange(setting, n_parts, exchange)
+    return dict(_own_prices(setting, n_parts, slower))
+
+
+@lru_cache(maxsize=64)
+def _own_prices(setting: Setting, n_parts: int, slower: float) -> dict[str, tuple[Duration, ...]]:
+    """`layer_prices`, kept for the schedules of a setting and for its error bands."""
     parts = [_part_prices(part) for part in parts_of(setting, n_parts)]
     if setting.pool is not None:
         parts = [{kind: folded(time, setting.simulated_devices) for kind, time in part.items()} for part in parts]

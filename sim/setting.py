@@ -33,9 +33,9 @@ from traces.synth import fit_knobs, knobs_from_spec, synthesise
 FIT_TOKENS = 1 << 15  # enough to know which of 256 experts follow which: 128 tokens an expert at the least top-k
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Setting:
-    """One model on one machine under one workload.
+    """One model on one machine under one workload; one is equal to itself alone, so that prices may be kept by it.
 
     fit_loads    int64[layer, expert]: routed tokens of the sequences that plans are fitted on; where devices or steps
                  have a capacity, of the steps `fit_batches`.

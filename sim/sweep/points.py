@@ -101,5 +101,5 @@ def _joined(parts: Sequence[Point] | tuple[Any, ...]) -> Point:
 
 
 def overrides_of(point: Point) -> list[str]:
-    """The point as `--set` overrides."""
-    return [f"{path}={value}" for path, value in point]
+    """The point as `--set` overrides: whole sections first, keys inside them after."""
+    return [f"{path}={value}" for path, value in sorted(point, key=lambda pair: pair[0].count("."))]

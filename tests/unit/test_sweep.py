@@ -13,7 +13,7 @@ from scenarios.loader import changed, load_scenario
 from sim.result import is_cost
 from sim.run import run
 from sim.sweep import findings, store
-from sim.sweep.points import parse_axis, points_of
+from sim.sweep.points import overrides_of, parse_axis, points_of
 from sim.sweep.workers import Task, in_processes
 
 SCENARIO = """
@@ -161,3 +161,8 @@ def test_the_front_is_what_nobody_beats() -> None:
             for other in results
         )
         assert (one["key"] in front) == (not beaten)
+
+
+def test_keys_inside_a_section_survive_the_section() -> None:
+    point = (("schedule.chunks", "4"), ("schedule", "{overlap: chunked}"), ("cluster.nodes", "2"))
+    assert overrides_of(point) == ["schedule={overlap: chunked}", "schedule.chunks=4", "cluster.nodes=2"]
