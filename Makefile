@@ -5,7 +5,7 @@ STAMP := .venv/.installed
 SYNC := $(if $(filter output-sync,$(.FEATURES)),--output-sync=target)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup check test demo golden calibrate bench docs output images reproductions wheel clean lint style types layers fast
+.PHONY: help setup check test demo golden calibrate bench docs output images notebook reproductions wheel clean lint style types layers fast
 
 help:    ## show this list
 	@sed -n 's/^\([a-z]*\): *[^#]*## \(.*\)/\1	\2/p' $(MAKEFILE_LIST) | expand -t 10
@@ -50,6 +50,9 @@ output: setup    ## run the commands of tutorial and guides, and write what they
 images: setup    ## draw docs/images/schedule-*.png and the policies of the shipped trace anew
 	$(BIN)/python -m docs.timelines
 	$(BIN)/python -m docs.policies
+
+notebook: setup    ## run docs/guides/notebook.ipynb anew and store what it shows (pip install '.[notebook]')
+	$(BIN)/python -m docs.notebook
 
 reproductions: setup    ## reproduce all shipped papers; writes docs/background/reproductions.md anew
 	$(BIN)/python -m docs.reproduced

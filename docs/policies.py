@@ -8,16 +8,14 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from moesim import api
 from scenarios.catalog import find_trace
 from scenarios.files import whole_file
-from scenarios.specs import CompareSpec, MemorySpec
+from sim.figure import png_bytes
 from sim.offload.plot import slot_lines, slots_figure
-from sim.plots import png_bytes
 from sim.result import RunResult, Table
 from traces.storage import load_trace
 
@@ -42,16 +40,11 @@ WAYS: tuple[dict[str, Any], ...] = (
 
 def compared(overrides: Sequence[str] = (), sizes: Sequence[float] = SIZES) -> Table:
     """All ways at all sizes on the scenario's trace; MRS where it holds gate weights."""
-    loaded = api.load(HERE / "policies.yaml", overrides)
-    weighted = load_trace(find_trace(str(loaded.spec.workload.trace), HERE)).weights is not None
-    entries = tuple(
-        MemorySpec.model_validate({"offload": way | {"share": size}})
-        for way in WAYS
-        for size in sizes
-        if weighted or way["evict"] != "mrs"
-    )
-    spec = loaded.spec.model_copy(update={"compare": CompareSpec(memory=entries)})
-    return api.compare(replace(loaded, spec=spec)).tables[0]
+    scenario = api.load(HERE / "policies.yaml", overrides)
+    weighted = load_trace(find_trace(str(scenario.spec.workload.trace), HERE)).weights is not None
+    ways = [way for way in WAYS if weighted or way["evict"] != "mrs"]
+    entries = [{"offload": way | {"share": size}} for way in ways for size in sizes]
+    return api.compare(scenario.with_({"compare": {"memory": entries}})).tables[0]
 
 
 def markdown(table: Table) -> Iterator[str]:

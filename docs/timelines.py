@@ -11,16 +11,15 @@ from pathlib import Path
 
 import matplotlib as mpl
 import numpy as np
-from matplotlib.figure import Figure
 
 from moesim import api
 from scenarios.files import whole_file
 from sim import pipelines
+from sim.figure import STYLE, WIDTH_IN, Figure, png_bytes
 from sim.pipeline_plot import draw_pipelines
 from sim.pipelines.pipeline import run_pipeline
 from sim.pipelines.tasks import PipelineShape
 from sim.pipelines.times import PassTimes, stage_times
-from sim.plots import STYLE, WIDTH_IN, png_bytes
 from sim.result import RunResult
 from sim.timeline_plot import timelines_figure
 

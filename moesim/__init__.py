@@ -1,4 +1,7 @@
-"""Simulator and performance model of Mixture-of-Experts systems: `load` a scenario, `run` or `compare` its plans."""
+"""Simulator and performance model of Mixture-of-Experts systems: `load` a scenario, then `run`, `compare`, `bound` it.
+
+Names come from `moesim.api` and `scenarios.errors` when they are first used, so that the import costs nothing.
+"""
 
 from __future__ import annotations
 
@@ -7,10 +10,69 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from moesim.api import compare, load, run
+    from moesim.api import (
+        BoundResult,
+        ComparisonResult,
+        PlacementResult,
+        ReproductionResult,
+        Scenario,
+        SweepResult,
+        TraceResult,
+        Workers,
+        bound,
+        compare,
+        load,
+        place,
+        reproduce,
+        run,
+        serve,
+        sweep,
+        trace,
+    )
+    from scenarios.errors import (
+        BudgetInfeasible,
+        CalibrationError,
+        DeadlockError,
+        HardwareError,
+        MemoryInfeasible,
+        MoesimError,
+        PlacementError,
+        PlacementInfeasible,
+        ScenarioError,
+        TraceError,
+    )
 
 __version__ = "0.1.0"
-__all__ = ["__version__", "compare", "load", "run"]
+__all__ = [
+    "BoundResult",
+    "BudgetInfeasible",
+    "CalibrationError",
+    "ComparisonResult",
+    "DeadlockError",
+    "HardwareError",
+    "MemoryInfeasible",
+    "MoesimError",
+    "PlacementError",
+    "PlacementInfeasible",
+    "PlacementResult",
+    "ReproductionResult",
+    "Scenario",
+    "ScenarioError",
+    "SweepResult",
+    "TraceError",
+    "TraceResult",
+    "Workers",
+    "__version__",
+    "bound",
+    "compare",
+    "load",
+    "place",
+    "reproduce",
+    "run",
+    "serve",
+    "sweep",
+    "trace",
+]
 
 _PACKAGES = ("scenarios", "traces", "hwmodels", "placement", "sim")
 
@@ -36,9 +98,14 @@ def _claim_packages() -> None:
 def __getattr__(name: str) -> Any:
     if name in __all__:
         from moesim import api  # late: `import moesim` must not wait for numpy
+        from scenarios import errors
 
-        return getattr(api, name)
+        return getattr(errors if hasattr(errors, name) else api, name)
     raise AttributeError(f"module 'moesim' has no attribute '{name}'")
+
+
+def __dir__() -> list[str]:
+    return __all__  # what a notebook completes
 
 
 _claim_packages()

@@ -11,13 +11,13 @@ import typer
 
 from moesim import __version__, capture_commands
 from moesim.options import Debug, Json, Out, Overrides, Quiet, Seed
-from moesim.progress import progress
+from moesim.progress import heard, progress
 from moesim.trace_commands import trace_app
 from scenarios.errors import MoesimError
 
 if TYPE_CHECKING:
-    from scenarios.loader import LoadedScenario
-    from sim.result import Comparison
+    from moesim.scenario import Scenario as Loaded
+    from moesim.shown import Shown
 
 INTERNAL_ERROR = 70  # EX_SOFTWARE of sysexits.h: ours, not the user's
 
@@ -118,11 +118,14 @@ def bound(
     debug: Debug = False,
 ) -> None:
     """Throughput bounds of the scenario's hardware: what binds, what more would bring, the best purchase."""
-    from moesim import bounding
+    from moesim import api
 
     del debug
     _check_targets(json, out)
-    bounding.show(_load(scenario, overrides, seed), json, out, quiet=quiet)
+    loaded = _load(scenario, overrides, seed)
+    with progress("bounds", quiet=quiet) as say:
+        bounds = api.bound(loaded, say)
+    _show(bounds, json, out, quiet=quiet)
 
 
 @app.command()
@@ -142,11 +145,14 @@ def reproduce(
     debug: Debug = False,
 ) -> None:
     """Published results against predictions, one row a claim; exit code 1 where one is off without a reason."""
-    from moesim import reproducing
+    from moesim import api
 
     del debug
     _check_targets(json, out)
-    if not reproducing.show(systems or (), limit, json, out, quiet=quiet):
+    with progress("reproduce", quiet=quiet) as say:
+        result = api.reproduce(*(systems or ()), limit=limit, progress=say)
+    _show(result, json, out, quiet=quiet)
+    if not result.ok:
         raise typer.Exit(1)
 
 
@@ -178,12 +184,20 @@ def sweep(
 ) -> None:
     """Simulate a grid of scenarios in parallel; interrupted or run again, it does only what is missing."""
     from moesim import sweeping
+    from sim.sweep.points import parse_axis
 
     del debug
     _check_targets(json, out)
-    grid = sweeping.Grid(axes=axes or (), zipped=zipped or (), n_random=random)
-    means = sweeping.Means(jobs=jobs, ray=ray, fresh=fresh)
-    sweeping.show(_load(scenario, None, seed), grid, means, rank, (out, json), quiet)
+    loaded = _load(scenario, None, seed)
+    grid = sweeping.Grid(
+        axes=[parse_axis(text) for text in axes or ()],
+        zipped=[parse_axis(text) for text in zipped or ()],
+        n_random=random,
+    )
+    with progress("points to simulate", quiet=quiet) as say:
+        workers = sweeping.Workers(jobs=jobs, folder=out, ray=ray, fresh=fresh, say=say)
+        result = sweeping.sweep(loaded, grid, rank, workers)
+    _show(result, json, out, quiet=quiet)
 
 
 @app.command("place")
@@ -207,12 +221,23 @@ def place_(
     debug: Debug = False,
 ) -> None:
     """Solve the scenario's placement: objective, bound, gap, quality on held-out requests; write it for engines."""
-    from moesim import placing
+    from moesim import api
+    from placement.formats import FORMATS, check_export
+    from scenarios.files import check_file
 
     del debug
+    _check_targets(json, out)
+    if export is not None:
+        check_export(*export)
+        check_file(export[1])
     loaded = _load(scenario, overrides, seed)
-    targets = placing.Targets(export=export, json=json, out=out)
-    placing.show(loaded, placing.with_plan(loaded, import_), targets, explain=explain, quiet=quiet)
+    with heard("reading the trace", quiet=quiet) as told:
+        result = api.place(loaded, import_, explain=explain, told=told)
+    if export is not None:
+        result.export(*export)
+    _show(result, json, out, quiet=quiet)
+    if export is not None and not quiet and json != "-":
+        print(f"Exported: {export[1]} ({FORMATS[export[0]].taken_by})", flush=True)
 
 
 @app.command("list")
@@ -320,38 +345,24 @@ def _check_targets(json: str | None, out: Path | None) -> None:
         check_folder(out)
 
 
-def _load(scenario: str, overrides: list[str] | None, seed: int | None) -> LoadedScenario:
+def _load(scenario: str, overrides: list[str] | None, seed: int | None) -> Loaded:
     from moesim import api
 
     return api.load(scenario, [*(overrides or []), *([] if seed is None else [f"seed={seed}"])])
 
 
-def _show(comparison: Comparison, json: str | None, out: Path | None, *, quiet: bool) -> None:
+def _show(result: Shown, json: str | None, out: Path | None, *, quiet: bool) -> None:
     """Results to the files asked for, then to the terminal: a closed pipe must not cost the files."""
-    from sim import outputs
+    from scenarios.files import write_or_print
 
-    if out is not None:
-        outputs.write_outputs(comparison, out)
+    written = [] if out is None else result.save(out)
     if json is not None:
-        outputs.write_json(comparison, json)
-    if not quiet and json != "-":
-        _print_tables(comparison)
-        if out is not None:
-            print(f"Report: {out / 'report.html'}", flush=True)
-
-
-def _print_tables(comparison: Comparison) -> None:
+        write_or_print(result.json_text(), json)
+    if quiet or json == "-":
+        return
     from rich.console import Console
 
-    from sim import tables
-
-    console = Console()
-    common = [note for note in comparison.tables[0].notes if all(note in t.notes for t in comparison.tables)]
-    for table in comparison.tables:
-        one = len(table.results) == 1
-        console.print(tables.metrics_table(table.results[0]) if one else tables.comparison_table(table))
-        for note in table.notes:
-            if note not in common:
-                console.print(note, style="dim", highlight=False, markup=False)
-    for note in common:
-        console.print(note, style="dim", highlight=False, markup=False)
+    Console().print(result)
+    report = [path for path in written if path.name == "report.html"]
+    if written:
+        print(f"Report: {report[0]}" if report else f"Written: {', '.join(map(str, written))}", flush=True)

@@ -1,111 +1,103 @@
-"""`moesim place`: solve or read a plan, judge it, explain it, write it for an engine."""
+"""The result of `place`: one plan, measured, judged, explained, and written for an engine."""
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-import moesim
-from placement.formats import FORMATS, check_export, export_plan
-from scenarios.files import check_file, check_folder, write_or_print
-from scenarios.loader import LoadedScenario
-from scenarios.placement_specs import PlacementSpec
-from sim import outputs
-from sim.place import Placed, Told, place
+from moesim.comparing import ComparisonResult
+from moesim.shown import Part, Rows, Shown, as_parts, quiet_lines
+from placement.formats import export_plan
+from scenarios.files import write_text
+from sim import outputs, tables
+from sim.place import Measure, Placed
+from sim.place_text import budget_parts, explanation_parts, judgement_table, measures_table
+from sim.result import RunResult, Table
 
 if TYPE_CHECKING:
-    from rich.console import Console
-    from rich.table import Table
+    from sim.figure import Figure
 
 OWN_FILE = "plan.json"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Targets:
-    """Where results go: an export as (format, file), the file of `--json`, the folder of `--out`."""
+@dataclass(frozen=True, slots=True, eq=False, repr=False)
+class PlacementResult(Shown):
+    """A plan and what is known of it: `objective`, `bound`, `gap`, `best` (the plan, simulated); `export` it."""
 
-    export: tuple[str, Path] | None = None
-    json: str | None = None
-    out: Path | None = None
+    placed: Placed
 
-    def check(self) -> None:
-        """Raise MoesimError where something could not be written, before it is computed."""
-        if self.export is not None:
-            check_export(*self.export)
-            check_file(self.export[1])
-        if self.json not in (None, "-"):
-            check_file(Path(str(self.json)))
-        if self.out is not None:
-            check_folder(self.out)
+    @property
+    def best(self) -> RunResult:
+        """The plan, simulated on held-out requests."""
+        return self.placed.row
 
+    @property
+    def measure(self) -> Measure:
+        """The objective that the solver minimised; the load, where the plan was read from a file."""
+        return self.placed.measures[0]
 
-def with_plan(scenario: LoadedScenario, file: Path | None) -> PlacementSpec:
-    """The scenario's placement, or the plan of `file` with its split; paths are those of the working directory."""
-    own = scenario.spec.placement
-    if file is None:
-        return own
-    kept = {name: getattr(own, name) for name in ("redundant", "split") if name in own.model_fields_set}
-    return PlacementSpec.model_validate(kept | {"file": str(file.absolute())})
+    @property
+    def objective(self) -> float:
+        """Value of `measure`, in its unit."""
+        return self.measure.value
 
+    @property
+    def bound(self) -> float:
+        """What no plan goes below, in the unit of `measure`."""
+        return self.measure.bound
 
-def show(
-    scenario: LoadedScenario, plan: PlacementSpec, targets: Targets, *, explain: bool = False, quiet: bool = False
-) -> None:
-    """Write what `targets` ask for, then print tables, unless `quiet` or JSON goes to the terminal."""
-    targets.check()
-    spec = scenario.spec.model_copy(update={"placement": plan})
-    with _told(quiet) as told:
-        placed = place(spec, scenario.path.parent, moesim.__version__, explain=explain, told=told)
-    if targets.export is not None:
-        export_plan(targets.export[0], placed.file, targets.export[1])
-    if targets.out is not None:
-        outputs.write_outputs(placed.comparison, targets.out, {placed.comparison.tables[0].first, placed.plan})
-        export_plan("moesim", placed.file, targets.out / OWN_FILE)
-        write_or_print(outputs.json_of(placed.as_json()), str(targets.out / "result.json"))
-    if targets.json is not None:
-        write_or_print(outputs.json_of(placed.as_json()), targets.json)
-    if not quiet and targets.json != "-":
-        _print(placed, targets)
+    @property
+    def gap(self) -> float | None:
+        """(objective - bound) / bound; None where the bound says nothing."""
+        return self.measure.gap
 
+    def export(self, format: str, file: str | Path) -> None:
+        """Write the plan for an engine, in a format of `moesim list formats`.
 
-@contextmanager
-def _told(quiet: bool) -> Iterator[Told]:
-    """What hears of progress: a line on a terminal, nobody elsewhere."""
-    if quiet or not sys.stderr.isatty():
-        yield lambda _: None
-        return
-    from rich.console import Console
+        Raises MoesimError where there is no such format, or the file cannot be written.
+        """
+        export_plan(format, self.placed.file, Path(file))
 
-    with Console(stderr=True).status("reading the trace") as status:
-        yield status.update
+    def as_json(self) -> dict[str, Any]:
+        """The result file of `place`."""
+        return self.placed.as_json()
 
+    def save(self, folder: str | Path) -> list[Path]:
+        """Write report.html, result.json, plan.json, the timeline and the plots of the plan and its baseline."""
+        placed, own = self.placed, Path(folder) / OWN_FILE
+        drawn = {placed.comparison.tables[0].first, placed.plan}
+        written = outputs.write_outputs(placed.comparison, Path(folder), drawn)
+        self.export("moesim", own)
+        write_text(self.json_text(), Path(folder) / "result.json")
+        return [*written, own]
 
-def _print(placed: Placed, targets: Targets) -> None:
-    from rich.console import Console
+    def parts(self) -> Iterator[Part]:
+        """Objectives, budgets, judgement, the ranking, what was explained, notes."""
+        placed = self.placed
+        yield measures_table(placed)
+        yield from as_parts(budget_parts(placed))
+        yield judgement_table(placed)
+        yield tables.comparison_table(self._table)
+        yield from as_parts(explanation_parts(placed))
+        yield from quiet_lines(self._table.notes)
 
-    from sim import tables
-    from sim.place_text import budget_parts, explanation_parts, judgement_table, measures_table
+    def frames(self) -> Mapping[str, Callable[[], Rows]]:
+        """`objectives` with bounds and gaps; `judgement` by part of the requests; `plans`: the ranking."""
+        placed = self.placed
+        return {
+            "objectives": lambda: [asdict(measure) | {"gap": measure.gap} for measure in placed.measures],
+            "judgement": lambda: [asdict(part) for part in placed.judgement.parts],
+            "plans": ComparisonResult(placed.comparison).frames()["plans"],
+        }
 
-    console = Console()
-    (table,) = placed.comparison.tables
-    console.print(measures_table(placed))
-    _print_parts(console, budget_parts(placed))
-    console.print(judgement_table(placed))
-    console.print(tables.comparison_table(table))
-    _print_parts(console, explanation_parts(placed))
-    for note in table.notes:
-        console.print(note, style="dim", highlight=False, markup=False)
-    if targets.export is not None:
-        told = f"Exported: {targets.export[1]} ({FORMATS[targets.export[0]].taken_by})"
-        console.print(told, highlight=False, markup=False, soft_wrap=True)
-    if targets.out is not None:
-        console.print(f"Report: {targets.out / 'report.html'}", highlight=False, markup=False, soft_wrap=True)
+    def drawings(self) -> dict[str, Callable[[], Figure]]:
+        """The figures of the report."""
+        drawn = self._table.only({self._table.first, self.placed.plan})
+        return {name: partial(draw, drawn) for name, draw in outputs.drawings(drawn).items()}
 
-
-def _print_parts(console: Console, parts: Iterable[Table | str]) -> None:
-    for part in parts:
-        console.print(part, highlight=False, markup=False) if isinstance(part, str) else console.print(part)
+    @property
+    def _table(self) -> Table:
+        return self.placed.comparison.tables[0]

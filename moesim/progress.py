@@ -11,6 +11,18 @@ Say = Callable[[str, float], None]
 
 
 @contextmanager
+def heard(first: str, *, quiet: bool) -> Iterator[Callable[[str], None]]:
+    """What hears of work without a known end, shown as a line that begins with `first`; nobody elsewhere."""
+    if quiet or not sys.stderr.isatty():
+        yield lambda _: None
+        return
+    from rich.console import Console
+
+    with Console(stderr=True).status(first) as status:
+        yield status.update
+
+
+@contextmanager
 def progress(first: str, *, quiet: bool) -> Iterator[Say | None]:
     """What hears of progress, shown as a bar that begins with `first`; None where nobody watches."""
     if quiet or not sys.stderr.isatty():

@@ -1,57 +1,64 @@
-"""What `moesim reproduce` shows and writes."""
+"""The result of `reproduce`: published results against predictions, one row a claim."""
 
 from __future__ import annotations
 
-import json as encoder
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-from rich.console import Console
-
-import moesim
-from moesim.progress import progress
-from scenarios.catalog import find_paper, list_papers
-from scenarios.files import whole_file, write_or_print
-from sim.reproduce.claims import Reproduction, as_json, missed, reproduced
+from moesim.shown import Part, Rows, Shown, as_parts
+from sim.outputs import write_named
+from sim.reproduce.claims import Reproduction, Row, as_json, missed
 from sim.reproduce.tables import claims_table, constants_table, summary, systems_table
 
-
-def show(systems: Sequence[str], limit: float, json: str | None, out: Path | None, *, quiet: bool) -> bool:
-    """Published results against predictions of the systems (default: all); whether all hold the limit."""
-    paths = [find_paper(system) for system in systems] or [path for _, path in list_papers()]
-    papers: list[Reproduction] = []
-    with progress("reproduce", quiet=quiet) as say:
-        for number, path in enumerate(paths):
-            if say is not None:
-                say(path.stem, number / len(paths))
-            papers.append(reproduced(path, moesim.__version__))
-    text = encoder.dumps(as_json(papers), indent=2, allow_nan=False) + "\n"
-    if out is not None:
-        _write(papers, limit, text, out)
-    if json is not None:
-        write_or_print(text, json)
-    if not quiet and json != "-":
-        _print(papers, limit)
-    return not missed([row for paper in papers for row in paper.rows], limit)
+if TYPE_CHECKING:
+    from sim.figure import Figure
 
 
-def _print(papers: Sequence[Reproduction], limit: float) -> None:
-    console = Console()
-    rows = [row for paper in papers for row in paper.rows]
-    for table in (claims_table(rows), constants_table(papers), systems_table(papers, limit)):
-        console.print(table)
-        console.print()
-    for line in summary(rows, limit):
-        console.print(line, highlight=False, markup=False)
+@dataclass(frozen=True, slots=True, eq=False, repr=False)
+class ReproductionResult(Shown):
+    """Claims of papers with their predictions: `rows`, and whether all hold the `limit` or say why not (`ok`)."""
 
+    papers: tuple[Reproduction, ...]
+    limit: float
 
-def _write(papers: Sequence[Reproduction], limit: float, text: str, folder: Path) -> None:
-    from sim.reproduce.plots import reproductions_png
+    @property
+    def rows(self) -> list[Row]:
+        """Every claim of every paper."""
+        return [row for paper in self.papers for row in paper.rows]
 
-    folder.mkdir(parents=True, exist_ok=True)
-    for name, content in {
-        "reproductions.json": text.encode(),
-        "reproductions.png": reproductions_png(papers, limit),
-    }.items():
-        with whole_file(folder / name) as temporary:
-            temporary.write_bytes(content)
+    @property
+    def ok(self) -> bool:
+        """Whether every claim is within the limit, or has a stated reason."""
+        return not missed(self.rows, self.limit)
+
+    def as_json(self) -> dict[str, Any]:
+        """The result file of `reproduce`."""
+        return as_json(self.papers)
+
+    def save(self, folder: str | Path) -> list[Path]:
+        """Write reproductions.json and reproductions.png."""
+        return write_named(Path(folder), ("reproductions.json", self.json_text()), self.figures)
+
+    def parts(self) -> Iterator[Part]:
+        """Claims, constants, a line a system, and what it amounts to."""
+        for table in (
+            claims_table(self.rows),
+            constants_table(self.papers),
+            systems_table(self.papers, self.limit),
+        ):
+            yield table
+            yield from as_parts([""])
+        yield from as_parts(summary(self.rows, self.limit))
+
+    def frames(self) -> Mapping[str, Callable[[], Rows]]:
+        """`claims`: published, predicted, error."""
+        return {"claims": lambda: list(self.as_json()["claims"])}
+
+    def drawings(self) -> dict[str, Callable[[], Figure]]:
+        """`reproductions`: predicted against published numbers, and errors by system."""
+        from sim.reproduce.plots import reproductions_figure
+
+        return {"reproductions": partial(reproductions_figure, self.papers, self.limit)}

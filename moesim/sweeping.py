@@ -1,79 +1,191 @@
-"""`moesim sweep`: a grid of scenarios in parallel, done once each, and one page of what it shows."""
+"""Sweeps: a grid of scenarios in parallel, done once each, and the result that says what it shows."""
 
 from __future__ import annotations
 
-import json
 import os
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import rich.box
 import rich.table
-from rich.console import Console
 from rich.text import Text
 
 import moesim
-from moesim.progress import progress
+from moesim.scenario import Scenario
+from moesim.shown import Part, Rows, Shown, as_parts, quiet_lines
 from scenarios.errors import MoesimError, ScenarioError
-from scenarios.files import check_folder, whole_file, write_or_print, write_text
-from scenarios.loader import LoadedScenario, changed
+from scenarios.files import check_folder, write_text
+from scenarios.loader import changed
+from scenarios.yaml_source import parse_yaml
+from sim.outputs import write_named
 from sim.sweep import findings, store
-from sim.sweep.points import Point, overrides_of, parse_axis, points_of
+from sim.sweep.parquet import write_parquet
+from sim.sweep.points import Axis, Point, overrides_of, points_of
 from sim.sweep.store import Result
 from sim.sweep.workers import Task, in_processes, on_ray
 from sim.tables import shown_metric
 from sim.wording import shown_percent
 
+if TYPE_CHECKING:
+    from sim.figure import Figure
+
 SHOWN = 15
+Say = Callable[[str, float], None]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Grid:
-    """What is swept: axes as `path=a,b,c`, some of which advance together, and how many points are drawn of it."""
+    """What is swept: axes that are all combined, axes that advance together, how many points are drawn of it."""
 
-    axes: Sequence[str]
-    zipped: Sequence[str] = ()
+    axes: Sequence[Axis]
+    zipped: Sequence[Axis] = ()
     n_random: int | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Means:
-    """How it is computed: processes, or the address of a Ray cluster; `fresh`: also what is done already."""
+class Workers:
+    """Who computes a sweep, and where points are kept.
 
-    jobs: int | None = None
+    jobs    processes: 1 is this one, None one a core. A script that asks for several must guard its own start by
+            `if __name__ == "__main__":`, since they import it.
+    folder  points are kept in `folder/points`, and those that are there are not simulated again; None keeps nothing.
+    ray     address of a Ray cluster instead of processes.
+    fresh   simulate what is kept, too.
+    say     hears of progress: what is being done, and the share that is done.
+    """
+
+    jobs: int | None = 1
+    folder: str | Path | None = None
     ray: str | None = None
     fresh: bool = False
+    say: Say | None = field(default=None, repr=False)
 
 
-def show(
-    scenario: LoadedScenario, grid: Grid, means: Means, rank: str | None, targets: tuple[Path, str | None], quiet: bool
-) -> None:
-    """Simulate what is missing of a grid, write its page to the folder of `targets`, print what it shows."""
-    folder, json_target = targets
-    check_folder(folder)
-    kept = folder / "points"
-    kept.mkdir(parents=True, exist_ok=True)
-    axes, zipped = [parse_axis(text) for text in grid.axes], [parse_axis(text) for text in grid.zipped]
-    points = points_of(axes, zipped, grid.n_random, scenario.spec.seed)
-    tasks = _tasks(scenario, points)
-    results = _all_results(tasks, kept, means, quiet=quiet)
+@dataclass(frozen=True, slots=True, eq=False, repr=False)
+class SweepResult(Shown):
+    """Every point of a grid: `results` in its order, `best` by `metric`."""
+
+    scenario: str
+    results: tuple[Result, ...]
+    metric: str
+
+    @property
+    def best(self) -> Result:
+        """The best point: its `point` (path -> value), `plan` and `metrics`."""
+        return self.ranked[0]
+
+    @property
+    def ranked(self) -> list[Result]:
+        """Points that could be simulated, the best first."""
+        return findings.ranked(self.results, self.metric)
+
+    def as_json(self) -> dict[str, Any]:
+        """The file sweep.json."""
+        effects = findings.effects(self.results, self.metric)
+        return {
+            "moesim": moesim.__version__,
+            "scenario": self.scenario,
+            "ranked_by": self.metric,
+            "results": [{"name": result.get("plan", ""), **result} for result in self.results],
+            "effects": [{"path": effect.path, "means": effect.means} for effect in effects],
+            "front": [result["key"] for result in findings.front(self.results)],
+        }
+
+    def save(self, folder: str | Path) -> list[Path]:
+        """Write points.csv, points.parquet where pyarrow is there, sweep.json, and the figures."""
+        target = Path(folder)
+        written = write_named(target, ("sweep.json", self.json_text()), self.figures)
+        write_text(findings.csv_text(self.results), target / "points.csv")
+        has_parquet = write_parquet(findings.flat(self.results), target / "points.parquet")
+        return [target / "points.csv", *[target / "points.parquet"] * has_parquet, *written]
+
+    def parts(self) -> Iterator[Part]:
+        """The best points, what every axis does, and what cannot be."""
+        yield self._best_table()
+        n_more = len(self.ranked) - SHOWN
+        if n_more > 0:
+            yield from quiet_lines([f"{n_more} more points"])
+        for effect in findings.effects(self.results, self.metric):
+            if len(effect.means) > 1:
+                means = [f"{value}: {shown_metric(self.metric, mean)}" for value, mean in effect.means.items()]
+                moved = f"{effect.path} moves {self.metric} by {shown_percent(effect.span)}"
+                yield Text(f"{moved} ({', '.join(means)})")
+        failed = [result for result in self.results if "error" in result]
+        yield from quiet_lines(f"cannot be: {result['point']}: {result['error']}" for result in failed[:3])
+        if failed:
+            why = f"{len(failed)} of {len(self.results)} points cannot be simulated; points.csv says why"
+            yield from as_parts([why])
+
+    def frames(self) -> Mapping[str, Callable[[], Rows]]:
+        """`points`: values, metrics and errors of all; `effects`: the mean metric by the values of every axis."""
+        return {"points": self._points, "effects": self._effects}
+
+    def drawings(self) -> dict[str, Callable[[], Figure | None]]:
+        """`effects` of the axes, the `map` of the two largest, and the `front` of speed against throughput."""
+        from sim.sweep import plot
+
+        return {
+            "effects": partial(plot.effects_figure, self.results, self.metric),
+            "map": partial(plot.map_figure, self.results, self.metric),
+            "front": partial(plot.front_figure, self.results),
+        }
+
+    def _points(self) -> Rows:
+        rows = zip(self.results, findings.flat(self.results), strict=True)
+        return [
+            {**row, **{path: _read(text) for path, text in result["point"].items()}, "plan": result.get("plan", "")}
+            for result, row in rows
+        ]
+
+    def _effects(self) -> Rows:
+        return [
+            {"path": effect.path, "value": _read(value), self.metric: mean}
+            for effect in findings.effects(self.results, self.metric)
+            for value, mean in effect.means.items()
+        ]
+
+    def _best_table(self) -> rich.table.Table:
+        best, paths = self.ranked, list(self.results[0]["point"])
+        title = f"{len(best)} points, best {self.metric} first"
+        table = rich.table.Table(title=title, box=rich.box.HORIZONTALS, title_justify="left")
+        for path in paths:
+            ends = [other.rpartition(".")[2] for other in paths]
+            name = path.rpartition(".")[2]
+            table.add_column(Text(name if ends.count(name) == 1 else path), overflow="fold")
+        extra = (name for name in ("step_time_s", "memory_bytes.peak") if name in best[0]["metrics"])
+        shown = dict.fromkeys([self.metric, *extra])
+        for name in shown:
+            table.add_column(Text(name), justify="right")
+        for result in best[:SHOWN]:
+            cells = [shown_metric(name, result["metrics"][name]) for name in shown]
+            table.add_row(*(Text(result["point"][path]) for path in paths), *cells)
+        return table
+
+
+def sweep(scenario: Scenario, grid: Grid, rank: str | None, workers: Workers) -> SweepResult:
+    """What is missing of a grid, simulated, with what is kept; ranked by `rank`, else by goodput or tokens/s.
+
+    Raises ScenarioError for all problems of all axes before anything is simulated, and for a metric that no point has.
+    """
+    points = points_of(grid.axes, grid.zipped, grid.n_random, scenario.spec.seed)
+    results = tuple(_results(_tasks(scenario, points), workers))
     metric = rank or _usual_metric(results)
-    written = _write(results, metric, folder, scenario.spec.name)
-    if json_target is not None:
-        write_or_print((folder / "sweep.json").read_text(), json_target)
-    if not quiet and json_target != "-":
-        _print(results, metric, written)
+    if not findings.ranked(results, metric):
+        known = ", ".join(sorted({name for result in findings.done(results) for name in result["metrics"]}))
+        raise ScenarioError(f"rank {metric}: no point has such a metric; they have {known}")
+    return SweepResult(scenario=scenario.spec.name, results=results, metric=metric)
 
 
-def _tasks(scenario: LoadedScenario, points: Sequence[Point]) -> list[Task]:
+def _tasks(scenario: Scenario, points: Sequence[Point]) -> list[Task]:
     """Every point as a checked scenario; all problems of all axes are reported before anything is simulated."""
-    base = scenario.path.parent.absolute()
+    base = scenario.folder.absolute()
     tasks, problems = [], dict[str, None]()
     for point in points:
         try:
-            loaded = changed(scenario, overrides_of(point))
+            loaded = changed(scenario.loaded, overrides_of(point))
         except ScenarioError as error:
             problems |= dict.fromkeys(str(error).splitlines())
             continue
@@ -83,18 +195,24 @@ def _tasks(scenario: LoadedScenario, points: Sequence[Point]) -> list[Task]:
     return tasks
 
 
-def _all_results(tasks: Sequence[Task], kept: Path, means: Means, *, quiet: bool) -> list[Result]:
-    found = {} if means.fresh else {task.key: known for task in tasks if (known := store.load(kept, task.key))}
+def _results(tasks: Sequence[Task], workers: Workers) -> list[Result]:
+    found: dict[str, Result] = {}
+    kept = None
+    if workers.folder is not None:
+        check_folder(Path(workers.folder))
+        kept = Path(workers.folder) / "points"
+        kept.mkdir(parents=True, exist_ok=True)
+        known = {} if workers.fresh else {task.key: store.load(kept, task.key) for task in tasks}
+        found = {key: result for key, result in known.items() if result is not None}
     missing = list({task.key: task for task in tasks if task.key not in found}.values())
-    with progress(f"{len(missing)} of {len(tasks)} points to simulate", quiet=quiet) as say:
-        if missing:
-            jobs = min(means.jobs or os.cpu_count() or 1, len(missing))
-            batches = on_ray(missing, kept, means.ray) if means.ray else in_processes(missing, kept, jobs)
-            n_before = len(found)
-            for batch in batches:
-                found |= {result["key"]: result for result in batch}
-                if say is not None:
-                    say(f"{len(found)} of {len(tasks)} points", (len(found) - n_before) / len(missing))
+    if missing:
+        jobs = min(workers.jobs or os.cpu_count() or 1, len(missing))
+        batches = on_ray(missing, kept, workers.ray) if workers.ray else in_processes(missing, kept, jobs)
+        n_before = len(found)
+        for batch in batches:
+            found |= {result["key"]: result for result in batch}
+            if workers.say is not None:
+                workers.say(f"{len(found)} of {len(tasks)} points", (len(found) - n_before) / len(missing))
     return [found[task.key] | {"point": dict(task.point)} for task in tasks]
 
 
@@ -105,72 +223,7 @@ def _usual_metric(results: Sequence[Result]) -> str:
     return next(name for name in ("goodput_tokens_per_s", "tokens_per_s") if name in known[0]["metrics"])
 
 
-def _write(results: Sequence[Result], metric: str, folder: Path, name: str) -> list[Path]:
-    """points.csv, points.parquet where pyarrow is there, sweep.json, and the figures."""
-    from sim.plots import png_bytes
-    from sim.sweep import plot
-
-    if not findings.ranked(results, metric):
-        known = ", ".join(sorted({name for result in findings.done(results) for name in result["metrics"]}))
-        raise ScenarioError(f"--rank {metric}: no point has such a metric; they have {known}")
-    write_text(findings.csv_text(results), folder / "points.csv")
-    content: dict[str, Any] = {
-        "moesim": moesim.__version__,
-        "scenario": name,
-        "ranked_by": metric,
-        "results": [{"name": result.get("plan", ""), **result} for result in results],
-        "effects": [{"path": effect.path, "means": effect.means} for effect in findings.effects(results, metric)],
-        "front": [result["key"] for result in findings.front(results)],
-    }
-    write_text(json.dumps(content, indent=2) + "\n", folder / "sweep.json")
-    written = [folder / "points.csv", folder / "sweep.json"]
-    written += _parquet(results, folder / "points.parquet")
-    figures = {
-        "map": plot.map_figure(results, metric),
-        "effects": plot.effects_figure(results, metric),
-        "front": plot.front_figure(results),
-    }
-    for title, figure in figures.items():
-        if figure is not None:
-            written.append(folder / f"{title}.png")
-            with whole_file(written[-1]) as temporary:
-                temporary.write_bytes(png_bytes(figure))
-    return written
-
-
-def _parquet(results: Sequence[Result], path: Path) -> list[Path]:
-    from sim.sweep.parquet import write_parquet
-
-    return [path] if write_parquet(findings.flat(results), path) else []
-
-
-def _print(results: Sequence[Result], metric: str, written: Sequence[Path]) -> None:
-    console = Console()
-    best = findings.ranked(results, metric)
-    paths = list(results[0]["point"])
-    table = rich.table.Table(
-        title=f"{len(best)} points, best {metric} first", box=rich.box.HORIZONTALS, title_justify="left"
-    )
-    for path in paths:
-        ends = [other.rpartition(".")[2] for other in paths]
-        name = path.rpartition(".")[2]
-        table.add_column(Text(name if ends.count(name) == 1 else path), overflow="fold")
-    shown = [metric, *(name for name in ("step_time_s", "memory_bytes.peak") if name in best[0]["metrics"])]
-    for name in shown:
-        table.add_column(Text(name), justify="right")
-    for result in best[:SHOWN]:
-        cells = [shown_metric(name, result["metrics"][name]) for name in shown]
-        table.add_row(*(Text(result["point"][path]) for path in paths), *cells)
-    console.print(table)
-    if len(best) > SHOWN:
-        console.print(f"{len(best) - SHOWN} more in {written[0]}", style="dim", highlight=False)
-    for effect in findings.effects(results, metric):
-        if len(effect.means) > 1:
-            means = ", ".join(f"{value}: {shown_metric(metric, mean)}" for value, mean in effect.means.items())
-            console.print(f"{effect.path} moves {metric} by {shown_percent(effect.span)} ({means})", highlight=False)
-    for result in [result for result in results if "error" in result][:3]:
-        console.print(Text(f"cannot be: {result['point']}: {result['error']}"), style="dim")
-    failed = sum("error" in result for result in results)
-    if failed:
-        console.print(f"{failed} of {len(results)} points cannot be simulated; points.csv says why", highlight=False)
-    console.print(f"Written: {', '.join(str(path) for path in written)}", highlight=False, soft_wrap=True)
+def _read(text: str) -> object:
+    """A value of an axis: a number or a truth value where it is one, else its text."""
+    value = parse_yaml(text).value
+    return value if isinstance(value, bool | int | float) else text

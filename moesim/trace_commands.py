@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from dataclasses import fields
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -12,8 +12,9 @@ import typer
 from moesim.options import Debug, Json, Seed
 
 if TYPE_CHECKING:
+    from rich.table import Table
+
     from traces.counts import ExpertCounts
-    from traces.routing import RoutingTrace
 
 LAYER_NUMBER = re.compile(r" *[0-9]{1,6} *")
 
@@ -24,27 +25,10 @@ TraceFile = Annotated[str, typer.Argument(metavar="TRACE", help="A .npz trace of
 @trace_app.command()
 def info(file: TraceFile, json: Json = None, debug: Debug = False) -> None:
     """Show shape, provenance and the import checks of a trace."""
+    from moesim import api
+
     del debug
-    trace = _opened(file)
-    origin = trace.provenance
-    facts = {
-        "model": origin.model,
-        "kind": origin.kind,
-        "source": origin.source,
-        "licence": origin.licence,
-        "phase": trace.phase,
-        "tokens": trace.n_tokens,
-        "sequences": trace.n_sequences,
-        "moe_layers": list(trace.moe_layers),
-        "experts": trace.n_experts,
-        "top_k": trace.top_k,
-        "variable_k": trace.variable_k,
-        "weight_ordered": trace.weight_ordered,
-        "gate_weights": trace.weights is not None,
-        "labels": sorted(set(trace.labels)),
-        "checks": list(origin.notes),
-    }
-    _print(facts, json)
+    _print(api.trace(file).as_json(), json)
 
 
 @trace_app.command()
@@ -55,15 +39,10 @@ def stats(
     debug: Debug = False,
 ) -> None:
     """Measure load, imbalance, reuse and affinity between layers, and on request cache locality."""
-    from traces.stats import summarise
+    from moesim import api
 
     del debug
-    trace = _opened(file)
-    summary = summarise(trace)
-    facts = {entry.name: _plain(getattr(summary, entry.name)) for entry in fields(summary)}
-    if locality:
-        facts |= _locality(trace)
-    _print(facts, json)
+    _print(api.trace(file).statistics(locality=locality), json)
 
 
 @trace_app.command()
@@ -77,6 +56,7 @@ def compare(
     """Show load, reuse, affinity, domains, SRP and cache hits of several traces side by side (means over layers)."""
     import numpy as np
 
+    from moesim import api
     from scenarios.files import check_folder
     from traces.profile import profile
 
@@ -84,7 +64,8 @@ def compare(
     if out is not None:
         check_folder(out)
     rng = np.random.default_rng(seed or 0)
-    profiles = [profile(Path(file).stem, _opened(file), rng) for file in files]
+    traces = [api.trace(file) for file in files]
+    profiles = [profile(trace.name, trace.routing, rng) for trace in traces]
     _print_columns({one.name: one.row() for one in profiles}, json)
     if out is not None:
         from sim.routing_plots import write_routing_figure
@@ -187,41 +168,15 @@ def synth(
     typer.echo(f"{target}: {trace.provenance.source}")
 
 
-def _opened(name: str) -> RoutingTrace:
-    """The trace of a shipped name or a file."""
-    from scenarios.catalog import list_traces
-    from traces.storage import load_trace
-
-    return load_trace(dict(list_traces()).get(name, Path(name)))
-
-
-def _locality(trace: RoutingTrace) -> dict[str, Any]:
-    """SRP, SCH and cache curves under the published convention (one pool, no cold misses)."""
-    from traces.cache_curves import cache_curve, lru_curve, pool_capacity
-    from traces.locality import segment_cache, segment_routing
-
-    capacities = [pool_capacity(trace, rho) for rho in (1, 2, 3)]
-    lru = lru_curve(trace, "model_pool")
-    curves = {policy: cache_curve(trace, policy, "model_pool", capacities) for policy in ("lfu", "belady")}
-    sch = segment_cache(trace, 16, capacities)
-    routing = {window: segment_routing(trace, window) for window in (4, 16, 64)}
-    return {
-        **{f"srp.m{window}": result.srp for window, result in routing.items()},
-        **{f"srp_rho_hat.m{window}": result.rho_hat for window, result in routing.items()},
-        "cache convention": "model_pool: one pool of rho * k * layers experts, first touches are not misses",
-        "hit_frac.lru.rho1-3": [float(lru.at(capacity)) for capacity in capacities],
-        **{f"hit_frac.{name}.rho1-3": [float(v) for v in curve.hit_frac] for name, curve in curves.items()},
-        "hit_frac.sch16.rho1-3": [float(v) for v in sch.hit_frac],
-    }
-
-
 def _counts(counts: ExpertCounts) -> dict[str, Any]:
+    from traces.facts import plain
+
     totals = counts.counts.sum(axis=0)
     return {
         "layers": totals.shape[0],
         "experts": totals.shape[1],
         "routed tokens": int(totals.sum()),
-        "load_imbalance": _plain(totals.max(axis=1) / totals.mean(axis=1)),
+        "load_imbalance": plain(totals.max(axis=1) / totals.mean(axis=1)),
     }
 
 
@@ -239,57 +194,26 @@ def _layer_numbers(text: str | None) -> tuple[int, ...] | None:
     return tuple(numbers)
 
 
-def _plain(value: Any) -> Any:
-    """Arrays as rounded lists, for people and JSON."""
-    return [round(float(entry), 4) for entry in value] if hasattr(value, "shape") and value.ndim else value
-
-
 def _print(facts: dict[str, Any], json: str | None) -> None:
-    import json as encoder
+    from moesim.trace_tables import facts_table
 
-    from rich.console import Console
-    from rich.table import Table
-
-    from scenarios.files import write_or_print
-
-    if json is not None:
-        write_or_print(encoder.dumps(facts, indent=2) + "\n", json)
-    if json == "-":
-        return
-    table = Table(box=None, show_header=False, pad_edge=False)
-    for name, value in facts.items():
-        text = "\n".join(map(str, value)) if name == "checks" else _short(value)
-        table.add_row(name, text)
-    Console().print(table)
+    _write_or_show(facts, json, facts_table)
 
 
 def _print_columns(columns: dict[str, dict[str, Any]], json: str | None) -> None:
     """Facts by trace: JSON, or a table with a column each."""
-    import json as encoder
+    from moesim.trace_tables import columns_table
 
+    _write_or_show(columns, json, columns_table)
+
+
+def _write_or_show(content: dict[str, Any], json: str | None, table: Callable[[dict[str, Any]], Table]) -> None:
     from rich.console import Console
-    from rich.table import Table
 
     from scenarios.files import write_or_print
+    from sim.outputs import json_of
 
     if json is not None:
-        write_or_print(encoder.dumps(columns, indent=2) + "\n", json)
-    if json == "-":
-        return
-    table = Table("", *columns, box=None, pad_edge=False)
-    for name in dict.fromkeys(name for facts in columns.values() for name in facts):
-        table.add_row(name, *(_short(facts.get(name, "-")) for facts in columns.values()))
-    Console().print(table)
-
-
-def _short(value: Any) -> str:
-    if isinstance(value, list) and value and isinstance(value[0], float):
-        mean = sum(value) / len(value)
-        return f"mean {mean:.3f}   min {min(value):.3f}   max {max(value):.3f}   [{len(value)}]"
-    return (
-        ", ".join(map(str, value))
-        if isinstance(value, list)
-        else f"{value:.4g}"
-        if isinstance(value, float)
-        else f"{value}"
-    )
+        write_or_print(json_of(content), json)
+    if json != "-":
+        Console().print(table(content))

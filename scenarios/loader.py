@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
 from scenarios.errors import ScenarioError
 from scenarios.explain import problems_of
-from scenarios.overrides import apply_overrides
+from scenarios.overrides import Overrides, apply_overrides, plain
 from scenarios.specs import ScenarioSpec
 from scenarios.yaml_source import KeyPath, Problem, YamlSource, problems_error, scan_yaml
 
@@ -31,8 +31,8 @@ class LoadedScenario:
         return problems_error(self.path, [Problem(place=self.source.place(keys), keys=keys, text=text)])
 
 
-def load_scenario(path: Path, overrides: Sequence[str] = ()) -> LoadedScenario:
-    """The scenario of a YAML file, changed by `--set` overrides (`a.b.c=value`).
+def load_scenario(path: Path, overrides: Overrides = ()) -> LoadedScenario:
+    """The scenario of a YAML file, changed by overrides (`a.b.c=value`, or path -> value).
 
     Raises ScenarioError with one line for each problem.
     """
@@ -40,8 +40,22 @@ def load_scenario(path: Path, overrides: Sequence[str] = ()) -> LoadedScenario:
     return LoadedScenario(spec=spec, path=path, source=source)
 
 
-def changed(loaded: LoadedScenario, overrides: Sequence[str]) -> LoadedScenario:
-    """A loaded scenario with further `--set` overrides, without reading its file again.
+def scenario_of(content: Mapping[str, Any], folder: Path, overrides: Overrides = ()) -> LoadedScenario:
+    """The scenario of values of Python, laid out as in a YAML file; paths in it are relative to `folder`.
+
+    Raises ScenarioError with one line for each problem.
+    """
+    path = folder / "scenario"
+    try:
+        source = YamlSource(path=path, data=plain(content), places={(): "scenario"})
+    except ValueError as error:
+        raise ScenarioError(f"scenario: {error}") from None
+    spec, source = _checked(source, [], ScenarioSpec, overrides)
+    return LoadedScenario(spec=spec, path=path, source=source)
+
+
+def changed(loaded: LoadedScenario, overrides: Overrides) -> LoadedScenario:
+    """A loaded scenario with further overrides, without reading its file again.
 
     Raises ScenarioError with one line for each problem.
     """
@@ -49,7 +63,7 @@ def changed(loaded: LoadedScenario, overrides: Sequence[str]) -> LoadedScenario:
     return LoadedScenario(spec=spec, path=loaded.path, source=source)
 
 
-def load_spec(path: Path, spec_class: type[S], overrides: Sequence[str] = ()) -> S:
+def load_spec(path: Path, spec_class: type[S], overrides: Overrides = ()) -> S:
     """The content of a YAML file as `spec_class`, changed by overrides (`a.b.c=value`).
 
     Raises ScenarioError with one line for each problem.
@@ -57,13 +71,13 @@ def load_spec(path: Path, spec_class: type[S], overrides: Sequence[str] = ()) ->
     return _load(path, spec_class, overrides)[0]
 
 
-def _load(path: Path, spec_class: type[S], overrides: Sequence[str]) -> tuple[S, YamlSource]:
+def _load(path: Path, spec_class: type[S], overrides: Overrides) -> tuple[S, YamlSource]:
     source, problems = scan_yaml(path)
     return _checked(source, problems, spec_class, overrides)
 
 
 def _checked(
-    source: YamlSource, problems: list[Problem], spec_class: type[S], overrides: Sequence[str]
+    source: YamlSource, problems: list[Problem], spec_class: type[S], overrides: Overrides
 ) -> tuple[S, YamlSource]:
     path = source.path
     if overrides:

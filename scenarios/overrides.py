@@ -1,39 +1,89 @@
-"""`--set a.b.c=value`: changes to a YAML file's content before it is checked."""
+"""Changes to a scenario's content before it is checked: `--set a.b.c=value`, or values of Python by path."""
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
+from os import PathLike, fspath
 from typing import Any
 
-from scenarios.yaml_source import KeyPath, Problem, YamlSource, dotted, parse_yaml
+import yaml
+
+from scenarios.yaml_source import OPTION, KeyPath, Problem, YamlSource, dotted, parse_yaml
+
+Overrides = Sequence[str] | Mapping[str, Any]
+"""`a.b.c=value` with values as YAML, or path -> value of Python."""
 
 
-def apply_overrides(source: YamlSource, overrides: Sequence[str]) -> tuple[YamlSource, list[Problem]]:
-    """The source with each `a.b.c=value` set, values read as YAML, and the problems of the options themselves.
+def apply_overrides(source: YamlSource, overrides: Overrides) -> tuple[YamlSource, list[Problem]]:
+    """The source with the value of every override set, and the problems of the overrides themselves.
 
     A number in a path counts list entries from 0; sections that are absent come into being.
     """
     data, places = copy.deepcopy(source.data), dict(source.places)
     problems: list[Problem] = []
-    for override in overrides:
-        option, equals, text = override.partition("=")
-        if not equals or not all(option.split(".")):
-            remedy = "expected PATH=VALUE with a path such as cluster.nodes"
-            problems.append(Problem(place=option, keys=(), text=remedy))
-            continue
+    for place, path, read in _changes(overrides):
         try:
-            keys, created = _reach(data, option.split("."))
+            if not all(path.split(".")):
+                raise ValueError("expected PATH=VALUE with a path such as cluster.nodes")
+            value, found = read()
+            keys, created = change(data, path, value)
         except ValueError as error:
-            problems.append(Problem(place=option, keys=(), text=str(error)))
+            problems.append(Problem(place=place, keys=(), text=str(error)))
             continue
-        parsed = parse_yaml(text, root=keys)
-        problems += [replace(problem, place=option, keys=problem.keys or keys) for problem in parsed.problems]
-        _parent(data, keys)[keys[-1]] = parsed.value
-        places = {known: place for known, place in places.items() if known[: len(keys)] != keys}
-        places |= dict.fromkeys([*created, keys], option)
+        problems += [replace(problem, place=place, keys=(*keys, *problem.keys)) for problem in found]
+        places = {known: known_place for known, known_place in places.items() if known[: len(keys)] != keys}
+        places |= dict.fromkeys([*created, keys], place)
     return YamlSource(path=source.path, data=data, places=places), problems
+
+
+def _changes(overrides: Overrides) -> Iterator[tuple[str, str, Callable[[], tuple[Any, list[Problem]]]]]:
+    """Of every override the place that messages name, its path, and what reads its value, problems beside it."""
+    if isinstance(overrides, Mapping):
+        for path, value in overrides.items():
+            yield str(path), str(path), partial(_taken, value)
+        return
+    for option in overrides:
+        path, equals, text = option.partition("=")
+        yield f"{OPTION}{path}", path if equals else "", partial(_parsed, text)
+
+
+def _taken(value: Any) -> tuple[Any, list[Problem]]:
+    return plain(value), []
+
+
+def _parsed(text: str) -> tuple[Any, list[Problem]]:
+    parsed = parse_yaml(text)
+    return parsed.value, parsed.problems
+
+
+def plain(value: Any) -> Any:
+    """A value of Python as YAML would give it: dicts, lists, text, numbers, booleans and None.
+
+    Tuples become lists, paths text, NumPy's scalars numbers. Raises ValueError for anything else.
+    """
+    if value is None or isinstance(value, str | bool | int | float):
+        return value
+    if isinstance(value, Mapping):
+        return {str(key): plain(entry) for key, entry in value.items()}
+    if isinstance(value, list | tuple | range):
+        return [plain(entry) for entry in value]
+    if isinstance(value, PathLike):
+        return fspath(value)
+    if hasattr(value, "item") and getattr(value, "ndim", None) == 0:
+        return plain(value.item())
+    raise ValueError(f"{type(value).__name__} has no place in a scenario; give dicts, lists, text or numbers")
+
+
+def flow_text(value: Any) -> str:
+    """A value of Python on one line of YAML, as `--set` takes it: `{solver: eplb, redundant: 8}`.
+
+    Raises ValueError where `plain` does.
+    """
+    text = yaml.safe_dump(plain(value), default_flow_style=True, sort_keys=False, width=float("inf"))
+    return text.removesuffix("...\n").strip()
 
 
 def change(data: dict[str, Any], path: str, value: Any) -> tuple[KeyPath, list[KeyPath]]:

@@ -15,6 +15,8 @@ from scenarios.errors import ScenarioError
 
 KeyPath = tuple[str | int, ...]
 
+OPTION = "--set "
+"""What stands before the path of an option where it is named as a place."""
 MAX_BYTES = 8 * 2**20
 MAX_DEPTH = 32
 TOO_DEEP = f"nested deeper than {MAX_DEPTH} levels (write a flatter file)"
@@ -29,7 +31,7 @@ _LEADING_ZERO = re.compile(r"[-+]?0[0-9]+")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Problem:
-    """One thing to mend: a line of the file or the path of a `--set` option, the keys concerned, what is wrong."""
+    """One thing to mend: a line of the file or the name of another place, the keys concerned, what is wrong."""
 
     place: int | str
     keys: KeyPath
@@ -37,15 +39,15 @@ class Problem:
 
     def line(self, path: Path) -> str:
         """`file:line keys: text`, or `--set option keys: text`, without line breaks or control characters."""
-        where = f"{path}:{self.place}" if isinstance(self.place, int) else f"--set {self.place}"
+        where = f"{path}:{self.place}" if isinstance(self.place, int) else self.place
         keys = dotted(self.keys)
-        named = f" {keys}" if keys and keys != self.place else ""
+        named = f" {keys}" if keys and keys != where.removeprefix(OPTION) else ""
         return printable(f"{where}{named}: {self.text}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class YamlSource:
-    """Plain content of a YAML file, and for every path of keys its line, or the `--set` option that gave it."""
+    """Plain content of a YAML file, and for every path of keys its line, or what else gave it: `--set a.b`."""
 
     path: Path
     data: dict[str, Any]

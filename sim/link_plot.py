@@ -10,10 +10,10 @@ from matplotlib.axes import Axes
 from matplotlib.cm import ScalarMappable
 from matplotlib.collections import LineCollection
 from matplotlib.colors import Normalize
-from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from numpy.typing import NDArray
 
+from sim.figure import Figure
 from sim.plot_data import Panel, device_ticks
 from sim.port_loads import DIRECTIONS, PortLoads
 from sim.wording import decimals, time_unit

@@ -1,19 +1,22 @@
-"""Files of a result: the folder of `--out` and the JSON of `--json`, each file whole or not there."""
+"""Files of a result: the folder of `--out` and its JSON, each file whole or not there."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from scenarios.errors import MoesimError
-from scenarios.files import whole_file, write_or_print
+from scenarios.files import whole_file
 from sim.report import Picture, render_report
 from sim.result import Comparison, Table
 from sim.timeline import write_trace
+
+if TYPE_CHECKING:
+    from sim.figure import Figure
 
 PAGE_DPI = 150
 
@@ -49,11 +52,6 @@ def write_outputs(comparison: Comparison, folder: Path, drawn: Collection[str] |
     ]
 
 
-def write_json(comparison: Comparison, target: str) -> None:
-    """Write the result as JSON to the file `target`, or to standard output where it is `-`."""
-    write_or_print(json_text(comparison), target)
-
-
 def json_text(comparison: Comparison) -> str:
     """The result as indented JSON, as `json_of` writes it."""
     return json_of(comparison.as_json())
@@ -71,7 +69,20 @@ def _plain(value: object) -> object:
     raise TypeError(f"{type(value).__name__} has no place in a result file")
 
 
-def _drawn(table: Table) -> Iterator[Picture]:
+def write_named(folder: Path, text: tuple[str, str], figures: Mapping[str, Figure]) -> list[Path]:
+    """Paths of a text, given as (file name, content), and of figures as PNG, written to `folder`.
+
+    The folder is made where it is missing. Raises MoesimError where it is a file or cannot be written.
+    """
+    from sim.figure import png_bytes
+
+    _make(folder)
+    contents = {text[0]: text[1].encode(), **{f"{name}.png": png_bytes(figure) for name, figure in figures.items()}}
+    return [_write(folder / name, content) for name, content in contents.items()]
+
+
+def drawings(table: Table) -> dict[str, Callable[[Table], Figure]]:
+    """The figures that have something to show of a table, by name, in the order of the report."""
     from sim import plots  # matplotlib takes half a second to import
     from sim.offload.plot import slot_lines, slots_figure
     from sim.serving.plot import serving_figure
@@ -82,9 +93,15 @@ def _drawn(table: Table) -> Iterator[Picture]:
     if any(result.served is not None for result in table.results):
         figures = {"serving": serving_figure, **figures}
         del figures["step-distribution"]  # of a step of typical size
-    for name, draw in figures.items():
+    return figures
+
+
+def _drawn(table: Table) -> Iterator[Picture]:
+    from sim.figure import png_bytes, svg_bytes
+
+    for name, draw in drawings(table).items():
         figure = draw(table)
-        yield Picture(name=name, svg=plots.svg_bytes(figure), png=plots.png_bytes(figure, PAGE_DPI))
+        yield Picture(name=name, svg=svg_bytes(figure), png=png_bytes(figure, PAGE_DPI))
 
 
 def _make(folder: Path) -> None:

@@ -7,10 +7,10 @@ from collections.abc import Sequence
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.collections import PolyCollection
-from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 from numpy.typing import NDArray
 
+from sim.figure import Figure
 from sim.pipelines.pipeline import StageBar
 from sim.wording import shown_percent, shown_time, time_unit
 

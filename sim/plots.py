@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import functools
-import io
 import textwrap
-import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -14,11 +12,11 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.collections import PolyCollection
 from matplotlib.colors import TwoSlopeNorm, to_rgb
-from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from numpy.typing import NDArray
 
+from sim.figure import STYLE, WIDTH_IN, Figure
 from sim.link_plot import draw_links
 from sim.pipeline_plot import draw_pipelines
 from sim.plot_data import (
@@ -36,37 +34,6 @@ from sim.result import RunResult, Table
 from sim.timeline import contrasted, middle_window
 from sim.wording import byte_unit, decimals, shown_gain, shown_name, time_unit
 
-WIDTH_IN = 7.2
-"""Text width of a two-column paper, which the report shares."""
-
-STYLE: Any = {
-    "font.family": "DejaVu Sans",
-    "font.size": 8,
-    "axes.titlesize": 8.5,
-    "axes.titleweight": "bold",
-    "axes.titlelocation": "left",
-    "axes.labelsize": 8,
-    "axes.linewidth": 0.6,
-    "axes.edgecolor": "#444444",
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.axisbelow": True,
-    "grid.color": "#e4e4e4",
-    "grid.linewidth": 0.6,
-    "xtick.labelsize": 7.5,
-    "ytick.labelsize": 7.5,
-    "xtick.major.width": 0.6,
-    "ytick.major.width": 0.6,
-    "legend.fontsize": 7.5,
-    "legend.frameon": False,
-    "legend.handlelength": 1.1,
-    "legend.handleheight": 0.9,
-    "legend.columnspacing": 1.2,
-    "hatch.linewidth": 0.5,
-    "svg.hashsalt": "moesim",
-    "svg.fonttype": "path",
-    "text.parse_math": False,
-}
 LINE_COLORS = ("#ee6677", "#4477aa", "#228833", "#ccbb44", "#aa3377", "#66ccee")
 _QUIET, _INK, _ACCENT = "#c9c9c9", "#222222", "#ee6677"
 _LOAD_PANELS = 4
@@ -286,25 +253,6 @@ def _two_plans(table: Table) -> list[Panel]:
     two = distinct_plans(table, lambda result: result.traffic_bytes)
     wanted = {result.name for result in contrasted(table)}
     return [panel for panel in two if panel.result.name in wanted] or two[:1]
-
-
-def svg_bytes(figure: Figure) -> bytes:
-    """The figure as SVG, the same bytes for the same figure."""
-    return _saved(figure, format="svg", dpi=200, metadata={"Date": None})
-
-
-def png_bytes(figure: Figure, dpi: int = 200) -> bytes:
-    """The figure as PNG."""
-    return _saved(figure, format="png", dpi=dpi, metadata={"Software": None})
-
-
-def _saved(figure: Figure, **options: Any) -> bytes:
-    target = io.BytesIO()
-    with mpl.rc_context(STYLE), warnings.catch_warnings():
-        # A plan's name may hold letters that the font lacks; the tables show them.
-        warnings.filterwarnings("ignore", message="Glyph .* missing from")
-        figure.savefig(target, **options)
-    return target.getvalue()
 
 
 def _plan_rows(results: Sequence[RunResult], extra_in: float) -> tuple[Figure, Axes]:

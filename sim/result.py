@@ -50,12 +50,12 @@ class RunResult:
     plan: dict[str, Any]
     metrics: dict[str, float]
     breakdown_s: dict[str, float]
-    step_times_s: NDArray[np.float64]
-    device_tokens: NDArray[np.float64]
-    device_experts: NDArray[np.float64]
-    layer_imbalance: NDArray[np.float64]
-    traffic_bytes: NDArray[np.float64]
-    port_loads: PortLoads
+    step_times_s: NDArray[np.float64] = field(repr=False)
+    device_tokens: NDArray[np.float64] = field(repr=False)
+    device_experts: NDArray[np.float64] = field(repr=False)
+    layer_imbalance: NDArray[np.float64] = field(repr=False)
+    traffic_bytes: NDArray[np.float64] = field(repr=False)
+    port_loads: PortLoads = field(repr=False)
     devices_per_node: int
     log: tuple[OpTimes, ...] = field(repr=False)
     logged_step: int = 0

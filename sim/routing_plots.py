@@ -8,11 +8,10 @@ from pathlib import Path
 import matplotlib as mpl
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from scenarios.files import whole_file
-from sim.plots import STYLE, WIDTH_IN, png_bytes
+from sim.figure import STYLE, WIDTH_IN, Figure, png_bytes
 from traces.profile import Profile
 
 COLORS = ("#4477aa", "#ee6677", "#228833", "#ccbb44", "#aa3377", "#66ccee")

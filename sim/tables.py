@@ -9,7 +9,7 @@ from typing import Literal
 
 import rich.box
 import rich.table
-from rich.console import Console
+from rich.console import Console, RenderableType
 from rich.text import Text
 
 from sim.result import RunResult, Table
@@ -130,9 +130,9 @@ def shown_metric(name: str, value: float) -> str:
     return f"{value:,.3f}"
 
 
-def plain_text(shown: rich.table.Table, width: int = WIDTH) -> str:
-    """A rich table as text without colours."""
-    console = Console(file=io.StringIO(), width=width, color_system=None, legacy_windows=False)
+def plain_text(shown: RenderableType, width: int = WIDTH) -> str:
+    """A rich table, or what else rich can print, as text without colours."""
+    console = Console(file=io.StringIO(), width=width, color_system=None, legacy_windows=False, force_jupyter=False)
     with console.capture() as captured:
         console.print(shown)
     return "\n".join(line.rstrip() for line in captured.get().splitlines()) + "\n"

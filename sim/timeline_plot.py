@@ -8,12 +8,11 @@ import matplotlib as mpl
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.colors import to_rgb
-from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
+from sim.figure import STYLE, WIDTH_IN, Figure
 from sim.log import OpTimes
 from sim.plot_data import kind_color, kinds_in_order
-from sim.plots import STYLE, WIDTH_IN
 from sim.result import RunResult
 from sim.timeline import middle_window
 from sim.training import BACKWARD, plain_kind

@@ -1,29 +1,32 @@
-"""Pictures of bounds: what each resource allows over the batch, and what money buys."""
+"""Figures of bounds: what each resource allows over the batch, and what money buys."""
 
 from __future__ import annotations
+
+import textwrap
+from collections.abc import Callable
+from functools import partial
 
 import matplotlib as mpl
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 from matplotlib.patches import Patch, Rectangle
 from matplotlib.ticker import FuncFormatter
 
 from sim.bound.bounds import Bounds
 from sim.bound.purchase import Choice
-from sim.plots import STYLE, WIDTH_IN, png_bytes
+from sim.figure import STYLE, WIDTH_IN, Figure
 
 COLORS = ("#4477aa", "#ee6677", "#228833", "#ccbb44", "#aa3377", "#66ccee", "#882255", "#999933")
 LABELLED = 6  # purchases of a front up to which each is named
 
 
-def pictures(bounds: Bounds, choice: Choice | None) -> dict[str, bytes]:
-    """File name -> PNG of every picture."""
-    found = {"bound-batch.png": png_bytes(batch_figure(bounds))}
+def drawings(bounds: Bounds, choice: Choice | None) -> dict[str, Callable[[], Figure]]:
+    """The figures that have something to show, by name."""
+    found: dict[str, Callable[[], Figure]] = {"bound-batch": partial(batch_figure, bounds)}
     if bounds.grid:
-        found["bound-context.png"] = png_bytes(context_figure(bounds))
+        found["bound-context"] = partial(context_figure, bounds)
     if choice is not None:
-        found["bound-budget.png"] = png_bytes(budget_figure(choice))
+        found["bound-budget"] = partial(budget_figure, choice)
     return found
 
 
@@ -49,7 +52,8 @@ def batch_figure(bounds: Bounds) -> Figure:
             axes.axvline(bounds.largest, color="#888888", lw=0.8, ls=":")
             axes.annotate("memory is full", (bounds.largest, axes.get_ylim()[0]), ha="right", va="bottom", fontsize=7)
         _logarithmic(axes, "tokens per device", "tokens/s of all devices")
-        axes.set_title(f"{bounds.scenario}: bounds over the batch", loc="left", fontsize=8.5, fontweight="bold")
+        name = textwrap.shorten(bounds.scenario, 60, placeholder="…")
+        axes.set_title(f"{name}: bounds over the batch", loc="left", fontsize=8.5, fontweight="bold")
         axes.legend(loc="lower right", fontsize=7)
     return figure
 

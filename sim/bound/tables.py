@@ -233,9 +233,14 @@ def _batch(bounds: Bounds) -> str:
 
 def _table(title: str, first: str, right: tuple[str, ...]) -> rich.table.Table:
     table = rich.table.Table(
-        title=title, title_justify="left", title_style="bold", box=rich.box.SIMPLE_HEAD, pad_edge=False, show_edge=False
+        title=Text(title),
+        title_justify="left",
+        title_style="bold",
+        box=rich.box.SIMPLE_HEAD,
+        pad_edge=False,
+        show_edge=False,
     )
-    table.add_column(first)
+    table.add_column(Text(first))
     for name in right:
-        table.add_column(name, justify="right")
+        table.add_column(Text(name), justify="right")
     return table

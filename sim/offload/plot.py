@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import matplotlib as mpl
-from matplotlib.figure import Figure
 
 from scenarios.offload_specs import OffloadSpec
 from sim.describe import way_name
-from sim.plots import LINE_COLORS, STYLE, WIDTH_IN
+from sim.figure import STYLE, WIDTH_IN, Figure
+from sim.plots import LINE_COLORS
 from sim.result import RunResult, Table
 
 

@@ -7,10 +7,9 @@ from collections.abc import Sequence
 import matplotlib as mpl
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
-from sim.plots import STYLE, WIDTH_IN, png_bytes
+from sim.figure import STYLE, WIDTH_IN, Figure, png_bytes
 from sim.reproduce.claims import Reproduction
 
 LIGHTNESS = (0.75, 0.5)  # neighbours differ in lightness, too

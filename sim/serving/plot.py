@@ -7,10 +7,10 @@ from collections.abc import Callable, Sequence
 import matplotlib as mpl
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
-from sim.plots import LINE_COLORS, STYLE, WIDTH_IN
+from sim.figure import STYLE, WIDTH_IN, Figure
+from sim.plots import LINE_COLORS
 from sim.result import RunResult, Table
 from sim.serving.loop import Served
 from sim.serving.measures import e2e_s, tpot_s, ttft_s

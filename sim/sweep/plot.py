@@ -6,10 +6,10 @@ from collections.abc import Sequence
 
 import matplotlib as mpl
 import numpy as np
-from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullFormatter
 
-from sim.plots import LINE_COLORS, STYLE, WIDTH_IN
+from sim.figure import STYLE, WIDTH_IN, Figure
+from sim.plots import LINE_COLORS
 from sim.sweep.findings import Effect, done, effects, front, throughput, tokens_per_s_per_user
 from sim.sweep.store import Result
 

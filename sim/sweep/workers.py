@@ -66,8 +66,11 @@ def _batch(tasks: Sequence[Task], folder: Path | None) -> list[Result]:
     return results
 
 
-def in_processes(tasks: Sequence[Task], folder: Path, jobs: int) -> Iterator[list[Result]]:
-    """Results as they come, from `jobs` processes (1: this one); each is stored by the process that made it."""
+def in_processes(tasks: Sequence[Task], folder: Path | None, jobs: int) -> Iterator[list[Result]]:
+    """Results as they come, from `jobs` processes (1: this one); each is stored by the process that made it.
+
+    Without a folder nothing is stored.
+    """
     batches = _batches(tasks, jobs)
     if jobs == 1:
         for batch in batches:
@@ -82,7 +85,7 @@ def in_processes(tasks: Sequence[Task], folder: Path, jobs: int) -> Iterator[lis
                 yield future.result()
 
 
-def on_ray(tasks: Sequence[Task], folder: Path, address: str) -> Iterator[list[Result]]:
+def on_ray(tasks: Sequence[Task], folder: Path | None, address: str) -> Iterator[list[Result]]:
     """Results as they come from a Ray cluster, stored here; its nodes have moesim and see the scenario's files.
 
     Raises ScenarioError where Ray is missing, or no cluster answers.
@@ -104,7 +107,8 @@ def on_ray(tasks: Sequence[Task], folder: Path, address: str) -> Iterator[list[R
         done, waiting = ray.wait(waiting)
         for results in ray.get(done):
             for result in results:
-                save(folder, result)
+                if folder is not None:
+                    save(folder, result)
             yield results
 
 

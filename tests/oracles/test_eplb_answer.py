@@ -13,13 +13,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from moesim import api
-from scenarios.loader import LoadedScenario
 from scenarios.placement_specs import PlacementSpec
 from scenarios.specs import CompareSpec, ScenarioSpec
-from scenarios.yaml_source import YamlSource
 from sim.eplb_answer import EplbAnswer, EplbCase, will_eplb_help
 from sim.place_text import eplb_sentence
+from sim.run import compare
 from sim.session import Session
 
 SETTINGS = range(20)
@@ -63,8 +61,7 @@ def compared(seed: int) -> dict[str, float]:
     plans = [PlacementSpec(redundant=cases[0].redundant, name="in order")]
     plans += [PlacementSpec(solver="eplb", redundant=case.redundant, name=str(case.redundant)) for case in cases]
     whole = spec.model_copy(update={"compare": CompareSpec(placement=tuple(plans))})
-    source = YamlSource(path=Path("made-up.yaml"), data={}, places={(): 1})
-    (table,) = api.compare(LoadedScenario(spec=whole, path=Path("made-up.yaml"), source=source)).tables
+    (table,) = compare(whole, Path(), "test").tables
     return {result.name: result.metrics["step_time_s"] for result in table.results}
 
 

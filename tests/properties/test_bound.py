@@ -90,7 +90,7 @@ def random_scenario(rng: np.random.Generator) -> list[str]:
 def test_no_simulation_of_real_kernels_exceeds_the_bound(seed: int) -> None:
     overrides = random_scenario(np.random.default_rng(seed))
     scenario = api.load("examples/synthetic", overrides)
-    session = Session(scenario.spec, scenario.path.parent)
+    session = Session(scenario.spec, scenario.folder)
     spec = scenario.spec
     plan = Plan.of(spec)
     setting = session.setting(spec.cluster, spec.parallel, spec.workload)
@@ -115,7 +115,7 @@ def test_a_device_alone_with_one_expert_reaches_its_bound_but_for_the_tiles() ->
 @pytest.mark.slow
 def test_levers_are_the_slopes_of_the_bound() -> None:
     scenario = api.load("examples/synthetic", ["workload.steps=2", "workload.synthetic.tokens=4096"])
-    found = bounds_of(Session(scenario.spec, scenario.path.parent))
+    found = bounds_of(Session(scenario.spec, scenario.folder))
     for lever in found.levers:
         assert 0 <= lever.tenth_more_tokens_per_s <= 0.1 * found.at.tokens_per_s * (1 + 1e-6)
         assert 0 <= lever.per_unit * 0.01 * lever.now <= 0.01 * found.at.tokens_per_s * (1 + 1e-6)

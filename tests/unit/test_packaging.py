@@ -80,7 +80,9 @@ def test_package_data_covers_every_other_file() -> None:
 def test_every_imported_package_is_declared() -> None:
     extras = PROJECT["project"]["optional-dependencies"]
     required = requirement_names(PROJECT["project"]["dependencies"])
-    optional = requirement_names([name for extra in ("capture", "ray", "tables", "speed") for name in extras[extra]])
+    optional = requirement_names(
+        [name for extra in ("capture", "ray", "tables", "speed", "notebook") for name in extras[extra]]
+    )
     optional |= {"triton"}  # comes with torch for CUDA, and only there
     for path in sources():
         tree = ast.parse(path.read_text())
@@ -99,9 +101,10 @@ def test_version_is_stated_once() -> None:
 
 def test_public_names_come_from_the_api() -> None:
     from moesim import api
+    from scenarios import errors
 
     for name in set(moesim.__all__) - {"__version__"}:
-        assert getattr(moesim, name) is getattr(api, name)
+        assert getattr(moesim, name) is getattr(errors if hasattr(errors, name) else api, name)
     with pytest.raises(AttributeError, match="has no attribute 'bogus'"):
         _ = moesim.bogus
 
