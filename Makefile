@@ -5,7 +5,7 @@ STAMP := .venv/.installed
 SYNC := $(if $(filter output-sync,$(.FEATURES)),--output-sync=target)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup check test lowest demo golden calibrate bench docs images notebook reproductions wheel clean lint style types layers fast
+.PHONY: help setup check test lowest demo golden calibrate bench docs output images notebook reproductions wheel clean lint style types layers fast
 
 help:    ## show this list
 	@sed -n 's/^\([a-z]*\): *[^#]*## \(.*\)/\1	\2/p' $(MAKEFILE_LIST) | expand -t 10
@@ -45,10 +45,13 @@ calibrate: setup    ## fit the shipped cards anew on public tables (TABLES=DIR, 
 bench: setup    ## measure the speed goals; writes benchmarks/baseline.json anew
 	$(BIN)/python -m benchmarks
 
-docs: setup    ## check the documents against the code; write the scenario schema to out/docs
+docs: setup    ## check the documents against the code; build them, and the scenario schema, into out/docs
 	$(BIN)/python -m pytest tests/unit/test_docs.py
-	@mkdir -p out/docs
+	$(BIN)/python -m sphinx -W --keep-going -E -q -b html docs out/docs
 	$(BIN)/moesim schema --out out/docs/scenario.schema.json
+
+output: setup    ## run the commands of tutorial and guides, and write what they print into the pages
+	$(BIN)/python -m docs.executed
 
 images: setup    ## draw docs/images/schedule-*.png and the policies of the shipped trace anew
 	$(BIN)/python -m docs.timelines
@@ -57,7 +60,7 @@ images: setup    ## draw docs/images/schedule-*.png and the policies of the ship
 notebook: setup    ## run docs/guides/notebook.ipynb anew and store what it shows (pip install '.[notebook]')
 	$(BIN)/python -m docs.notebook
 
-reproductions: setup    ## reproduce all shipped papers; writes the table and the picture of docs/reproductions.md anew
+reproductions: setup    ## reproduce all shipped papers; writes docs/background/reproductions.md anew
 	$(BIN)/python -m docs.reproduced
 
 wheel: setup    ## build dist/moesim-*.whl

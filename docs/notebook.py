@@ -1,6 +1,6 @@
 """Runs docs/guides/notebook.ipynb and stores what it shows: `python -m docs.notebook [TARGET]`, or `make notebook`.
 
-Needs `pip install 'moesim[notebook]'`. tests/cli/test_notebook.py runs it, too.
+Needs `pip install 'moesim[notebook]'`. tests/cli/test_python_guide.py runs it, too.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Writes what docs/reproductions.md shows: its table and docs/images/reproductions.png, from the shipped papers.
+"""Writes the table of docs/background/reproductions.md and docs/images/reproductions.png, from the shipped papers.
 
 `python -m docs.reproduced`, or `make reproductions`; takes some minutes.
 """
@@ -16,7 +16,7 @@ from sim.reproduce.plots import reproductions_png
 from sim.reproduce.tables import SYSTEM_HEADERS, summary, system_errors
 
 HERE = Path(__file__).parent
-PAGE = HERE / "reproductions.md"
+PAGE = HERE / "background" / "reproductions.md"
 LIMIT = 0.35
 START, END = "<!-- table: begin -->\n", "<!-- table: end -->\n"
 

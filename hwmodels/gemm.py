@@ -62,7 +62,7 @@ def product_s(
     kk = K / s up to a multiple of 64, sm the bf16 peak of a multiprocessor, w bytes of a value as multiplied,
     bytes = k n (weight bytes) + m (k w + 2 n), quantise = m k (2 + w) / (quantise_frac * BW) where the kernel does it.
 
-    Errors on unseen shapes are in docs/calibration.md.
+    Errors on unseen shapes are in docs/background/calibration.md.
     """
     if isinstance(constants, CoreGemmConstants):
         return batch * cores.product_s(m, n, k, weight_dtype, device, constants)

@@ -69,7 +69,7 @@ def gqa_decode_s(
     rows are 192 up to head_dim 64, 128 up to 256, else 64; tokens 192, 176, 112, 80 up to head_dim 64, 128, 192, 256 of
     a cache in 16 bits, 128 in 8 bits. Keys and values of a KV head are read once for all queries of its group. Requests
     of one call are taken as equally long. No requests leave fixed_s. More context never shortens it, save where
-    splitting begins beyond unsplit_tiles. Errors on held-out head configurations are in docs/calibration.md.
+    splitting begins beyond unsplit_tiles. Errors on held-out head configurations are in docs/background/calibration.md.
     """
     batch, context = np.asarray(requests, np.float64), np.asarray(context_tokens, np.float64)
     heads, kv_heads, dim = _heads(shape)
@@ -127,7 +127,7 @@ def gqa_prefill_s(
         T     = fixed_s + (total^4 + one^4)^(1/4) + new tokens * token_s * min(kv heads * head_dim, 512) / 512
                 + (keys and values: read in bf16, written and, of past tokens, read as cached) / (memory_frac * BW)
 
-    No tokens leave fixed_s. Errors on held-out head configurations are in docs/calibration.md.
+    No tokens leave fixed_s. Errors on held-out head configurations are in docs/background/calibration.md.
     """
     batch, queries = np.asarray(requests, np.float64), np.asarray(query_tokens, np.float64)
     heads, kv_heads, dim = _heads(shape)

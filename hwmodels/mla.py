@@ -58,7 +58,7 @@ def mla_decode_s(
                 + requests * request_s
 
     With cast_frac an engine first expands the whole cache to bf16, at (kv bytes + 2) bytes a value, and reads that.
-    No requests leave fixed_s. Errors on held-out head counts are in docs/calibration.md.
+    No requests leave fixed_s. Errors on held-out head counts are in docs/background/calibration.md.
     """
     batch, context = np.asarray(requests, np.float64), np.asarray(context_tokens, np.float64)
     heads = np.asarray(shape.n_heads, np.float64)

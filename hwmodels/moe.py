@@ -193,7 +193,7 @@ def moe_s(
     writes h for each token.
     Without any token the fixed times are left: an engine launches the kernels of an idle device all the same.
 
-    No L2, no throttling. Errors on unseen shapes are in docs/calibration.md.
+    No L2, no throttling. Errors on unseen shapes are in docs/background/calibration.md.
     """
     if isinstance(constants, CoreMoeConstants):
         return _on_cores_s(work, shape, device, constants)

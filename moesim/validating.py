@@ -211,7 +211,7 @@ def _errors(score: Score, first: str, second: str, judged: Score, verdict: str) 
 def _line(*cells: str) -> str:
     """Seven cells; of 79 characters together where the first has up to 31."""
     widths = (7, 16, 13, 6, 5)
-    numbers = "".join(f"{cell:>{width}}" for cell, width in zip(cells[1:6], widths, strict=True))
+    numbers = "".join(f" {cell:>{width - 1}}" for cell, width in zip(cells[1:6], widths, strict=True))
     return f"{cells[0]:<31}{numbers}  {cells[6]}".rstrip()
 
 

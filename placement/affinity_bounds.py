@@ -2,7 +2,7 @@
 
 Each bound treats a pair of consecutive layers alone; their sum bounds the whole chain. z[e, f] = 1 where expert e of a
 layer and f of the next share a rank: every row and column of z holds S = experts / ranks ones, and two rows are either
-equal or have no one in common. docs/placement-bounds.md has the proofs.
+equal or have no one in common. docs/background/placement-bounds.md has the proofs.
 """
 
 from __future__ import annotations

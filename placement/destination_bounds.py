@@ -1,6 +1,6 @@
 """Lower bounds on the distinct parts (ranks, or nodes) that a token visits: lambda, home-return execution.
 
-docs/placement-bounds.md has the proofs. Each holds for every placement; from weak to strong on real traces:
+docs/background/placement-bounds.md has the proofs. Each holds for every placement; from weak to strong on real traces:
 
 - `pairs_bound`        how many pairs of a token's experts can share a part at all;
 - `companions_bound`   which experts can be companions, decided once for all tokens: a linear programme;

@@ -47,7 +47,7 @@ class SharedSlots:
 class PlacementProblem:
     """Expert loads and the slots to fill; all ranks hold the same number of slots.
 
-    What follows `seed` may be left out; a solver says what it needs (docs/placement.md).
+    What follows `seed` may be left out; a solver says what it needs (docs/reference/placement.md).
 
     loads           float64[layer, expert]  tokens of the fitted part of the trace; a layer may have none.
     ranks_per_node  ranks of a node; all ranks lie in one node where there are fewer.

@@ -70,7 +70,7 @@ def _evenly(machine: Machine, side: Side, copies: FloatArray, crossings: FloatAr
 def _least_copies(problem: PlacementProblem, machine: Machine, sample: TokenSample) -> tuple[FloatArray, FloatArray]:
     """Copies of a mean device and step at least, float64[layer]: all, and those that cross to another node.
 
-    A token sends a copy to every device of each rank that it visits, but for its own; `docs/placement-bounds.md`.
+    A token sends a copy to every device of each rank that it visits, not its own; docs/background/placement-bounds.md.
     """
     layout, n_experts = machine.layout, problem.n_experts
     size = {"n_experts": n_experts, "n_slots": problem.n_slots}

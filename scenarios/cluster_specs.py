@@ -13,10 +13,10 @@ from scenarios.units import BytesPerS, Seconds
 class ClusterSpec(Spec):
     """Nodes of one kind. `node` names a node card; the other fields override parts of it."""
 
-    node: str
-    nodes: int = Field(default=1, gt=0)
+    node: str = Field(description="node card; see `moesim list hardware`")
+    nodes: int = Field(default=1, gt=0, description="nodes of this kind")
     device: str | None = Field(default=None, description="device card instead of the node's own")
-    devices_per_node: int | None = Field(default=None, gt=0)
+    devices_per_node: int | None = Field(default=None, gt=0, description="default: all devices of the node card")
     cards: str | None = Field(default=None, description="file of hardware cards that come before the shipped ones")
     kernels: str | None = Field(default=None, description="kernel card or its file, instead of the device's own")
     experts_slowdown: float = Field(
@@ -50,8 +50,8 @@ class ClusterSpec(Spec):
 class AttentionParallelSpec(Spec):
     """Layout of attention: `pp` stages of `dp` replicas of `cp` x `tp` devices each."""
 
-    dp: int = Field(gt=0)
-    tp: int = Field(default=1, gt=0)
+    dp: int = Field(gt=0, description="replicas of attention, each with requests of its own (data parallelism)")
+    tp: int = Field(default=1, gt=0, description="devices that share the heads (tensor parallelism)")
     cp: int = Field(default=1, gt=0, description="devices that share the tokens of a sequence (context parallelism)")
     pp: int = Field(default=1, gt=0, description="pipeline stages")
 
@@ -59,8 +59,8 @@ class AttentionParallelSpec(Spec):
 class ExpertParallelSpec(Spec):
     """Layout of experts: `pp` stages of `edp` replicas of `ep` ranks of `tp` devices each."""
 
-    ep: int = Field(gt=0)
-    tp: int = Field(default=1, gt=0)
+    ep: int = Field(gt=0, description="ranks that the experts of a layer are spread over (expert parallelism)")
+    tp: int = Field(default=1, gt=0, description="devices that share each expert")
     edp: int = Field(default=1, gt=0, description="replicas of all experts of a stage (expert data parallelism)")
     pp: int = Field(default=1, gt=0, description="pipeline stages, those of attention")
     folded: bool = Field(

@@ -36,7 +36,7 @@ SplitName = Literal["even", "least-loaded", "lp", "lp-local"]
 class PlacementSpec(Spec):
     """A placement solver with its options, or the file of a plan."""
 
-    solver: Literal[SolverName, "file"] = "contiguous"
+    solver: Literal[SolverName, "file"] = Field(default="contiguous", description="see `moesim list solvers`")
     file: str | None = Field(
         default=None, description="a plan of `moesim place` or of an engine, or counts for EPLB; see `list formats`"
     )

@@ -46,7 +46,7 @@ class MaskSpec(Spec):
 
 
 class RoutingSpec(Spec):
-    """Transforms of the routes of a trace, in the order of these fields; see docs/schedules.md."""
+    """Transforms of the routes of a trace, in the order of these fields; see docs/reference/schedules.md."""
 
     mask: MaskSpec | None = None
     top_k: int | None = Field(default=None, gt=0, description="choices that a token keeps: its best by gate weight")

@@ -63,7 +63,7 @@ class ExchangeSpec(Spec):
         default="own", description="lanes of stages inside nodes: their own, or those of the exchange (one stream)"
     )
 
-    law: LawName = "port"
+    law: LawName = Field(default="port", description="how messages share links")
     kernel: KernelName = Field(default="alpha-beta", description="alpha-beta: the link's latency and bandwidth alone")
     sms: int | None = Field(default=None, gt=0, description="deepep-normal: SMs that it takes; default: 20")
     dedup: DedupName = Field(
@@ -154,7 +154,7 @@ class GradientsSpec(Spec):
 class ScheduleSpec(Spec):
     """A schedule policy with its options."""
 
-    overlap: OverlapName = "none"
+    overlap: OverlapName = Field(default="none", description="the policy; see `moesim list policies`")
     chunks: int = Field(
         default=2,
         ge=1,
@@ -189,7 +189,9 @@ class ScheduleSpec(Spec):
         "each where they are faster; co-processing: experts split between both, attention of prompts beside that of "
         "requests (Duplex)",
     )
-    executor: Literal["vector", "event"] = "vector"
+    executor: Literal["vector", "event"] = Field(
+        default="vector", description="all devices and steps at once, or one by one in SimPy: the same times"
+    )
     pipeline: PipelineName | None = Field(
         default=None, description="order of a stage's passes where parallel.*.pp is above 1; default: 1f1b"
     )

@@ -106,8 +106,8 @@ class PricesSpec(Spec):
 class ScenarioSpec(Spec):
     """A whole scenario, as in its YAML file."""
 
-    name: str
-    description: str | None = None
+    name: str = Field(description="title of the results")
+    description: str | None = Field(default=None, description="what is asked, in a sentence or two")
     model: str | dict[str, Any] = Field(
         description="model card name, card file, or Hugging Face config.json; or {card: NAME, n_layers: 2, ...}, a "
         "card with other numbers"
@@ -127,7 +127,7 @@ class ScenarioSpec(Spec):
     budget: BudgetSpec | None = Field(default=None, description="bound: what may be bought")
     bits: BitsSpec | None = Field(default=None, description="bit widths that experts are stored in")
     tiers: TiersSpec | None = Field(default=None, description="place: experts in device memory, the others on the host")
-    seed: int = Field(default=0, ge=0)
+    seed: int = Field(default=0, ge=0, description="of the split, the batches and random plans")
 
     @model_validator(mode="before")
     @classmethod

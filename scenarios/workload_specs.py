@@ -16,8 +16,8 @@ FormerName = Literal["arrival", "expert-aware", "similar"]
 class SynthesisSpec(Spec):
     """A made-up routing trace; `fit` takes the knobs from a real trace instead of from here."""
 
-    tokens: int = Field(default=32768, gt=0)
-    sequence_tokens: int = Field(default=256, gt=0)
+    tokens: int = Field(default=32768, gt=0, description="tokens of the trace")
+    sequence_tokens: int = Field(default=256, gt=0, description="tokens of a sequence")
     skew: float = Field(default=0.5, ge=0, description="standard deviation of log expert popularity")
     sequence_skew: float = Field(default=0.5, ge=0, description="the same, drawn anew for each sequence")
     reuse: float = Field(default=0.2, ge=0, lt=1, description="chance that a token keeps an expert of its predecessor")
@@ -32,8 +32,8 @@ class SynthesisSpec(Spec):
 class SplitSpec(Spec):
     """Shares of the sequences: plans are fitted on one part and judged on another."""
 
-    fit: float = Field(default=0.5, ge=0, le=1)
-    evaluate: float = Field(default=0.5, gt=0, le=1)
+    fit: float = Field(default=0.5, ge=0, le=1, description="share that plans are fitted on")
+    evaluate: float = Field(default=0.5, gt=0, le=1, description="share that they are judged on")
     shifted: str | None = Field(
         default=None, description="label of a domain that is in neither part: `place` judges plans on it, too"
     )
@@ -89,14 +89,16 @@ class WorkloadSpec(Spec):
     phase: Phase = Field(
         default="decode", description="train: a microbatch of packed sequences, forward and backward; see `training`"
     )
-    tokens_per_device: int = Field(default=64, gt=0)
+    tokens_per_device: int = Field(
+        default=64, gt=0, description="tokens of a device in a step; in decode each is of another request"
+    )
     prompt_tokens: int = Field(
         default=0,
         ge=0,
         description="decode: how many of a device's tokens belong to a prompt that joins the step (mixed passes)",
     )
     context_tokens: int | None = Field(default=None, gt=0, description="context of every token; default: its position")
-    steps: int = Field(default=64, gt=0)
+    steps: int = Field(default=64, gt=0, description="steps to simulate, drawn from the judged part of the trace")
     microbatches: int | None = Field(
         default=None,
         gt=0,

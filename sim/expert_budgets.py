@@ -53,7 +53,7 @@ class BitsAnswer:
     full_bytes: float
 
     def as_json(self) -> dict[str, Any]:
-        """All fields, tables as lists; docs/nomenclature.md."""
+        """All fields, tables as lists; docs/reference/nomenclature.md."""
         return asdict(self) | {"bits": self.bits.tolist(), "counts": {f"{k:g}": n for k, n in self.counts.items()}}
 
 
@@ -86,7 +86,7 @@ class TiersAnswer:
     held_out_in_order_hit_frac: float
 
     def as_json(self) -> dict[str, Any]:
-        """All fields, tables as lists; docs/nomenclature.md."""
+        """All fields, tables as lists; docs/reference/nomenclature.md."""
         return asdict(self) | {"resident": self.resident.tolist()}
 
 

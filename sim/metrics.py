@@ -1,4 +1,4 @@
-"""Metrics: pure functions of what was reduced, priced and executed. Names and units: docs/nomenclature.md."""
+"""Metrics: pure functions of what was reduced, priced and executed. Names and units: docs/reference/nomenclature.md."""
 
 from __future__ import annotations
 

@@ -100,7 +100,7 @@ class Placed:
         return next(result for result in self.comparison.tables[0].results if result.name == self.plan)
 
     def as_json(self) -> dict[str, Any]:
-        """The result file of `compare` with a section `placement`, as documented in docs/nomenclature.md."""
+        """The result file of `compare` with a section `placement`, as documented in docs/reference/nomenclature.md."""
         measures = [asdict(measure) | {"gap": measure.gap} for measure in self.measures]
         facts: dict[str, Any] = {
             "plan": self.plan,

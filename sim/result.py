@@ -36,7 +36,7 @@ class RunResult:
     """One plan, simulated.
 
     plan               what was varied or chosen, by section of the scenario.
-    metrics            see docs/nomenclature.md; names carry units.
+    metrics            see docs/reference/nomenclature.md; names carry units.
     breakdown_s        mean step time of a device by cause, in seconds; sums to the mean step time.
     step_times_s       float64[step].
     device_tokens      float64[layer, device]: routed tokens per step.

@@ -87,7 +87,7 @@ def device_card(folder: Path, origin: str) -> Card:
             f"{int(facts['cache_bytes']) >> 20} MiB", "last cache, as the system states it", "datasheet"
         ),
         "kernels": f"{folder.name}-torch",
-        "note": f"One core of {facts['device']}, torch {facts['torch']}; docs/measurements.md",
+        "note": f"One core of {facts['device']}, torch {facts['torch']}; docs/background/measurements.md",
     }
 
 

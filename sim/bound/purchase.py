@@ -22,7 +22,7 @@ from sim.run import simulate
 from sim.session import Plan, Session
 
 FRONT_POINTS = 40  # most purchases of a front
-CENT_USD = 0.01
+LESS_FRAC = 1e-5  # of a price; less than that is within the tolerance of the integer programme
 CHEAPER_FRAC = 1e-9  # of two equal purchases the cheaper one is taken
 
 
@@ -117,7 +117,7 @@ def _front(groups: Sequence[Group], budget: BudgetSpec, best: Purchase) -> tuple
     """The Pareto front by price, down from the best: each the most tokens/s for less than the one above it."""
     front = [best]
     while len(front) < FRONT_POINTS:
-        cheaper = _best(groups, budget, front[-1].price_usd - CENT_USD)
+        cheaper = _best(groups, budget, front[-1].price_usd * (1 - LESS_FRAC))
         if not cheaper.counts:
             break
         front.append(cheaper)

@@ -177,7 +177,7 @@ def purchase_lines(choice: Choice) -> list[str]:
 
 
 def as_json(bounds: Bounds, choice: Choice | None, version: str) -> dict[str, Any]:
-    """The result file of `moesim bound`; docs/nomenclature.md has the names."""
+    """The result file of `moesim bound`; docs/reference/nomenclature.md has the names."""
     content: dict[str, Any] = {
         "moesim": version,
         "scenario": bounds.scenario,

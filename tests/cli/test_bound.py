@@ -58,6 +58,8 @@ def test_the_best_purchase_is_that_of_brute_force(moesim: Command, folder: Path,
     for purchase in content["front"]:
         cheaper = [rate for rate, price in fits if price <= purchase["price_usd"]]
         assert purchase["tokens_per_s"] == pytest.approx(max(cheaper))
+    prices = [purchase["price_usd"] for purchase in content["front"]]
+    assert prices == sorted(set(prices))
 
 
 @pytest.mark.slow

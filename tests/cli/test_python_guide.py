@@ -1,9 +1,8 @@
-"""What the guide of the Python interface and its notebook show, run again."""
+"""What the notebook of the Python interface shows, run again; tests/docs/test_pages.py runs its page."""
 
 from __future__ import annotations
 
 import json
-import re
 import subprocess
 import sys
 from pathlib import Path
@@ -14,20 +13,6 @@ import pytest
 from tests.cli.command import ROOT, environment
 
 GUIDES = ROOT / "docs" / "guides"
-BLOCK = re.compile(r"^```(?:python\n# (\S+\.py)\n|console\n\$ python (\S+\.py)\n)(.*?)^```$", re.MULTILINE | re.DOTALL)
-
-
-@pytest.mark.slow
-def test_examples_print_what_the_page_says(tmp_path: Path) -> None:
-    pytest.importorskip("pandas")
-    blocks = BLOCK.findall((GUIDES / "python.md").read_text())
-    assert {written for written, _, _ in blocks} == {run for _, run, _ in blocks}
-    for written, run, text in blocks:
-        if written:
-            (tmp_path / written).write_text(text)
-        else:
-            assert printed([run], tmp_path) == text
-    assert (tmp_path / "step-time.png").exists()
 
 
 @pytest.mark.slow

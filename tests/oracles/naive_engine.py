@@ -1,4 +1,4 @@
-"""Continuous batching request by request, in plain loops and written from the words of docs/serving.md; slow."""
+"""Continuous batching request by request, in plain loops from the words of docs/reference/serving.md; slow."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Disaggregated serving in callbacks on a heap of times, written from the words of docs/serving.md; slow."""
+"""Disaggregated serving in callbacks on a heap of times, written from the words of docs/reference/serving.md; slow."""
 
 from __future__ import annotations
 

@@ -14,10 +14,10 @@ from scenarios.loader import load_scenario
 from tests.fake_results import fake_comparison
 
 ROOT = Path(__file__).resolve().parents[2]
-DOCUMENTS = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")])
+DOCUMENTS = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")])
 README = (ROOT / "README.md").read_text()
 METRIC_FILES = ("metrics.py", "offload/measures.py", "serving/measures.py")
-NOMENCLATURE = (ROOT / "docs" / "nomenclature.md").read_text()
+NOMENCLATURE = (ROOT / "docs" / "reference" / "nomenclature.md").read_text()
 
 
 def section(text: str, title: str) -> str:

@@ -32,7 +32,7 @@ def test_every_way_has_a_row_and_none_on_demand_exceeds_belady() -> None:
 
 @pytest.mark.slow
 def test_rules_on_the_captured_trace(tmp_path: Path) -> None:
-    """As docs/offload.md has it: at a quarter of the experts every causal rule beats a fixed set, Belady beats all."""
+    """docs/reference/offload.md: at a quarter of the experts each causal rule beats a fixed set, Belady beats all."""
     source = shared_file("data/traces/gptoss20b_fingerprint")
     path = tmp_path / "gpt-oss-20b.npz"
     trace = import_trace("gptoss-fingerprint", source, ImportOptions())

@@ -97,7 +97,7 @@ def test_the_page_needs_no_network_and_runs_its_own_scripts_alone() -> None:
 
 def test_the_library_of_charts_is_the_one_that_the_document_names() -> None:
     script = (Path(__file__).parents[2] / "sim/page/echarts.min.js").read_bytes()
-    document = (Path(__file__).parents[2] / "docs/report.md").read_text()
+    document = (Path(__file__).parents[2] / "docs/reference/report.md").read_text()
     assert f"sha256 `{hashlib.sha256(script).hexdigest()}`" in document
     assert re.findall(rb'version="([0-9.]+)"', script)[0].decode() in document
 
