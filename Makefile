@@ -42,8 +42,9 @@ calibrate: setup    ## fit the shipped cards anew on public tables (TABLES=DIR, 
 	$(BIN)/python -m hwmodels.calibration.ship_links $(TABLES)
 	$(BIN)/python -m hwmodels.calibration.ship_measured
 
-bench: setup    ## measure the speed goals; writes benchmarks/baseline.json anew
+bench: setup    ## measure the speed goals; adds a line to benchmarks/history.jsonl and draws docs/images/speed.png
 	$(BIN)/python -m benchmarks
+	$(BIN)/python -m benchmarks --plot
 
 docs: setup    ## check the documents against the code; build them, and the scenario schema, into out/docs
 	$(BIN)/python -m pytest tests/unit/test_docs.py

@@ -14,13 +14,13 @@ COMPUTING = ("numpy", "scipy", "simpy")
 
 def version_text(root: Path) -> str:
     """`moesim VERSION (commit)`, and a line of versions; no commit where `root` is no checkout, as in a wheel."""
-    commit = _commit(root)
+    commit = commit_of(root)
     own = f"moesim {moesim.__version__}" + (f" (commit {commit})" if commit else "")
     others = ", ".join(f"{name} {version(name)}" for name in COMPUTING)
     return f"{own}\nPython {platform.python_version()}, {others}"
 
 
-def _commit(root: Path) -> str | None:
+def commit_of(root: Path) -> str | None:
     """Short name of the commit checked out, with `-dirty` where files differ; None without git or a checkout."""
     if not (root / ".git").exists():
         return None
