@@ -127,12 +127,13 @@ class SweepResult(Shown):
         return {"points": self._points, "effects": self._effects}
 
     def drawings(self) -> dict[str, Callable[[], Figure | None]]:
-        """`effects` of the axes, the `map` of the two largest, and the `front` of speed against throughput."""
+        """`effects` of the axes, the `map` of the two largest, `parallel` axes, the `front` of speed and throughput."""
         from sim.sweep import plot
 
         return {
             "effects": partial(plot.effects_figure, self.results, self.metric),
             "map": partial(plot.map_figure, self.results, self.metric),
+            "parallel": partial(plot.parallel_figure, self.results, self.metric),
             "front": partial(plot.front_figure, self.results),
         }
 

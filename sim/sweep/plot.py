@@ -10,11 +10,14 @@ from matplotlib.ticker import LogLocator, NullFormatter
 
 from sim.figure import STYLE, WIDTH_IN, Figure
 from sim.plots import LINE_COLORS
-from sim.sweep.findings import Effect, done, effects, front, throughput, tokens_per_s_per_user
+from sim.sweep.findings import Effect, done, effects, front, ranked, throughput, tokens_per_s_per_user
 from sim.sweep.store import Result
 
 LABELLED = 14
 """Values of an axis whose cells are labelled."""
+LINES = 300
+"""Points beside the best tenth that are drawn as lines."""
+TEXT_BOX = {"boxstyle": "square,pad=0.1", "facecolor": "white", "edgecolor": "none", "alpha": 0.8}
 
 
 def map_figure(results: Sequence[Result], metric: str) -> Figure | None:
@@ -49,6 +52,41 @@ def map_figure(results: Sequence[Result], metric: str) -> Figure | None:
                     color = "white" if value < middle else "#222222"
                     axes.text(column, row, _shown(value), ha="center", va="center", fontsize=6.5, color=color)
         figure.colorbar(image, ax=axes, label=metric)
+    return figure
+
+
+def parallel_figure(results: Sequence[Result], metric: str) -> Figure | None:
+    """A line a point through its values, axes of the sweep side by side; the best tenth in colour, the best one thick.
+
+    None with fewer than two axes that move the metric.
+    """
+    moving = [effect for effect in effects(results, metric) if len(effect.means) > 1]
+    if len(moving) < 2:
+        return None
+    points = ranked(results, metric)
+    values = np.array([point["metrics"][metric] for point in points])
+    spans = [{value: i / (len(axis.means) - 1) for i, value in enumerate(axis.means)} for axis in moving]
+    ends = (values - values.min()) / max(np.ptp(values), 1e-300)
+    n_best = max(1, len(points) // 10)
+    drawn = [*range(n_best), *range(n_best, len(points), max(1, len(points) // LINES))]
+    with mpl.rc_context(STYLE):
+        figure = Figure(figsize=(WIDTH_IN, 3.2), layout="constrained")
+        axes = figure.subplots()
+        for rank in reversed(drawn):
+            heights = [
+                span.get(points[rank]["point"][axis.path], 0.0) for span, axis in zip(spans, moving, strict=True)
+            ]
+            color, width = ("#c9c9c9", 0.5) if rank >= n_best else (LINE_COLORS[0], 0.8 if rank else 2.2)
+            axes.plot(range(len(moving) + 1), [*heights, ends[rank]], color=color, lw=width)
+        last = {_shown(float(values.min())): 0.0, _shown(float(values.max())): 1.0}
+        for column, span in enumerate([*spans, last]):
+            axes.axvline(column, color="#5b6675", lw=0.8)
+            for text, height in span.items():
+                short = text if len(text) < 34 else f"{text[:32]}…"
+                axes.text(column + 0.02, height, short, fontsize=6.5, va="center", bbox=TEXT_BOX)
+        axes.set_xticks(range(len(moving) + 1), [*(axis.path for axis in moving), metric])
+        axes.set(yticks=[], xlim=(-0.05, len(moving) + 0.3))
+        axes.spines[:].set_visible(False)
     return figure
 
 

@@ -53,7 +53,7 @@ def test_a_sweep_is_kept_and_run_again_does_only_what_is_missing(scenario: Path)
         rows = list(csv.DictReader(file))
     assert len(rows) == 6
     assert {row["schedule.overlap"] for row in rows} == {"none", "chunked"}
-    for name in ("map.png", "effects.png", "front.png", "points.parquet"):
+    for name in ("map.png", "effects.png", "parallel.png", "front.png", "points.parquet"):
         assert (kept / name).stat().st_size > 1000
 
 
