@@ -92,6 +92,15 @@ class Hop:
     latency_s: float
 
 
+def node_devices(spec: ClusterSpec, base: Path = Path()) -> int:
+    """Devices of a whole node, of which the scenario may use some. Raises HardwareError for an unknown card."""
+    return int(find_node(spec.node, _cards(spec, base)).n_devices.value)
+
+
+def _cards(spec: ClusterSpec, base: Path) -> CardSet:
+    return cards_with(base / spec.cards) if spec.cards else list_cards()
+
+
 def build_cluster(spec: ClusterSpec, base: Path = Path()) -> Cluster:
     """The cluster that a scenario describes, from the shipped cards and the scenario's own numbers.
 
@@ -99,7 +108,7 @@ def build_cluster(spec: ClusterSpec, base: Path = Path()) -> Cluster:
     cards are relative to `base`.
     Raises HardwareError for an unknown card, several nodes without a network, or a bandwidth without its link.
     """
-    cards = cards_with(base / spec.cards) if spec.cards else list_cards()
+    cards = _cards(spec, base)
     node = find_node(spec.node, cards)
     card = _sustained(find_device(spec.device or node.device, cards), spec.sustained_frac)
     kernels = find_kernels(spec.kernels or card.kernels, base, cards)

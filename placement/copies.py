@@ -36,7 +36,7 @@ def copies_between(before: Placement, after: Placement, ranks_per_node: int) -> 
     if (before.n_ranks, before.n_experts, before.n_layers) != (after.n_ranks, after.n_experts, after.n_layers):
         raise PlacementError(f"{before.name} and {after.name} are plans of different ranks, experts or layers")
     node = np.arange(before.n_ranks) // ranks_per_node
-    held, wanted = (np.stack([held_by_rank(plan, layer) for layer in range(plan.n_layers)]) for plan in (before, after))
+    held, wanted = (held_by(plan).swapaxes(1, 2) for plan in (before, after))
     return copies_of(held, wanted, node)
 
 
@@ -58,6 +58,11 @@ def copies_of(held: NDArray[np.bool_], wanted: NDArray[np.bool_], node: Index) -
             rows.append((layer, expert, source, target))
     columns = np.array(rows, np.int64).reshape(-1, 4).T
     return Copies(layer=columns[0], expert=columns[1], source=columns[2], target=columns[3])
+
+
+def held_by(placement: Placement) -> NDArray[np.bool_]:
+    """What each rank holds, bool[layer, expert, rank]."""
+    return np.stack([held_by_rank(placement, layer).T for layer in range(placement.n_layers)])
 
 
 def held_by_rank(placement: Placement, layer: int) -> NDArray[np.bool_]:

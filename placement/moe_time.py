@@ -185,6 +185,13 @@ def worked_tokens(placement: Placement, reduction: Reduction) -> Tokens:
     return np.concatenate([came, at_home], axis=-1)
 
 
+def tokens_by_expert(placement: Placement, slot_tokens: Tokens) -> Tokens:
+    """int64[layer, part, expert] from int64[layer, part, slot]: replicas of an expert together."""
+    experts = np.arange(placement.n_experts)
+    layers = zip(placement.expert_of_slot, slot_tokens, strict=True)
+    return np.stack([tokens @ (slots[:, None] == experts) for slots, tokens in layers])
+
+
 def tokens_by_rank(placement: Placement, slot_tokens: Tokens) -> Tokens:
     """int64[layer, part, rank, place] from int64[layer, part, slot]; places beyond a rank's slots hold no token."""
     counts = placement.places_per_rank()

@@ -11,15 +11,10 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.optimize import linear_sum_assignment
 
-from placement.copies import held_by_rank
+from placement.copies import held_by
 from placement.plan import EMPTY, Placement
 
 Held = NDArray[np.bool_]
-
-
-def held_by(placement: Placement) -> Held:
-    """What each rank holds, bool[layer, expert, rank]."""
-    return np.stack([held_by_rank(placement, layer).T for layer in range(placement.n_layers)])
 
 
 def held_after(placement: Placement, origins: Sequence[int | None]) -> Held:

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from hwmodels.collectives import CollectiveOp, collective_s
 from hwmodels.links import port_s
+from placement.copies import held_by_rank
 from placement.plan import Placement
 from scenarios.errors import ScenarioError
 from scenarios.models import BYTES_PER_VALUE, ModelCard
@@ -97,8 +98,7 @@ def _expert_shares(setting: Setting, placement: Placement, row: int) -> Bucket:
     """Experts of one layer by the number of ranks that hold them; two copies on one rank are summed there."""
     layout, copies = setting.layout, setting.training.replicas * setting.n_groups
     beside = 1 if setting.ranks is None else setting.ranks.nodes_of("edp")[1]
-    held = np.zeros((placement.n_experts, layout.n_ranks), bool)
-    held[placement.expert_of_slot[row], placement.rank_of_slot[row]] = True
+    held = held_by_rank(placement, row).T
     in_nodes = held.reshape(placement.n_experts, layout.n_nodes, -1).any(axis=-1).sum(axis=1)
     groups = [
         Group(n, n) if copies == 1 and nodes == 1 else Group(n * copies, beside if n == 1 else 1)

@@ -14,6 +14,7 @@ import numpy as np
 from hwmodels.attention import decode_work, latent_shape, local_heads, projection_products, windowed_context
 from hwmodels.gemm import mlp_products
 from hwmodels.widths import ExpertWidths, Width
+from placement.moe_time import tokens_by_expert
 from placement.plan import FloatArray, Placement
 from placement.reduction import Reduction
 from scenarios.models import BYTES_PER_VALUE, DType, GroupedQueryAttention
@@ -48,14 +49,9 @@ def visits_of(placement: Placement, reduction: Reduction, widths: ExpertWidths |
     """What a reduction says of experts, their replicas taken together; the same for every plan."""
     n_layers, n_parts, _ = reduction.slot_tokens.shape
     n_steps = n_parts // reduction.n_chunks
-    routed = np.empty((n_layers, placement.n_experts))
-    active = np.empty_like(routed)
-    for layer in range(n_layers):
-        by_step = reduction.slot_tokens[layer].reshape(n_steps, reduction.n_chunks, -1).sum(axis=1)
-        of_expert = placement.expert_of_slot[layer][:, None] == np.arange(placement.n_experts)
-        visited = by_step @ of_expert
-        routed[layer], active[layer] = visited.mean(axis=0), (visited > 0).mean(axis=0)
-    return _visits(routed, active, widths)
+    by_step = reduction.slot_tokens.reshape(n_layers, n_steps, reduction.n_chunks, -1).sum(axis=2)
+    visited = tokens_by_expert(placement, by_step)
+    return _visits(visited.mean(axis=1), (visited > 0).mean(axis=1), widths)
 
 
 def slot_visits(placement: Placement, reduction: Reduction, widths: ExpertWidths | None = None) -> Visits:

@@ -9,7 +9,8 @@ hierarchical roofline with the division as a variable, T = max(link, device, hos
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
+from typing import Any
 
 import numpy as np
 
@@ -24,7 +25,7 @@ from scenarios.workload_specs import GenerateSpec
 from sim.bound.demand import Visits, visits_of
 from sim.bound.division import Limits, Row, divided_resources, empty_resource
 from sim.bound.resources import Kind, Resource, experts_floor_s
-from sim.durations import Duration
+from sim.durations import Duration, Seconds
 from sim.log import busy_s
 from sim.memory import kv_bytes_per_request
 from sim.pricing import Prices, layer_windows
@@ -39,44 +40,28 @@ DEVICE = ("projections", "output", "gate", "shared", "mlp", "prompt", "windowed 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Lanes:
-    """What a pass asks of every lane [s], with decode attention on the host, and on the device.
+    """What a pass asks of every lane, float64[2] [s] each: with decode attention on the host, and on the device.
 
     dram_bytes  that leave or enter the host's memory.
     """
 
-    device_s: tuple[float, float]
-    to_device_s: tuple[float, float]
-    to_host_s: tuple[float, float]
-    host_s: tuple[float, float]
+    device_s: Seconds
+    to_device_s: Seconds
+    to_host_s: Seconds
+    host_s: Seconds
     dram_bytes: float
 
     def times(self, factor: float) -> Lanes:
         """So many of it."""
-
-        def scaled(pair: tuple[float, float]) -> tuple[float, float]:
-            return pair[0] * factor, pair[1] * factor
-
-        return Lanes(
-            device_s=scaled(self.device_s),
-            to_device_s=scaled(self.to_device_s),
-            to_host_s=scaled(self.to_host_s),
-            host_s=scaled(self.host_s),
-            dram_bytes=self.dram_bytes * factor,
-        )
+        return Lanes(**{name: value * factor for name, value in self._fields()})
 
     def plus(self, other: Lanes) -> Lanes:
         """Both together."""
+        pairs = zip(self._fields(), other._fields(), strict=True)
+        return Lanes(**{name: value + more for (name, value), (_, more) in pairs})
 
-        def summed(one: tuple[float, float], more: tuple[float, float]) -> tuple[float, float]:
-            return one[0] + more[0], one[1] + more[1]
-
-        return Lanes(
-            device_s=summed(self.device_s, other.device_s),
-            to_device_s=summed(self.to_device_s, other.to_device_s),
-            to_host_s=summed(self.to_host_s, other.to_host_s),
-            host_s=summed(self.host_s, other.host_s),
-            dram_bytes=self.dram_bytes + other.dram_bytes,
-        )
+    def _fields(self) -> list[tuple[str, Any]]:
+        return [(field.name, getattr(self, field.name)) for field in fields(self)]
 
 
 def requests_in_host(setting: Setting, stream: StreamSpec, generate: GenerateSpec) -> int | None:
@@ -132,13 +117,14 @@ def _fewest_visits(setting: Setting, placement: Placement, reduction: Reduction)
 def _rows(setting: Setting, lanes: Lanes) -> Iterator[Row]:
     """Lanes as inequalities; the second variable is the share of decode attention that the device computes."""
     host = setting.cluster.host
-    named: dict[str, tuple[Kind, tuple[float, float], str]] = {
+    named: dict[str, tuple[Kind, Seconds, str]] = {
         "device time": ("kernels", lanes.device_s, "kernel laws, all tokens of a pass at once"),
         "link to the device": ("links", lanes.to_device_s, "weights once a pass, and what attention moves"),
         "link to the host": ("links", lanes.to_host_s, "queries, keys and values"),
         "host cores": ("kernels", lanes.host_s, "attention by the law of the cores"),
     }
-    for name, (kind, (hosted_s, own_s), detail) in named.items():
+    for name, (kind, times_s, detail) in named.items():
+        hosted_s, own_s = times_s.tolist()
         resource = empty_resource(name, kind, "s", 1.0, detail)
         yield Row(resource=resource, fixed=hosted_s, per_other=own_s - hosted_s, per_away=np.empty(0))
     if host is not None:
@@ -173,13 +159,10 @@ def _lanes(one: Pass, placement: Placement, exchange: ExchangeSpec, stream: Stre
         _of_layers(setting, prices, "core") + _of_layers(setting, prices, "windowed core") for prices in (hosted, owned)
     ]
     return Lanes(
-        device_s=(
-            device_s,
-            device_s + _of_layers(setting, owned, "core") + _of_layers(setting, owned, "windowed core"),
-        ),
-        to_device_s=(pages_s + moved[hosts[0]], pages_s + moved["cache"]),
-        to_host_s=(moved[hosts[1]], moved["store"]),
-        host_s=(core_s[0], 0.0),
+        device_s=np.array([device_s, device_s + core_s[1]]),
+        to_device_s=pages_s + np.array([moved[hosts[0]], moved["cache"]]),
+        to_host_s=np.array([moved[hosts[1]], moved["store"]]),
+        host_s=np.array([core_s[0], 0.0]),
         dram_bytes=streamed_bytes(setting, stream) + _cache_bytes(one),
     )
 

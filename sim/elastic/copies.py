@@ -19,7 +19,7 @@ Source = int | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Change:
+class Difference:
     """From a formation, None where an engine starts afresh, to the next one.
 
     experts   (source, target) -> bytes of experts that the target lacks; others: the same of all other weights.
@@ -57,7 +57,7 @@ class Change:
         return same and not any((*self.arrived.values(), *self.left.values()))
 
 
-def change_between(before: Formation | None, after: Formation, dead: Collection[int] = ()) -> Change:
+def change_between(before: Formation | None, after: Formation, dead: Collection[int] = ()) -> Difference:
     """What the devices of `after` lack, from devices of `before` that are not dead, else from host or disk."""
     had = {} if before is None else before.held
     experts: dict[tuple[Source, int], float] = defaultdict(float)
@@ -76,7 +76,7 @@ def change_between(before: Formation | None, after: Formation, dead: Collection[
             if sender is None:
                 lost.setdefault(devices[target], nothing.copy())[layer, expert] = True
     there = {device: had.get(device, nothing) for device in after.devices}
-    return Change(
+    return Difference(
         before=before,
         after=after,
         experts=experts,

@@ -11,7 +11,7 @@ from hwmodels.cluster import Cluster
 from scenarios.errors import MemoryInfeasible
 from scenarios.scaling_specs import ScalingSpec
 from scenarios.serving_specs import ServingSpec
-from sim.elastic.copies import Change as Difference
+from sim.elastic.copies import Difference
 from sim.elastic.devices import Devices
 from sim.elastic.formations import Formation, Former
 from sim.elastic.methods import Program
@@ -96,13 +96,9 @@ class Fleet:
         if self.spec.router == "round-robin":
             chosen = ready[self.n_submitted % len(ready)]
         else:
-            chosen = min(ready, key=self._tokens_per_device)
+            chosen = min(ready, key=lambda one: one.engine.n_tokens / len(one.formation.devices))
         self.n_submitted += 1
         chosen.engine.submit(request)
-
-    def _tokens_per_device(self, replica: Replica) -> float:
-        inbox = sum(int(self.requests.input_tokens[request]) for request in replica.engine.inbox)
-        return (inbox + sum(rank.n_tokens for rank in replica.engine.ranks)) / len(replica.formation.devices)
 
     def program(self, difference: Difference) -> Program:
         """An empty program of a change."""

@@ -11,17 +11,18 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from hwmodels.cluster import build_cluster
-from hwmodels.library import cards_with, find_node, list_cards
+from hwmodels.cluster import build_cluster, node_devices
+from placement.copies import held_by
 from placement.plan import Placement
-from placement.resizing import Held, held_after, held_by, least_changed, relabelled_onto
+from placement.resizing import Held, held_after, least_changed, relabelled_onto
 from scenarios.cluster_specs import AttentionParallelSpec, ClusterSpec, ExpertParallelSpec, ParallelSpec
 from scenarios.errors import ScenarioError
 from scenarios.placement_specs import PlacementSpec
 from scenarios.serving_specs import ServingSpec
 from sim.memory import device_memory, kv_bytes_per_request
 from sim.serving.engine import IterationPrices
-from sim.serving.simulate import Deployment, StepOf, deployed, setting_of
+from sim.serving.prices import StepOf
+from sim.serving.simulate import Deployment, deployed, setting_of
 from sim.session import Plan, Session, placement_digest
 from sim.setting import Setting
 
@@ -123,9 +124,8 @@ class PlanFormer:
 
     def __post_init__(self) -> None:
         cluster = self.plan.cluster
-        cards = cards_with(self.session.base / cluster.cards) if cluster.cards else list_cards()
         own = build_cluster(cluster, self.session.base).devices_per_node
-        most = find_node(cluster.node, cards).n_devices.value
+        most = node_devices(cluster, self.session.base)
         self.node_devices = max(own, most) if cluster.nodes == 1 else own
         scaling = self.spec.scaling
         self.n_nodes = max(cluster.nodes, (scaling and scaling.nodes) or 1)

@@ -6,9 +6,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from scenarios.serving_specs import ServingSpec
-from sim.serving.history import Change, History
+from sim.serving.history import History
 from sim.serving.loop import Served
-from sim.serving.measures import met
+from sim.serving.measures import met, moved_metrics
 
 Window = tuple[float, float]
 
@@ -35,15 +35,7 @@ def elastic_metrics(served: Served, history: History, spec: ServingSpec) -> dict
     recovered = [change.takes_s for change in failures if not np.isnan(change.ready_s)]
     if recovered:
         metrics["recover_s"] = max(recovered)
-    return metrics | moved_metrics(history.changes) | _rates(served, history, spec)
-
-
-def moved_metrics(changes: tuple[Change, ...]) -> dict[str, float]:
-    """Bytes of all changes, by where they went."""
-    metrics: dict[str, float] = {}
-    for link in sorted({link for change in changes for link in change.moved_bytes}):
-        metrics[f"moved_bytes.{link}"] = sum(change.moved_bytes.get(link, 0.0) for change in changes)
-    return metrics
+    return metrics | moved_metrics(change.moved_bytes for change in history.changes) | _rates(served, history, spec)
 
 
 def _rates(served: Served, history: History, spec: ServingSpec) -> dict[str, float]:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from hwmodels.cluster import Cluster
 from scenarios.errors import MemoryInfeasible, ScenarioError
 from scenarios.scaling_specs import Part, ScalingSpec, StagesSpec
-from sim.elastic.copies import Change, Source, distinct_bytes, link_between
+from sim.elastic.copies import Difference, Source, distinct_bytes, link_between
 from sim.elastic.formations import Formation
 from sim.elastic.graph import Span, add_task, executed, makespan_s, new_graph
 from sim.memory import GIB
@@ -41,7 +41,7 @@ class Reconfiguration:
 class Program:
     """Tasks of one change. Every method returns the names of the tasks that it added."""
 
-    change: Change
+    change: Difference
     cluster: Cluster
     stages: StagesSpec
     n_layers: int
@@ -203,7 +203,7 @@ def outcome(program: Program, *, stops: bool = False, beside: bool = False, anew
     )
 
 
-def _room(before: Formation, change: Change, anew: bool) -> int | None:
+def _room(before: Formation, change: Difference, anew: bool) -> int | None:
     """Blocks of the KV cache that fit beside old weights and what comes, on the fullest device that stays."""
     block_bytes = before.kv_bytes / before.n_blocks
     stay = [device for device in before.devices if device in change.after.held]
@@ -212,14 +212,14 @@ def _room(before: Formation, change: Change, anew: bool) -> int | None:
     return None if blocks >= before.n_blocks else max(blocks, 0)
 
 
-def _weights_meanwhile(before: Formation, change: Change, device: int, anew: bool) -> float:
+def _weights_meanwhile(before: Formation, change: Difference, device: int, anew: bool) -> float:
     kept = 0.0
     if anew and device in change.after.held:
         kept = float((before.held[device] & change.after.held[device]).sum()) * before.expert_bytes
     return before.weight_bytes(device) + change.incoming.get(device, 0.0) + kept
 
 
-def _phases(change: Change, room: int | None, *, stops: bool, beside: bool, anew: bool) -> list[dict[int, float]]:
+def _phases(change: Difference, room: int | None, *, stops: bool, beside: bool, anew: bool) -> list[dict[int, float]]:
     """Bytes of every device before, during and after a change; where all stops, old and new are never together."""
     before, after = change.before, change.after
     then = {device: after.weight_bytes(device) + after.kv_bytes for device in after.devices}

@@ -23,11 +23,12 @@ from sim.elastic.measures import elastic_metrics
 from sim.elastic.scaling import scale
 from sim.serving.engine import Progress
 from sim.serving.history import History
-from sim.serving.loop import Served, arrivals, delay_until, served
+from sim.serving.loop import Served, answered, arrivals, delay_until, served
 from sim.serving.measures import serving_metrics
-from sim.serving.simulate import LoadResult, StepOf, load_note, setting_of, typical_of
+from sim.serving.prices import StepOf
+from sim.serving.simulate import LoadResult, asked_requests, load_note, setting_of, typical_of
 from sim.session import Plan, Session
-from traces.requests import RequestTrace, requests_of
+from traces.requests import RequestTrace
 
 STATES = ("decoding", "prompt_tokens", "waiting", "used_blocks", "most_tokens")
 
@@ -37,10 +38,10 @@ def serve_changing_plan(session: Session, plan: Plan, spec: ServingSpec, step_of
 
     Raises ScenarioError for changes that cannot be, MemoryInfeasible where something does not fit.
     """
+    requests = asked_requests(session, spec)
     former = PlanFormer(session, plan, spec, step_of)
     setting = setting_of(session, plan, "decode", plan.schedule.n_parts, 1)
     check_changes(spec, former, former.first())
-    requests = requests_of(spec.requests, session.base, session.spec.seed)
     load = serve_changing(requests, spec, former, setting.cluster, setting.model.n_layers)
     history = load.history
     if history is None:
@@ -101,30 +102,24 @@ def _at(fleet: Fleet, event: ScaleEventSpec | FailureSpec) -> Generator[simpy.Ev
 def _recorded(fleet: Fleet, progress: Progress) -> Served:
     """What happened, of the requests that were answered; the others are counted."""
     engines = [engine for engine in fleet.engines if engine.log]
-    done = ~np.isnan(progress.done_s)
-    if not done.any():
-        raise MemoryInfeasible(f"no request was answered. {' '.join(fleet.notes)}")
     loads = [served(fleet.requests, engine, progress) for engine in engines]
-    whole = loads[0] if len(loads) == 1 else _together(loads)
+    whole = answered(loads[0] if len(loads) == 1 else _together(loads)) if loads else None
+    if whole is None:
+        raise MemoryInfeasible(f"no request was answered. {' '.join(fleet.notes)}")
     written_s = np.concatenate([load.end_s for load in loads])
     times_s = np.concatenate([load.busy_s for load in loads])
     history = History(
         changes=tuple(fleet.changes),
         holds=tuple(fleet.holds),
         notes=tuple(fleet.notes),
-        n_unfinished=int((~done).sum()),
+        n_unfinished=len(fleet.requests) - len(whole.requests),
         written_s=written_s,
         written=np.concatenate([load.decoding for load in loads]),
         iteration_s=float(times_s.mean()),
         n_iterations=len(times_s),
     )
-    requests = fleet.requests
-    answered = requests if done.all() else requests.only(done)
     return replace(
         whole,
-        requests=answered,
-        first_token_s=whole.first_token_s[done],
-        done_s=whole.done_s[done],
         n_ranks=fleet.most_ranks,
         n_blocks=-(-fleet.most_blocks // fleet.most_ranks),
         n_preempted=sum(rank.n_preempted for rank in fleet.ranks),

@@ -5,9 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from hwmodels.cards import LinkCard
-from hwmodels.cluster import Cluster, build_cluster
-from hwmodels.library import cards_with, find_node, list_cards
-from scenarios.cluster_specs import ClusterSpec
+from hwmodels.cluster import Cluster, build_cluster, node_devices
 from scenarios.errors import ScenarioError
 from scenarios.serving_specs import EngineSpec, PrefillSpec, ServingSpec
 from scenarios.stream_specs import GENERATING
@@ -15,11 +13,11 @@ from sim.memory import kv_bytes_per_request
 from sim.ranks import ranks_of
 from sim.serving.handover import Side, Wire, serve_apart
 from sim.serving.measures import serving_metrics
-from sim.serving.simulate import Deployment, LoadResult, StepOf, deployed, load_note, typical_of
+from sim.serving.prices import StepOf
+from sim.serving.simulate import Deployment, LoadResult, asked_requests, deployed, load_note, typical_of
 from sim.serving.unfinished import journal_of, journaled_prices, journaled_steps, watch_of
 from sim.session import Plan, Session
 from sim.together import check_together
-from traces.requests import requests_of
 
 
 def check_served(plan: Plan) -> None:
@@ -52,7 +50,7 @@ def serve_plan_apart(session: Session, plan: Plan, spec: ServingSpec, step_of: S
     """
     if spec.prefill is None:
         raise ScenarioError("serving.prefill: there is none")
-    journal, requests = journal_of(session, plan), requests_of(spec.requests, session.base, session.spec.seed)
+    journal, requests = journal_of(session, plan), asked_requests(session, spec)
     step_of = journaled_steps(step_of, journal)
     prefill, decode = (
         deployed(session, side_plan(session, plan, own), spec.side(own), step_of) for own in (spec.prefill, spec.decode)
@@ -111,7 +109,7 @@ def _node_links(
     session: Session, spec: PrefillSpec, prefill: Plan, decode: Plan, clusters: list[Cluster]
 ) -> list[LinkCard]:
     n_devices = spec.engines * clusters[0].n_devices + clusters[1].n_devices
-    most = _node_devices(session, decode.cluster)
+    most = node_devices(decode.cluster, session.base)
     nodes = {plan.cluster.node for plan in (prefill, decode)}
     if len(nodes) > 1 or n_devices > most:
         raise ScenarioError(
@@ -119,8 +117,3 @@ def _node_links(
             f"devices of {' and '.join(sorted(nodes))}; use devices_per_node, or over: network"
         )
     return [cluster.intra for cluster in clusters]
-
-
-def _node_devices(session: Session, spec: ClusterSpec) -> int:
-    cards = cards_with(session.base / spec.cards) if spec.cards else list_cards()
-    return int(find_node(spec.node, cards).n_devices.value)

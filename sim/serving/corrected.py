@@ -31,7 +31,7 @@ class Sample(NamedTuple):
     iteration: int
     factor: float
     imbalance: float
-    loads: NDArray[np.int64]
+    loads: NDArray[np.integer]
 
 
 @dataclass(slots=True, kw_only=True)
@@ -121,7 +121,8 @@ class Corrected:
         iterations: Sequence[Sequence[RankTokens]],
         table_s: Sequence[float] | Seconds,
     ) -> None:
-        whole, kept = self.experts.simulated(iterations), self.samples[prompts]
+        whole = self.experts.simulated(iterations, with_loads=self.n_loads > 0)
+        kept = self.samples[prompts]
         for i, number in enumerate(numbers):
             factor = float((whole.time_s[i] + self.host_s) / table_s[i])
             kept.append(Sample(number, factor, float(whole.imbalance[i]), whole.loads[i]))

@@ -104,6 +104,12 @@ class Engine:
     _changes: list[Callable[[Engine], None]] = field(default_factory=list)
     _wake: simpy.Event | None = None
 
+    @property
+    def n_tokens(self) -> int:
+        """Tokens that it holds or has yet to take in: what routers over several engines balance."""
+        coming = sum(self.ranks[0].input_tokens[request] for request in self.inbox)
+        return coming + sum(rank.n_tokens for rank in self.ranks)
+
     def submit(self, request: int) -> None:
         """A request arrives; it goes to a rank when the next iteration begins."""
         self.inbox.append(request)

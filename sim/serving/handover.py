@@ -180,7 +180,7 @@ def serve_apart(requests: RequestTrace, prefill: Side, decode: Side, wire: Wire,
         engine.at_begin = handover.begun
     for engine in (*engines, answering):
         env.process(engine.run())
-    env.process(arrivals(env, requests.arrival_s, _front(engines, prefill.spec, requests)))
+    env.process(arrivals(env, requests.arrival_s, _front(engines, prefill.spec)))
 
     def told() -> Served:
         return served(requests, answering, progress, handover.handed(engines))
@@ -191,15 +191,11 @@ def serve_apart(requests: RequestTrace, prefill: Side, decode: Side, wire: Wire,
     return told()
 
 
-def _front(engines: Sequence[Engine], spec: ServingSpec, requests: RequestTrace) -> Callable[[int], None]:
+def _front(engines: Sequence[Engine], spec: ServingSpec) -> Callable[[int], None]:
     """Sends a request to an engine: in turn, or to the one with fewest tokens."""
-
-    def tokens(engine: Engine) -> int:
-        coming = sum(int(requests.input_tokens[request]) for request in engine.inbox)
-        return coming + sum(rank.n_tokens for rank in engine.ranks)
 
     def submit(request: int) -> None:
         turn = engines[request % len(engines)]
-        (min(engines, key=tokens) if spec.router == "least-tokens" else turn).submit(request)
+        (min(engines, key=lambda one: one.n_tokens) if spec.router == "least-tokens" else turn).submit(request)
 
     return submit

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
+from itertools import chain
 
 import numpy as np
 from numpy.typing import NDArray
@@ -130,6 +132,14 @@ def expert_metrics(served: Served, corrected: Corrected, rebalancing: Rebalancin
         changes = rebalancing.changes
         metrics["n_rebalanced"] = float(len(changes))
         metrics["rebalancing_frac"] = sum(end - begin for begin, end in served.changes) / float(served.done_s.max())
-        for link in sorted({link for one in changes for link in one.moved_bytes}):
-            metrics[f"moved_bytes.{link}"] = sum(one.moved_bytes.get(link, 0.0) for one in changes)
+        metrics |= moved_metrics(one.moved_bytes for one in changes)
+    return metrics
+
+
+def moved_metrics(moved_bytes: Iterable[Mapping[str, float]]) -> dict[str, float]:
+    """Bytes of several changes, by where they went."""
+    changes = list(moved_bytes)
+    metrics: dict[str, float] = {}
+    for link in sorted(set(chain.from_iterable(changes))):
+        metrics[f"moved_bytes.{link}"] = sum(moved.get(link, 0.0) for moved in changes)
     return metrics

@@ -24,9 +24,12 @@ from scenarios.models import GroupedQueryAttention
 from sim.durations import Seconds
 from sim.pricing import layer_prices, layer_windows
 from sim.serving.ranks import RankLoad
+from sim.session import Plan
 from sim.setting import Setting
 
 Phase = Literal["decode", "prefill"]
+StepOf = Callable[[Plan, Setting], float]
+"""Mean time of the steps of a setting under a plan, host time left out [s]."""
 SettingOf = Callable[[Phase, int], Setting]
 CONTEXTS = (1, 64, 256, 1024, 4096, 16384, 65536, 262144)
 """Mean contexts [tokens] at which attention is priced; beyond the last one lines go on."""

@@ -41,7 +41,7 @@ class Change:
 
 @dataclass(slots=True, kw_only=True)
 class Rebalancing:
-    """Looks at loads and changes placements; `changes` are those that took effect or were on their way at the end."""
+    """Looks at loads and changes placements; `changes` are those that took effect."""
 
     spec: RebalanceSpec
     plan: PlacementSpec

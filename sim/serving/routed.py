@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
+from placement.moe_time import tokens_by_expert
 from placement.plan import Placement
 from scenarios.errors import ScenarioError
 from scenarios.schedule_specs import ScheduleSpec
@@ -30,12 +31,12 @@ class Whole:
     """Iterations simulated whole.
 
     time_s     float64[iteration]: host time left out.
-    loads      int64[iteration, layer, expert]: tokens that visit each expert.
+    loads      int64[iteration, layer, expert]: tokens that visit each expert; none where they are not asked for.
     imbalance  float64[iteration]: tokens of the fullest rank over their mean, mean over layers.
     """
 
     time_s: Seconds
-    loads: NDArray[np.int64]
+    loads: NDArray[np.integer]
     imbalance: NDArray[np.float64]
 
 
@@ -50,7 +51,7 @@ class Experts:
     routes: RequestRoutes
     slower: float = 1.0
 
-    def simulated(self, iterations: Sequence[Sequence[RankTokens]]) -> Whole:
+    def simulated(self, iterations: Sequence[Sequence[RankTokens]], *, with_loads: bool = True) -> Whole:
         """Iterations of ranks that work on these tokens."""
         setting = iterations_of(self.setting, self.routes, iterations, self.schedule.n_parts)
         reduction = reduced(setting, self.placement, self.schedule)
@@ -64,11 +65,14 @@ class Experts:
         ready = priced(steps)
         if self.slower > 1:
             ready = replace(ready, prices=ready.prices.times(dict.fromkeys(("dispatch", "combine"), self.slower)))
-        n = len(iterations)
-        slots = reduction.slot_tokens.reshape(len(reduction.slot_tokens), n, -1, reduction.slot_tokens.shape[-1])
+        shape = (self.placement.n_layers, len(iterations), reduction.n_chunks, -1)
+        loads: NDArray[np.integer] = np.empty((len(iterations), 0, 0), np.int64)
+        if with_loads:
+            slots = reduction.slot_tokens.reshape(shape).sum(axis=2)
+            loads = tokens_by_expert(self.placement, slots).swapaxes(0, 1)
         return Whole(
             time_s=ready.executed().step_times_s,
-            loads=expert_tokens(slots.sum(axis=2), self.placement),
+            loads=loads,
             imbalance=step_imbalance(self.placement, reduction).mean(axis=0),
         )
 
@@ -78,9 +82,8 @@ def iterations_of(
 ) -> Setting:
     """The setting whose steps are these iterations; tokens of a rank are dealt to the devices of its attention."""
     tp = template.attention_tp
-    groups = [
-        [part for one in iteration for part in one] for iteration in iterations
-    ]  # decode and prompts of each rank
+    # Of each rank in turn those that decode, and those of prompts.
+    groups = [[part for rank in iteration for part in rank] for iteration in iterations]
     decode = max(-(-group[i].shape[1] // tp) for group in groups for i in range(0, len(group), 2))
     prompt = max(-(-group[i].shape[1] // tp) for group in groups for i in range(1, len(group), 2))
     prompt = max(prompt, n_parts - decode)
@@ -113,16 +116,6 @@ def iterations_of(
         ragged=True,
     )
     return replace(template, workload=workload, batches=batches)
-
-
-def expert_tokens(slot_tokens: NDArray[np.integer], placement: Placement) -> NDArray[np.int64]:
-    """Tokens by expert, int64[part, layer, expert], from int[layer, part, slot]."""
-    loads = np.zeros((slot_tokens.shape[1], placement.n_layers, placement.n_experts), np.int64)
-    for layer, slots in enumerate(placement.expert_of_slot):
-        there = slots >= 0
-        experts = (slots[there][:, None] == np.arange(placement.n_experts)).astype(np.int64)
-        loads[:, layer] = slot_tokens[layer][:, there] @ experts
-    return loads
 
 
 def check_routed(setting: Setting, plan: Plan) -> None:

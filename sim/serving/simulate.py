@@ -18,7 +18,7 @@ from sim.memory import GIB, DeviceMemory, device_memory, kv_bytes_per_request
 from sim.serving.corrected import Corrected
 from sim.serving.loop import Served, serve
 from sim.serving.measures import expert_metrics, serving_metrics, with_samples
-from sim.serving.prices import Phase, TablePrices, fill_tables
+from sim.serving.prices import Phase, StepOf, TablePrices, fill_tables
 from sim.serving.ranks import RankLoad
 from sim.serving.rebalance import Rebalancing
 from sim.serving.routed import Experts, check_routed
@@ -28,8 +28,6 @@ from sim.setting import Setting, sequence_parts
 from traces.request_routes import request_routes
 from traces.requests import RequestTrace, requests_of
 
-StepOf = Callable[[Plan, Setting], float]
-"""Mean time of the steps of a setting under a plan, host time left out [s]."""
 TABLE_STEPS = 4  # steps of the trace that an entry of a table is the mean of; fewer, down to 1, where they are large:
 TABLE_TOKENS = 1 << 14  # tokens of all these steps
 CHECKS = 3  # sizes between entries at which the tables are checked, of either phase and of both at once
@@ -83,8 +81,7 @@ def serve_plan(session: Session, plan: Plan, spec: ServingSpec, step_of: StepOf)
     Raises MemoryInfeasible where no KV cache is left, or a request is longer than it, and ScenarioError where one is
     longer than the context of the model.
     """
-    requests = requests_of(spec.requests, session.base, session.spec.seed)
-    _check_context(requests, session.model)
+    requests = asked_requests(session, spec)
     journal = journal_of(session, plan)
     deployment = deployed(session, plan, spec, journaled_steps(step_of, journal))
     corrected, rebalancing = _correction(session, deployment, spec, requests)
@@ -102,6 +99,13 @@ def serve_plan(session: Session, plan: Plan, spec: ServingSpec, step_of: StepOf)
         typical=typical_of(session, plan, served, deployment.n_devices),
         notes=(load_note(requests, deployment),),
     )
+
+
+def asked_requests(session: Session, spec: ServingSpec) -> RequestTrace:
+    """The requests of a load. Raises ScenarioError where one is longer than the context of the model."""
+    requests = requests_of(spec.requests, session.base, session.spec.seed)
+    _check_context(requests, session.model)
+    return requests
 
 
 def typical_of(session: Session, plan: Plan, served: Served, n_devices: float) -> Setting:

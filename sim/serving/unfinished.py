@@ -10,11 +10,9 @@ from sim.serving.engine import IterationPrices
 from sim.serving.journal import Journal, JournaledPrices
 from sim.serving.loop import Served, Watch, answered
 from sim.serving.measures import serving_metrics
+from sim.serving.prices import StepOf
 from sim.session import Plan, Session
-from sim.setting import Setting
 from sim.sweep.store import key_of
-
-StepOf = Callable[[Plan, Setting], float]
 
 
 def journal_of(session: Session, plan: Plan) -> Journal | None:

@@ -6,8 +6,9 @@ from typing import Any
 import numpy as np
 import pytest
 
+from placement.copies import held_by
 from placement.plan import Placement
-from placement.resizing import held_by, placed
+from placement.resizing import placed
 from sim.elastic.copies import change_between
 from sim.elastic.graph import add_task, executed, makespan_s, new_graph
 from sim.serving.loop import serve

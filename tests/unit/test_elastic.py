@@ -6,8 +6,8 @@ from typing import Any, get_args
 import numpy as np
 import pytest
 
-from placement.copies import copies_of
-from placement.resizing import held_after, held_by, least_changed, placed, relabelled_onto
+from placement.copies import copies_of, held_by
+from placement.resizing import held_after, least_changed, placed, relabelled_onto
 from scenarios.errors import MemoryInfeasible, ScenarioError
 from scenarios.scaling_specs import MethodName
 from scenarios.specs import ScenarioSpec

@@ -127,3 +127,17 @@ def test_what_cannot_be_served_is_refused() -> None:
     spec = ScenarioSpec.model_validate(BASE)
     with pytest.raises(ScenarioError, match="leave serving out"):
         bounds_of(Session(spec, Path()))
+
+
+@pytest.mark.parametrize(
+    "how",
+    [
+        {"scaling": {"events": [{"at": "1 s", "devices": 2}]}},
+        {"prefill": {"cluster": {"node": "h100-sxm-8", "devices_per_node": 4}}},
+    ],
+    ids=["scaled", "apart"],
+)
+def test_requests_beyond_the_context_are_refused_however_they_are_served(how: dict[str, Any]) -> None:
+    model = BASE["model"] | {"max_context_tokens": 50}
+    with pytest.raises(ScenarioError, match="the context of olmoe-1b-7b changed ends at 50"):
+        loaded(model=model, serving=BASE["serving"] | how)
