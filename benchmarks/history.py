@@ -25,7 +25,8 @@ def draw(history: Path) -> Path:
         colors = ["#b3353f" if value < 1 else "#1d7440" for value in values] if last else "#b8c0ca"
         axes.scatter(values, rows, s=14 if last else 8, c=colors, zorder=2 + last)
     axes.axvline(1.0, color="#5b6675", lw=0.8)
-    axes.set(xscale="log", xlabel=f"reached over goal, on the goals' machine; coloured: {runs[-1]['date']}")
+    axes.set(xscale="log")
+    axes.set_xlabel(f"reached over goal; coloured: {runs[-1]['date']}", fontsize=8)
     axes.set_xticks(TICKS, [f"{tick:g}" for tick in TICKS])
     axes.minorticks_off()
     axes.set_yticks(range(len(goals)), goals, fontsize=6.5)
