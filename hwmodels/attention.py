@@ -7,7 +7,7 @@ from numpy.typing import ArrayLike
 
 from hwmodels.devices import Device
 from hwmodels.gemm import Times, gemm_s
-from hwmodels.gqa import HeadShape, gqa_decode_s, gqa_prefill_s
+from hwmodels.gqa import HeadShape, Prompts, gqa_decode_s, gqa_prefill_s
 from hwmodels.measured_tables import Shape, head_key, latent_key, log_of
 from hwmodels.mla import LatentShape, mla_decode_s, mla_prefill_s
 from scenarios.errors import ScenarioError
@@ -62,14 +62,15 @@ def attention_prefill_s(
     """
     queries, pairs = np.asarray(query_tokens, np.float64), np.asarray(attended_pairs, np.float64)
     length = np.maximum(np.minimum(queries, 2 * pairs / np.maximum(queries, 1) - 1), 1)
-    prompts = queries / length
+    requests = queries / length
+    prompts = Prompts(requests, queries, pairs)
     if isinstance(attention, GroupedQueryAttention):
         shape = head_shape(attention, tp)
-        times = gqa_prefill_s(prompts, queries, pairs, shape, kv_dtype, device, device.kernels.prefill(kv_dtype))
+        times = gqa_prefill_s(prompts, shape, kv_dtype, device, device.kernels.prefill(kv_dtype))
     else:
         latent, constants = latent_shape(attention, tp), device.kernels.mla_prefill(kv_dtype)
-        times = mla_prefill_s(prompts, queries, pairs, latent, kv_dtype, device, constants)
-    return times * prefill_factor(prompts, length, attention, tp, kv_dtype, device)
+        times = mla_prefill_s(prompts, latent, kv_dtype, device, constants)
+    return times * prefill_factor(requests, length, attention, tp, kv_dtype, device)
 
 
 def decode_work(context_tokens: ArrayLike, attention: Attention, tp: int, kv_dtype: str) -> tuple[Times, Times]:

@@ -97,10 +97,38 @@ def gqa_decode_s(
     return cast(Times, constants.fixed_s + (dim == PADDED_DIM) * constants.pad_s + (batch > 0) * busy_s)
 
 
+@dataclass(frozen=True, slots=True)
+class Prompts:
+    """Prompts of one call, or chunks of them, taken as equally long; every field is a number or an array over rows.
+
+    requests        float[...]: how many.
+    query_tokens    int[...]: their tokens together.
+    attended_pairs  int[...]: sum over query tokens of the context each attends to, itself included and clipped by the
+                    window: s * (s + 1) / 2 for a whole prompt of s tokens.
+    """
+
+    requests: ArrayLike
+    query_tokens: ArrayLike
+    attended_pairs: ArrayLike
+
+    def arrays(self) -> tuple[Times, Times, Times]:
+        """Requests, query tokens and attended pairs: float64[...] each."""
+        fields = (self.requests, self.query_tokens, self.attended_pairs)
+        requests, queries, pairs = (np.asarray(field, np.float64) for field in fields)
+        return requests, queries, pairs
+
+    def contexts(self) -> tuple[Times, Times, Times]:
+        """Tokens of one prompt, and the mean and longest context of its queries: float64[...] each.
+
+        Contexts grow by one with every query: the longest is as much above the mean as the first is below it.
+        """
+        requests, queries, pairs = self.arrays()
+        length, mean = queries / np.maximum(requests, 1e-9), pairs / np.maximum(queries, 1)
+        return length, mean, mean + (length - 1) / 2
+
+
 def gqa_prefill_s(
-    requests: ArrayLike,
-    query_tokens: ArrayLike,
-    attended_pairs: ArrayLike,
+    prompts: Prompts,
     shape: HeadShape,
     kv_dtype: str,
     device: Device,
@@ -108,10 +136,26 @@ def gqa_prefill_s(
 ) -> Times:
     """Time of causal attention of prompts or of chunks of them, and of writing them to the cache: float64[...] [s].
 
-    requests        float[...]: prompts, taken as equally long.
-    query_tokens    int[...]: their tokens together.
-    attended_pairs  int[...]: sum over query tokens of the context each attends to, itself included and clipped by the
-                    window: s * (s + 1) / 2 for a whole prompt of s tokens.
+    Law `tiles` (below), `cores` or `roofline`, by the constants. No tokens leave fixed_s. Errors on held-out head
+    configurations are in docs/background/calibration.md.
+    """
+    if isinstance(constants, PrefillConstants):
+        return _tiled_prefill_s(prompts, shape, kv_dtype, device, constants)
+    _, queries, pairs = prompts.arrays()
+    heads, kv_heads, dim = _heads(shape)
+    if isinstance(constants, CorePrefillConstants):
+        longest = prompts.contexts()[2]
+        return prefill_s(
+            queries, longest, Heads(heads=heads, kv_heads=kv_heads, head_dim=dim), kv_dtype, device, constants
+        )
+    moved = queries * (2 * BF16_BYTES) * (heads + kv_heads) * dim
+    return roofline_s(4 * pairs * heads * dim, moved, device, constants)
+
+
+def _tiled_prefill_s(
+    prompts: Prompts, shape: HeadShape, kv_dtype: str, device: Device, constants: PrefillConstants
+) -> Times:
+    """Law `tiles`: float64[...] [s].
 
     An item is a tile of `rows` queries (as in decode), the g heads of a group packed, so that it spans rows / g of
     the s tokens of a prompt. n items share S multiprocessors; the longest one bounds. With the longest context W,
@@ -120,49 +164,32 @@ def gqa_prefill_s(
         n     = requests * kv heads * ceil(s * g / rows)
         blocks = kv heads * queries * (m + (rows / g - 1) / 2) / (128 * rows / g) + n / 2
         tile  = 4 * rows * 128 * (head_dim + softmax_dims) / (compute_frac * peak / S)
-        io    = min(rows, s * g) * head_dim * 4 / (memory_frac * BW / S)
-        total = ceil(n / S) * (item_s + io + [window] * mask_s) + blocks * tile / S
+        io    = min(rows, s * g) * head_dim * 4 / (memory_frac * BW / S) + [window] * mask_s
+        total = ceil(n / S) * (item_s + io) + blocks * tile / S
         run   = tiles, or clip(tiles * n / S, 1, tiles) where n < 0.8 * S and tiles > unsplit_tiles
-        one   = io + [window] * mask_s + (run + 1/2) * tile + [run < tiles] * split_s
+        one   = io + (run + 1/2) * tile + [run < tiles] * split_s
         T     = fixed_s + (total^4 + one^4)^(1/4) + new tokens * token_s * min(kv heads * head_dim, 512) / 512
                 + (keys and values: read in bf16, written and, of past tokens, read as cached) / (memory_frac * BW)
-
-    No tokens leave fixed_s. Errors on held-out head configurations are in docs/background/calibration.md.
     """
-    batch, queries = np.asarray(requests, np.float64), np.asarray(query_tokens, np.float64)
+    requests, queries, _ = prompts.arrays()
+    length, mean, longest = prompts.contexts()
     heads, kv_heads, dim = _heads(shape)
-    if isinstance(constants, CorePrefillConstants):
-        # Contexts grow by one with every query: the longest is as much above the mean as the first is below it.
-        longest = (
-            np.asarray(attended_pairs, np.float64) / np.maximum(queries, 1)
-            + (queries / np.maximum(batch, 1e-9) - 1) / 2
-        )
-        return prefill_s(
-            queries, longest, Heads(heads=heads, kv_heads=kv_heads, head_dim=dim), kv_dtype, device, constants
-        )
-    if isinstance(constants, Roofline):
-        moved = queries * (2 * BF16_BYTES) * (heads + kv_heads) * dim
-        return roofline_s(4 * np.asarray(attended_pairs, np.float64) * heads * dim, moved, device, constants)
     window = np.asarray(shape.window_tokens, np.float64)
     sms, share = device.n_sms, device.memory_bytes_per_s * constants.memory_frac / device.n_sms
-    rows = _tile_rows(dim)
-    length = queries / np.maximum(batch, 1e-9)
-    mean = np.asarray(attended_pairs, np.float64) / np.maximum(queries, 1)
-    group = heads / kv_heads
-    packed = np.ceil(length * group / rows)
-    items = batch * kv_heads * packed
+    rows, group = _tile_rows(dim), heads / kv_heads
     span = rows / group
+    items = requests * kv_heads * np.ceil(length * group / rows)
     blocks = kv_heads * queries * (mean + (span - 1) / 2) / (KV_TILE_TOKENS * span) + items / 2
     tile_flop = 4 * KV_TILE_TOKENS * rows * (dim + constants.softmax_dims)
     tile_s = tile_flop * sms / (constants.compute_frac * device.peak_flop_per_s("bf16"))
-    masked_s = (mean + (length - 1) / 2 > window) * constants.mask_s
+    masked_s = (longest > window) * constants.mask_s
     io_s = np.minimum(rows, length * group) * dim * (2 * BF16_BYTES) / share + masked_s
     total_s = np.ceil(items / sms) * (constants.item_s + io_s) + blocks * tile_s / sms
-    tiles = np.minimum(mean + (length - 1) / 2, window) / KV_TILE_TOKENS
+    tiles = np.minimum(longest, window) / KV_TILE_TOKENS
     split = (items < PREFILL_SPLIT_BELOW * sms) & (np.ceil(tiles) > constants.unsplit_tiles)
     run = np.where(split, np.minimum(np.maximum(tiles * items / sms, 1), tiles), tiles)
     longest_s = io_s + (run + 0.5) * tile_s + (run < tiles) * constants.split_s
-    past = np.maximum(mean - (length + 1) / 2, 0) * batch
+    past = np.maximum(mean - (length + 1) / 2, 0) * requests
     cache_s = _cache_s(queries, past, kv_heads * dim, BYTES_PER_VALUE[kv_dtype], share * sms, constants.token_s)
     busy_s = norm4(total_s, longest_s) + cache_s
     return cast(Times, constants.fixed_s + (dim == PADDED_DIM) * constants.pad_s + (queries > 0) * busy_s)

@@ -11,7 +11,7 @@ from hwmodels.blends import norm4
 from hwmodels.constants import MlaDecodeConstants, MlaPrefillConstants, Roofline
 from hwmodels.devices import Device
 from hwmodels.gemm import BF16_BYTES, Times
-from hwmodels.gqa import HeadShape, gqa_prefill_s, roofline_s, tiles_per_sm
+from hwmodels.gqa import HeadShape, Prompts, gqa_prefill_s, roofline_s, tiles_per_sm
 from scenarios.models import BYTES_PER_VALUE
 
 # Tiles of the MLA kernels of FlashAttention-3 (head_dim_v 512, hopper/tile_size.h) and FlashMLA (deepseek-ai/FlashMLA).
@@ -89,15 +89,13 @@ def mla_decode_s(
 
 
 def mla_prefill_s(
-    requests: ArrayLike,
-    query_tokens: ArrayLike,
-    attended_pairs: ArrayLike,
+    prompts: Prompts,
     shape: LatentShape,
     kv_dtype: str,
     device: Device,
     constants: MlaPrefillConstants | Roofline,
 ) -> Times:
-    """Time of causal attention of prompts or of chunks of them: float64[...] [s]; arguments as of `gqa_prefill_s`.
+    """Time of causal attention of prompts or of chunks of them: float64[...] [s].
 
     Expanded, every head has its keys and values: `gqa_prefill_s` with as many KV heads as heads, and the mean of
     key_dim and value_dim. Absorbed, all heads share the latent: one KV head, and the mean of cache_dim and latent_dim.
@@ -105,4 +103,4 @@ def mla_prefill_s(
     expanded = isinstance(constants, Roofline) or constants.form == "expanded"
     wide = shape.key_dim + shape.value_dim if expanded else shape.cache_dim + shape.latent_dim
     heads = HeadShape(n_heads=shape.n_heads, n_kv_heads=shape.n_heads if expanded else 1, head_dim=wide / 2)
-    return gqa_prefill_s(requests, query_tokens, attended_pairs, heads, kv_dtype, device, constants)
+    return gqa_prefill_s(prompts, heads, kv_dtype, device, constants)

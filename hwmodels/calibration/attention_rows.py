@@ -12,7 +12,7 @@ from hwmodels.constants import DecodeConstants, MlaDecodeConstants, MlaPrefillCo
 from hwmodels.devices import Device
 from hwmodels.fitted import Fitted
 from hwmodels.gemm import Times
-from hwmodels.gqa import HeadShape, gqa_decode_s, gqa_prefill_s
+from hwmodels.gqa import HeadShape, Prompts, gqa_decode_s, gqa_prefill_s
 from hwmodels.mla import LatentShape, mla_decode_s, mla_prefill_s
 from hwmodels.validation.timings import Timings
 
@@ -45,13 +45,13 @@ class AttentionRows:
     def seconds(self, places: Places, kv_dtype: str, device: Device, constants: Fitted) -> Times:
         """Predicted time of rows that are all prefill or all decode: float64[place] [s]."""
         requests, queries, attended = self.requests[places], self.queries[places], self.attended[places]
-        decode = bool(self.decode[places[0]])
+        prompts, decode = Prompts(requests, queries, attended), bool(self.decode[places[0]])
         if self.latent and decode:
             law = cast(MlaDecodeConstants | Roofline, constants)
             return mla_decode_s(requests, attended, self._latent_shape(places), kv_dtype, device, law)
         if self.latent:
             form = cast(MlaPrefillConstants | Roofline, constants)
-            return mla_prefill_s(requests, queries, attended, self._latent_shape(places), kv_dtype, device, form)
+            return mla_prefill_s(prompts, self._latent_shape(places), kv_dtype, device, form)
         shape = HeadShape(
             n_heads=self.heads[places],
             n_kv_heads=self.kv_heads[places],
@@ -62,7 +62,7 @@ class AttentionRows:
             split = cast(DecodeConstants | Roofline, constants)
             return gqa_decode_s(requests, attended, shape, kv_dtype, device, split)
         tiles = cast(PrefillConstants | Roofline, constants)
-        return gqa_prefill_s(requests, queries, attended, shape, kv_dtype, device, tiles)
+        return gqa_prefill_s(prompts, shape, kv_dtype, device, tiles)
 
     def only(self, places: Places) -> AttentionRows:
         """The chosen rows."""

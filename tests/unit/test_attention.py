@@ -9,7 +9,7 @@ import pytest
 from hwmodels.attention import attention_decode_s, attention_prefill_s, attention_projections_s, windowed_context
 from hwmodels.constants import DecodeConstants, MlaDecodeConstants, MlaPrefillConstants, PrefillConstants
 from hwmodels.devices import Device
-from hwmodels.gqa import HeadShape, gqa_decode_s, gqa_prefill_s, tiles_per_sm
+from hwmodels.gqa import HeadShape, Prompts, gqa_decode_s, gqa_prefill_s, tiles_per_sm
 from hwmodels.kernels import Kernels
 from hwmodels.mla import LatentShape, mla_decode_s, mla_prefill_s
 from scenarios.errors import HardwareError, ScenarioError
@@ -117,7 +117,9 @@ class TestPrefill:
         longest = 6.5536 + (1000 / 128 + 0.5) * 2.097152
         # 1000 * 2 * 4 * 128 values, read and written as 2 bytes, at 1 TB/s; 1000 tokens of 512 threads.
         written = 4.096 + 1
-        assert gqa_prefill_s(1, 1000, 500_500, HEADS, "bf16", GPU, PREFILL) == us(8 + root4(total, longest) + written)
+        assert gqa_prefill_s(Prompts(1, 1000, 500_500), HEADS, "bf16", GPU, PREFILL) == us(
+            8 + root4(total, longest) + written
+        )
 
     def test_few_items_split_their_contexts(self) -> None:
         # 8 items on 100 SMs: 1000 / 128 tiles are shared by 12.5, but one is the least.
@@ -128,7 +130,7 @@ class TestPrefill:
         rest = 8 + 1.024 + 0.25
         for unsplit, longest in ((4, split), (8, whole)):
             constants = PREFILL.model_copy(update={"unsplit_tiles": unsplit})
-            times = gqa_prefill_s(1, 1000, 500_500, one, "bf16", GPU, constants)
+            times = gqa_prefill_s(Prompts(1, 1000, 500_500), one, "bf16", GPU, constants)
             assert times == us(rest + root4(total, longest))
 
     def test_a_window_shortens_contexts_and_adds_masking(self) -> None:
@@ -138,9 +140,9 @@ class TestPrefill:
         total = 3 * (3 + 6.5536 + 4) + blocks * 2.097152 / 100
         longest = 6.5536 + 4 + 1.5 * 2.097152
         expected = us(8 + root4(total, longest) + 4.096 + 1)
-        assert gqa_prefill_s(1, 1000, pairs, windowed, "bf16", GPU, PREFILL) == expected
-        whole = gqa_prefill_s(1, 128, 8256, HEADS, "bf16", GPU, PREFILL)
-        assert gqa_prefill_s(1, 128, 8256, windowed, "bf16", GPU, PREFILL) == whole
+        assert gqa_prefill_s(Prompts(1, 1000, pairs), windowed, "bf16", GPU, PREFILL) == expected
+        whole = gqa_prefill_s(Prompts(1, 128, 8256), HEADS, "bf16", GPU, PREFILL)
+        assert gqa_prefill_s(Prompts(1, 128, 8256), windowed, "bf16", GPU, PREFILL) == whole
 
     def test_a_chunk_reads_the_cache_of_its_past(self) -> None:
         # Tokens 500..999 of a prompt in fp8: 500 new ones read in 2 bytes and written in one, 500 read in one.
@@ -148,7 +150,7 @@ class TestPrefill:
         total = 2 * (3 + 6.5536) + share * 2.097152 / 100
         longest = 6.5536 + (1000 / 128 + 0.5) * 2.097152
         moved = (500 * 3 + 500) * 2 * 4 * 128 / 1e6
-        times = gqa_prefill_s(1, 500, 375_250, HEADS, "fp8", GPU, PREFILL)
+        times = gqa_prefill_s(Prompts(1, 500, 375_250), HEADS, "fp8", GPU, PREFILL)
         assert times == us(8 + root4(total, longest) + moved + 0.5)
 
 
@@ -174,8 +176,8 @@ class TestLatent:
         constants = MLA_PREFILL
         for form, shape in (("expanded", expanded), ("absorbed", absorbed)):
             of_form = constants.model_copy(update={"form": form})
-            times = mla_prefill_s(1, 1000, 500_500, LATENT, "bf16", GPU, of_form)
-            assert times == gqa_prefill_s(1, 1000, 500_500, shape, "bf16", GPU, of_form)
+            times = mla_prefill_s(Prompts(1, 1000, 500_500), LATENT, "bf16", GPU, of_form)
+            assert times == gqa_prefill_s(Prompts(1, 1000, 500_500), shape, "bf16", GPU, of_form)
 
 
 class TestRoofline:
@@ -190,7 +192,7 @@ class TestRoofline:
 
     def test_prefill_computes_every_pair(self) -> None:
         # 1e6 tokens attend to 5e11 tokens: 4 * 32 * 128 FLOP each; a single token moves 2 * 2 * 36 * 128 bytes.
-        times = gqa_prefill_s(1, [1_000_000, 1], [500_000_500_000, 1], HEADS, "bf16", GPU, self.LAW)
+        times = gqa_prefill_s(Prompts(1, [1_000_000, 1], [500_000_500_000, 1]), HEADS, "bf16", GPU, self.LAW)
         assert times == us([5 + 500_000_500_000 * 16_384 / 500e6, 5 + 18_432 / 1e6])
 
     def test_latent_attention(self) -> None:
@@ -198,8 +200,8 @@ class TestRoofline:
         expected = us(5 + max((5.76e6 + 2.78528e6) / 1e6, 2 * 10_000 * 128 * 1088 / 500e6))
         assert mla_decode_s(10, 10_000, LATENT, "fp8", GPU, self.LAW) == expected
         expanded = HeadShape(n_heads=128, n_kv_heads=128, head_dim=160)
-        times = mla_prefill_s(1, 1000, 500_500, LATENT, "bf16", GPU, self.LAW)
-        assert times == gqa_prefill_s(1, 1000, 500_500, expanded, "bf16", GPU, self.LAW)
+        times = mla_prefill_s(Prompts(1, 1000, 500_500), LATENT, "bf16", GPU, self.LAW)
+        assert times == gqa_prefill_s(Prompts(1, 1000, 500_500), expanded, "bf16", GPU, self.LAW)
 
 
 def of_cache(dtype: str) -> Device:
@@ -232,10 +234,10 @@ class TestLayers:
         cases = ((1, 1000, 500_500), (2, 2000, 1_001_000), (1, 500, 375_250))
         for requests, queries, pairs in cases:
             times = attention_prefill_s(queries, pairs, GQA, 1, "bf16", GPU)
-            assert times == pytest.approx(gqa_prefill_s(requests, queries, pairs, HEADS, "bf16", GPU, PREFILL))
+            assert times == pytest.approx(gqa_prefill_s(Prompts(requests, queries, pairs), HEADS, "bf16", GPU, PREFILL))
         times = attention_prefill_s(2000, 1_001_000, MLA, 2, "bf16", GPU)
         shape = replace(LATENT, n_heads=64)
-        expected = mla_prefill_s(2, 2000, 1_001_000, shape, "bf16", GPU, MLA_PREFILL)
+        expected = mla_prefill_s(Prompts(2, 2000, 1_001_000), shape, "bf16", GPU, MLA_PREFILL)
         assert times == pytest.approx(expected)
 
     def test_a_window_of_the_layer_masks(self) -> None:

@@ -13,7 +13,7 @@ from hwmodels.calibration.rows import no_reasons
 from hwmodels.devices import Device
 from hwmodels.fitted import Residuals
 from hwmodels.gemm import gemm_s
-from hwmodels.gqa import gqa_prefill_s
+from hwmodels.gqa import Prompts, gqa_prefill_s
 from hwmodels.moe import ExpertShape, grouped_gemm_moe_s
 from hwmodels.validation.accepted import ACCEPTED, Limits
 from hwmodels.validation.counts import balanced_counts, expert_counts, is_known, level_out, power_law_counts
@@ -335,7 +335,7 @@ def test_attention_rows_are_predicted_by_the_laws_of_layers(tmp_path: Path) -> N
         attention_decode_s(2, 2000, plain, 1, "bf16", h200()),
         attention_decode_s(2, 256, narrow, 1, "bf16", h200()),
         attention_prefill_s(2000, 2 * 500_500, plain, 1, "bf16", h200()),
-        gqa_prefill_s(2, 2000, 2 * clipped, head_shape(narrow, 1), "bf16", h200(), law),
+        gqa_prefill_s(Prompts(2, 2000, 2 * clipped), head_shape(narrow, 1), "bf16", h200(), law),
         attention_decode_s(2, 202, narrow, 1, "bf16", h200()),
     ]
     assert times == pytest.approx(np.array(expected))
