@@ -55,7 +55,7 @@ class ComparisonResult(Shown):
         all_notes = [table.notes for table in self.tables]
         common = [note for note in all_notes[0] if all(note in notes for notes in all_notes)]
         for table in self.tables:
-            one = len(table.results) == 1
+            one = len(table.results) == 1 and not table.left_out
             yield tables.metrics_table(table.results[0]) if one else tables.comparison_table(table)
             yield from quiet_lines(note for note in table.notes if note not in common)
         yield from quiet_lines(common)

@@ -75,6 +75,18 @@ class RunResult:
         return {"name": self.name, "plan": self.plan, "metrics": self.metrics, "breakdown_s": self.breakdown_s}
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LeftOut:
+    """A plan of a comparison that cannot be simulated, and why: what is short by how much, and what would help."""
+
+    name: str
+    reason: str
+
+    def sentence(self) -> str:
+        """A note to a table."""
+        return f"Left out, since it does not fit: {self.name}. {self.reason}"
+
+
 COSTS = frozenset(
     {
         "memory_bytes",
@@ -105,6 +117,7 @@ class Table:
     """The plans that competed on one workload, the best first; gains are over the first one of the scenario.
 
     ranked_by  metric that decides: tokens/s of steps; of served loads the goodput, or without limits the mean latency.
+    left_out   plans that do not fit; gains are over the first one that does.
     """
 
     title: str
@@ -114,6 +127,7 @@ class Table:
     moe_layers: tuple[int, ...]
     notes: tuple[str, ...]
     ranked_by: str = "tokens_per_s"
+    left_out: tuple[LeftOut, ...] = ()
 
     def only(self, names: Collection[str]) -> Table:
         """The table of some plans; the first plan stays the one that gains are over, and must be among them."""
@@ -146,6 +160,11 @@ class Comparison:
 
     def as_json(self) -> dict[str, Any]:
         """The result file: versions, scenario, one entry a plan, constants and provenance."""
+        left_out = [
+            {"workload": t.workload, "name": one.name, "infeasible": one.reason}
+            for t in self.tables
+            for one in t.left_out
+        ]
         return {
             "moesim": self.provenance["moesim"],
             "schema": SCHEMA,
@@ -153,6 +172,7 @@ class Comparison:
             "results": [
                 {"workload": t.workload, "gain": t.gain(r), **r.as_json()} for t in self.tables for r in t.results
             ],
+            **({"left_out": left_out} if left_out else {}),
             "notes": sorted({note for table in self.tables for note in table.notes}),
             "constants": [
                 {"name": c.name, "value": c.value, "kind": c.kind, "source": c.source} for c in self.constants

@@ -10,7 +10,7 @@ from itertools import chain, product
 from pathlib import Path
 
 from placement.plan import Placement
-from scenarios.errors import ScenarioError
+from scenarios.errors import MemoryInfeasible, PlacementInfeasible, ScenarioError
 from scenarios.serving_specs import ServingSpec
 from scenarios.specs import CompareSpec, ScenarioSpec
 from scenarios.stream_specs import GENERATING
@@ -34,7 +34,7 @@ from sim.outcome import Outcome, result_of
 from sim.pipelines.piped import piped
 from sim.pools import on_devices
 from sim.priced_steps import PricedSteps, Steps, priced
-from sim.result import Comparison, Constant, RunResult, Table, is_cost
+from sim.result import Comparison, Constant, LeftOut, RunResult, Table, is_cost
 from sim.schedule_search import Speed, search
 from sim.serving.apart import check_served, serve_plan_apart, side_plan
 from sim.serving.simulate import serve_plan
@@ -66,7 +66,8 @@ def compare(
     """Every plan of the scenario's axes, simulated on the same steps and ranked, one table a workload.
 
     unfinished  folder from which served loads that were interrupted go on, and to which they write.
-    Raises ScenarioError where the scenario has no axes, and what the stages raise.
+    Plans that do not fit are left out, with the reason. Raises MemoryInfeasible where none does,
+    ScenarioError where the scenario has no axes, and what the stages raise.
     """
     if spec.compare is None:
         raise ScenarioError(f"{spec.name}: no `compare:` section; add its axes, or use `moesim run`")
@@ -94,14 +95,14 @@ def compare_in(session: Session, axes: CompareSpec, version: str, progress: Prog
     workloads = axes.workload or (spec.workload,)
     tables: list[Table] = []
     for workload in workloads:
-        results = []
+        tried: list[RunResult | LeftOut] = []
         for plan in plans:
             setting = session.setting(plan.cluster, plan.parallel, workload, plan.training, plan.bits)
-            results.append(simulate(session, setting, plan))
+            tried.append(_tried(session, setting, plan, alone=len(plans) == 1))
             if progress is not None:
-                done = len(tables) * len(plans) + len(results)
-                progress(results[-1].name, done / (len(plans) * len(workloads)))
-        tables.append(_table(spec, setting, results))
+                done = len(tables) * len(plans) + len(tried)
+                progress(tried[-1].name, done / (len(plans) * len(workloads)))
+        tables.append(_table(spec, setting, tried))
     settings = [side for setting in session.settings.values() for side in sides_of(setting)]
     return Comparison(
         scenario=spec.name,
@@ -113,6 +114,24 @@ def compare_in(session: Session, axes: CompareSpec, version: str, progress: Prog
         provenance=provenance(spec, session, version),
         wall_s=time.perf_counter() - started,
     )
+
+
+def _tried(session: Session, setting: Setting, plan: Plan, *, alone: bool) -> RunResult | LeftOut:
+    """A plan simulated, or why it cannot be; a plan `alone` raises what it is short of."""
+    try:
+        return simulate(session, setting, plan)
+    except (MemoryInfeasible, PlacementInfeasible) as error:
+        if alone:
+            raise
+        return LeftOut(name=_name_of(session, setting, plan), reason=str(error))
+
+
+def _name_of(session: Session, setting: Setting, plan: Plan) -> str:
+    """The name of a plan that cannot be simulated; its solver's where not even a placement exists."""
+    try:
+        return plan_name(session.spec, plan, session.plan_of(setting, plan).placement)
+    except PlacementInfeasible:
+        return plan.placement.name or plan.placement.solver
 
 
 def _constants(settings: Sequence[Setting], plans: Sequence[Plan]) -> tuple[Constant, ...]:
@@ -270,13 +289,19 @@ def _offload_metrics(ran: _Ran) -> dict[str, float]:
     return offload_metrics(ran.priced.offloaded, ran.execution, free_s)
 
 
-def _table(spec: ScenarioSpec, setting: Setting, results: list[RunResult]) -> Table:
-    names = [result.name for result in results]
+def _table(spec: ScenarioSpec, setting: Setting, tried: Sequence[RunResult | LeftOut]) -> Table:
+    """Plans of one workload, ranked. Raises MemoryInfeasible where none of several fits."""
+    results = [one for one in tried if isinstance(one, RunResult)]
+    left_out = tuple(one for one in tried if isinstance(one, LeftOut))
+    names = [one.name for one in tried]
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
         raise ScenarioError(f"compare: several plans are called {', '.join(twice)}; give them a `name:`")
+    if not results:
+        raise MemoryInfeasible(f"none of {len(left_out)} plans fits; {left_out[0].name}: {left_out[0].reason}")
     ranked_by = next(name for name in RANKED_BY if all(name in result.metrics for result in results))
     sign = 1 if is_cost(ranked_by) else -1
+    said = (note for result in results for note in result.notes)
     return Table(
         title=table_title(setting.workload, spec),
         workload=setting.workload.model_dump(exclude_none=True),
@@ -284,5 +309,6 @@ def _table(spec: ScenarioSpec, setting: Setting, results: list[RunResult]) -> Ta
         ranked_by=ranked_by,
         first=results[0].name,
         moe_layers=setting.model.moe_layers,
-        notes=tuple(dict.fromkeys((*notes(setting), *(note for result in results for note in result.notes)))),
+        notes=tuple(dict.fromkeys((*notes(setting), *said, *(one.sentence() for one in left_out)))),
+        left_out=left_out,
     )

@@ -31,13 +31,17 @@ WIDTH = 80
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Column:
-    """One column of a table: header, its unit ('' where cells carry their own), one cell a plan, what it means."""
+    """One column of a table: header, its unit ('' where cells carry their own), one cell a plan, what it means.
+
+    gives_way  left out of the terminal's table where names of plans would break within their words.
+    """
 
     header: str
     unit: str = ""
     cells: tuple[str, ...]
     meaning: str
     numeric: bool = True
+    gives_way: bool = False
 
     @property
     def title(self) -> str:
@@ -70,8 +74,8 @@ def comparison_columns(table: Table) -> tuple[Column, ...]:
 
 
 def comparison_table(table: Table) -> rich.table.Table:
-    """The ranked plans of one workload, set tighter where they would need more than 80 characters."""
-    columns = comparison_columns(table)
+    """The ranked plans of one workload, set tighter, or without some columns, where they need over 80 characters."""
+    columns = _fitting(comparison_columns(table))
     natural = sum(column.width + 2 for column in columns)
     shown = _empty_table(table.title, gap=1 if natural <= WIDTH else 0)
     for column in columns:
@@ -81,6 +85,16 @@ def comparison_table(table: Table) -> rich.table.Table:
         style = "bold" if row == 0 and len(table.results) > 1 else "dim" if result.name == table.first else ""
         shown.add_row(*(Text(column.cells[row]) for column in columns), style=style)
     return shown
+
+
+def _fitting(columns: Sequence[Column]) -> list[Column]:
+    """The columns beside which words of names stay whole; the last of those that give way goes first."""
+    kept = list(columns)
+    longest_word = max(len(word) for column in columns if not column.numeric for word in " ".join(column.cells).split())
+    spare = [column for column in columns if column.gives_way]
+    while spare and sum(column.width + 1 for column in kept if column.numeric) + longest_word > WIDTH:
+        kept.remove(spare.pop())
+    return kept
 
 
 def metrics_table(result: RunResult) -> rich.table.Table:
@@ -225,10 +239,20 @@ def _load_columns(results: Sequence[RunResult]) -> Iterator[Column]:
 def _traffic_columns(results: Sequence[RunResult]) -> Iterator[Column]:
     if _has(results, "devices_per_token") and not _alone(results):
         cells = _cells(results, "devices_per_token", "{:.2f}".format)
-        yield Column(header="devices\n/token", cells=cells, meaning="distinct devices that a token visits in a layer")
+        yield Column(
+            header="devices\n/token",
+            cells=cells,
+            meaning="distinct devices that a token visits in a layer",
+            gives_way=True,
+        )
     if any(result.metrics.get("cross_node_frac", 0.0) > 0 for result in results):
         cells = tuple(shown_percent(result.metrics.get("cross_node_frac", 0.0)) for result in results)
-        yield Column(header="cross\nnode", cells=cells, meaning="of the nodes that tokens visit, those not their own")
+        yield Column(
+            header="cross\nnode",
+            cells=cells,
+            meaning="of the nodes that tokens visit, those not their own",
+            gives_way=True,
+        )
     if any(result.metrics.get("hidden_comm_frac", 0.0) > 0 for result in results):
         cells = _cells(results, "hidden_comm_frac", shown_percent)
         yield Column(header="hidden\ncomm.", cells=cells, meaning="communication that runs behind computing")

@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from hwmodels.cluster import build_cluster
 from scenarios.errors import MemoryInfeasible, ScenarioError
 from scenarios.placement_specs import PlacementSpec
 from scenarios.schedule_specs import ExchangeSpec
@@ -175,3 +176,27 @@ def test_ways_of_training_are_an_axis() -> None:
     for result in table.results:
         alone = run(ScenarioSpec.model_validate({**raw, "training": ways[result.name]}), GOLDEN, "test")
         assert alone.tables[0].results[0].metrics == result.metrics
+
+
+def test_plans_that_do_not_fit_are_left_out_and_say_why() -> None:
+    fits = compared(placement=[{"solver": "contiguous"}, {"solver": "eplb", "redundant": 4}])
+    short = max(one.metrics["memory_bytes.peak"] for one in fits.tables[0].results) - 1
+    spec = with_memory(short)
+    table = compare(spec, GOLDEN, "test").tables[0]
+    assert [one.name for one in table.results] == ["contiguous"]
+    (left_out,) = table.left_out
+    assert left_out.name == "eplb+4"
+    assert "short by" in left_out.reason
+    assert left_out.sentence() in table.notes
+    alone = spec.model_copy(update={"placement": spec.compare.placement[1], "compare": None})
+    with pytest.raises(MemoryInfeasible, match="short by"):
+        run(alone, GOLDEN, "test")
+    with pytest.raises(MemoryInfeasible, match="none of 2 plans fits"):
+        compare(with_memory(1.0), GOLDEN, "test")
+
+
+def with_memory(usable_bytes: float) -> ScenarioSpec:
+    """Two placements in so much memory of each device."""
+    capacity = build_cluster(spec_of().cluster, GOLDEN).device.card.memory_bytes.value
+    axes = {"placement": [{"solver": "contiguous"}, {"solver": "eplb", "redundant": 4}]}
+    return spec_of(memory={"reserve": 1 - usable_bytes / capacity}, compare=axes)

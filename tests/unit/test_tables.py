@@ -42,6 +42,15 @@ def test_long_names_fold_and_nothing_is_wider_than_80_characters() -> None:
     assert [words[0] for words in map(str.split, lines) if words[0].isdigit()] == [str(n) for n in range(1, 41)]
 
 
+def test_columns_give_way_to_whole_words_of_names() -> None:
+    table = fake_comparison(names=("contiguous, sequential", "eplb+16, two-batch-decode-of-prefill"), n_devices=16)
+    lines = lines_of(table.tables[0])
+    assert "two-batch-decode-of-prefill" in " ".join(lines)
+    assert not {"cross", "devices"} & set(lines[1].split())
+    assert "memory" in lines[1]
+    assert max(map(len, lines)) <= 80
+
+
 def test_names_are_text_and_not_markup() -> None:
     names = ("[red]bold[/red]", "two\nlines \x1b[31m")
     text = plain_text(comparison_table(fake_comparison(names=names).tables[0]))
