@@ -57,7 +57,7 @@ def notes(setting: Setting) -> tuple[str, ...]:
     ]
     if setting.workload.routing.changes:
         sentences.append(f"Routes were changed: {changed_routes(setting.workload)}.")
-    if setting.trace.phase not in (setting.workload.phase, "mixed"):
+    if origin.kind != "synthetic" and setting.trace.phase not in (setting.workload.phase, "mixed"):
         sentences.append(
             f"The trace was recorded in {setting.trace.phase}; {setting.workload.phase} replays the same routes."
         )

@@ -27,6 +27,7 @@ class DeviceMemory:
     """Bytes on each device, float64[device]; `usable_bytes` is the capacity less the reserve.
 
     pool  name of the machine of the experts, where they have devices of their own and these are its bytes.
+    slotted  whether experts already share slots, and live in the host's memory.
     working_bytes  activations, where they are more than the reserve is for: whole prompts of many requests at once.
     """
 
@@ -40,6 +41,7 @@ class DeviceMemory:
     working_bytes: float = 0.0
     training: TrainingMemory | None = None
     pool: str = ""
+    slotted: bool = False
 
     @property
     def used_bytes(self) -> NDArray[np.float64]:
@@ -72,6 +74,7 @@ def device_memory(setting: Setting, placement: Placement, spec: MemorySpec) -> D
         requests=requests,
         context_tokens=context,
         training=training_memory(setting, placement) if setting.trains else None,
+        slotted=spec.offload is not None,
     )
 
 
@@ -144,27 +147,31 @@ def check_memory(memory: DeviceMemory, setting: Setting, placement: Placement) -
     short = memory.used_bytes[worst] - memory.usable_bytes
     if short <= 0:
         return
-    replicas = int(placement.replica_slots.sum())
-    levers = ["more devices", "a smaller weight dtype"]
+    levers = ", ".join(_levers(memory, setting, placement, short))
     working = f", activations {memory.working_bytes / GIB:.1f}" if memory.working_bytes else ""
-    if setting.cluster.host is not None:
-        levers.append("experts in the host's memory (memory.offload, memory.stream)")
-    if replicas:
-        levers.insert(0, f"fewer than {placement.redundant_slots} redundant slots")
-    if memory.working_bytes:
-        levers = ["smaller microbatches (schedule.microbatch, or more schedule.chunks)", *levers]
-    if memory.kv_bytes:
-        levers.append(
-            f"fewer than {memory.requests} requests a device or a shorter context than {memory.context_tokens} tokens"
-        )
-    levers += _training_levers(setting)
     raise MemoryInfeasible(
         f"{placement.name} on {memory.pool or setting.cluster.name}: device {worst} needs "
         f"{memory.used_bytes[worst] / GIB:.1f} GiB of {memory.usable_bytes / GIB:.1f} GiB usable "
         f"({memory.capacity_bytes / GIB:.1f} less the reserve): experts "
         f"{memory.expert_bytes[worst] / GIB:.1f}, other weights {memory.other_weight_bytes / GIB:.1f}, "
-        f"{_beside_weights(memory, worst)}{working}; short by {short / GIB:.1f} GiB. Levers: {', '.join(levers)}"
+        f"{_beside_weights(memory, worst)}{working}; short by {short / GIB:.1f} GiB. Levers: {levers}"
     )
+
+
+def _levers(memory: DeviceMemory, setting: Setting, placement: Placement, short_bytes: float) -> list[str]:
+    """What would make room on a device that is short of so many bytes."""
+    levers = ["smaller microbatches (schedule.microbatch, or more schedule.chunks)"] if memory.working_bytes else []
+    if int(placement.replica_slots.sum()):
+        levers.append(f"fewer than {placement.redundant_slots} redundant slots")
+    levers += ["more devices", "a smaller weight dtype"]
+    if memory.slotted:
+        levers.append("fewer slots (memory.offload)")
+    elif setting.cluster.host is not None:
+        levers.append("experts in the host's memory (memory.offload, memory.stream)")
+    if memory.kv_bytes > short_bytes / 10:
+        fewer = f"fewer than {memory.requests} requests a device or " if memory.requests > 1 else ""
+        levers.append(f"{fewer}a shorter context than {memory.context_tokens} tokens")
+    return levers + _training_levers(setting)
 
 
 def _check_host(memory: DeviceMemory, setting: Setting) -> None:
