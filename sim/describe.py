@@ -63,7 +63,23 @@ def notes(setting: Setting) -> tuple[str, ...]:
         )
     if origin.kind == "synthetic":
         sentences.insert(0, "The routing is synthetic: rankings hold for its statistics, not for a captured model.")
-    return tuple(sentences)
+    return (*sentences, *_slow_start(setting))
+
+
+SLOW_START_S = 20e-6
+"""A fixed time of dense products beyond which a reader is told: launches take 2 to 10 us."""
+
+
+def _slow_start(setting: Setting) -> tuple[str, ...]:
+    """A word of warning where the fixed time of products decides a step with few tokens."""
+    kernels, dtype = setting.cluster.device.kernels, setting.model.weight_dtype
+    fixed_s = kernels.gemm(dtype).fixed_s
+    if fixed_s < SLOW_START_S:
+        return ()
+    return (
+        f"Dense products in {dtype} take {fixed_s * 1e6:.0f} µs at least, as the engine of {kernels.cards[0].name} was "
+        "measured; cards of other engines: cluster.kernels (`moesim list hardware`).",
+    )
 
 
 def plan_name(spec: ScenarioSpec, plan: Plan, placement: Placement) -> str:

@@ -200,3 +200,11 @@ def with_memory(usable_bytes: float) -> ScenarioSpec:
     capacity = build_cluster(spec_of().cluster, GOLDEN).device.card.memory_bytes.value
     axes = {"placement": [{"solver": "contiguous"}, {"solver": "eplb", "redundant": 4}]}
     return spec_of(memory={"reserve": 1 - usable_bytes / capacity}, compare=axes)
+
+
+@pytest.mark.parametrize(("kernels", "warned"), [("h200-vllm", True), ("h200-sglang", False), ("h200-trtllm", False)])
+def test_products_that_start_slowly_are_told_of(kernels: str, warned: bool) -> None:
+    cluster = SCENARIO["cluster"] | {"kernels": kernels}
+    spec = spec_of(cluster=cluster, model={"card": "tiny-moe.yaml", "weight_dtype": "fp8_block"})
+    notes = " ".join(run(spec, GOLDEN, "test").tables[0].notes)
+    assert ("Dense products in fp8_block take 77 µs at least, as the engine of h200-vllm" in notes) == warned

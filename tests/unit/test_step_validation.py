@@ -63,14 +63,15 @@ def test_all_reduces_cost_time() -> None:
 
 
 def test_named_cards_come_before_their_bases() -> None:
-    # SGLang's card has no dense products and rests on vLLM's; TensorRT-LLM's stand in, because they are named before.
+    # SGLang's card has no dense products and rests on TensorRT-LLM's, alone as before others.
     engine = ENGINES["h200_sxm", "sglang"]
     kernels = with_kernels(build_cluster(ClusterSpec(node=engine.node)), engine.kernels).device.kernels
     assert [card.name for card in kernels.cards] == [
         *("h200-sglang", "h200-trtllm", "h200-vllm"),
-        *("h200-sglang-launch", "h200-vllm-launch", "datasheet-only"),
+        *("h200-sglang-launch", "datasheet-only", "h200-vllm-launch"),
     ]
     assert kernels.gemm("fp8_block") == find_kernels("h200-trtllm").gemm("fp8_block")
-    assert kernels.gemm("bf16") == find_kernels("h200-trtllm").gemm("bf16") != find_kernels("h200-sglang").gemm("bf16")
+    assert kernels.gemm("bf16") == find_kernels("h200-trtllm").gemm("bf16") != find_kernels("h200-vllm").gemm("bf16")
+    assert kernels.gemm("bf16") == find_kernels("h200-sglang").gemm("bf16")
     assert kernels.moe("bf16") == find_kernels("h200-sglang").moe("bf16")
     assert kernels.launch() == find_kernels("h200-sglang").launch()
