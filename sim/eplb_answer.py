@@ -13,6 +13,7 @@ from placement.auto import least_redundant
 from scenarios.errors import TraceError
 from scenarios.placement_specs import PlacementSpec
 from scenarios.schedule_specs import ScheduleSpec
+from scenarios.seeds import Use, generator
 from sim import metrics as measure
 from sim.fitted import steps_of
 from sim.metrics import Execution
@@ -80,7 +81,7 @@ def will_eplb_help(setting: Setting, schedule: ScheduleSpec, seed: int = 0) -> E
         raise TraceError(
             f"the fitted part has {len(fitted)} sequences, at least 2 are needed; raise workload.split.fit"
         )
-    parts = np.array_split(np.random.default_rng([seed, 2]).permutation(fitted), folds)
+    parts = np.array_split(generator(seed, Use.EPLB_FOLDS).permutation(fitted), folds)
     steps = max(2, setting.batches.n_steps // folds)
     settings = [_fold(setting, parts, left_out, steps, seed) for left_out in range(folds)]
     counts = _replica_counts(setting)
@@ -105,7 +106,7 @@ def will_eplb_help(setting: Setting, schedule: ScheduleSpec, seed: int = 0) -> E
 def _fold(setting: Setting, parts: Sequence[NDArray[np.int64]], left_out: int, steps: int, seed: int) -> Setting:
     """The setting fitted on all parts but one and judged on that one."""
     others = np.sort(np.concatenate([part for number, part in enumerate(parts) if number != left_out]))
-    batches = steps_of(setting, np.sort(parts[left_out]), steps, np.random.default_rng([seed, 3, left_out]))
+    batches = steps_of(setting, np.sort(parts[left_out]), steps, generator(seed, Use.EPLB_STEPS, left_out))
     loads = expert_loads(select_sequences(setting.trace, others))
     return replace(setting, fit_loads=loads, batches=batches)
 

@@ -11,6 +11,7 @@ from placement.layout import ExpertLayout
 from scenarios.errors import PlacementInfeasible, ScenarioError
 from scenarios.models import ModelCard
 from scenarios.routing_specs import MaskSpec, RoutingSpec
+from scenarios.seeds import Use, generator
 from scenarios.workload_specs import WorkloadSpec
 from traces.batches import Batches, compose_batches, with_prompts
 from traces.drops import Capacity, capped_sequences, capped_steps
@@ -113,12 +114,12 @@ def judged_steps(
     """The steps of the workload with the choices of the trace, and their prompts, each on `n_sharing` devices."""
     shape = workload.steps, n_devices
     return with_prompts(
-        as_chosen(trace, sequences, workload, shape, np.random.default_rng([seed, 1])),
+        as_chosen(trace, sequences, workload, shape, generator(seed, Use.JUDGED_STEPS)),
         trace,
         sequences,
         n_tokens=workload.prompt_tokens,
         n_sharing=n_sharing,
-        rng=np.random.default_rng([seed, 3]),
+        rng=generator(seed, Use.PROMPTS),
     )
 
 
@@ -135,7 +136,7 @@ def spread_steps(
     """
     n_tokens = int((trace.offsets[sequences + 1] - trace.offsets[sequences]).sum())
     n_steps = max(FIT_STEPS, n_tokens // (n_devices * workload.tokens_per_device))
-    batches = as_chosen(trace, sequences, workload, (n_steps, n_devices), np.random.default_rng([seed, 2]))
+    batches = as_chosen(trace, sequences, workload, (n_steps, n_devices), generator(seed, Use.FIT_STEPS))
     return dropped(batches.at(np.linspace(0, n_steps - 1, FIT_STEPS).astype(np.int64)), workload.routing)
 
 

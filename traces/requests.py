@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from scenarios.errors import TraceError
 from scenarios.reading import text_lines
+from scenarios.seeds import Use, generator
 from scenarios.serving_specs import RateSpec, RequestsSpec
 from traces.prefix_cache import BLOCK_TOKENS, PrefixCache
 from traces.servegen import drawn_requests
@@ -278,7 +279,7 @@ def _lengths(mean: int, cv: float, n: int, rng: np.random.Generator) -> NDArray[
 
 def requests_of(spec: RequestsSpec, base: Path, seed: int) -> RequestTrace:
     """The requests of a scenario; a file, or folder of ServeGen's clients, is relative to `base`."""
-    rng = np.random.default_rng([seed, 4])
+    rng = generator(seed, Use.REQUESTS)
     if spec.file is None:
         return made_up(spec, rng)
     read = _of_file(base / spec.file, spec, rng)

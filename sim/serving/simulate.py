@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from hwmodels.cluster import build_cluster
 from scenarios.errors import MemoryInfeasible, ScenarioError
 from scenarios.models import ModelCard
+from scenarios.seeds import Use, generator
 from scenarios.serving_specs import ServingSpec
 from scenarios.workload_specs import tokens_by_phase
 from sim.memory import GIB, DeviceMemory, device_memory, kv_bytes_per_request
@@ -136,7 +137,7 @@ def _correction(
     check_routed(setting, plan)
     workload, seed = session.spec.workload, session.spec.seed
     parts = sequence_parts(setting.trace, workload, seed)
-    rng = np.random.default_rng([seed, 4])
+    rng = generator(seed, Use.REQUEST_ROUTES)
     own = np.union1d(parts.judged, parts.shifted)
     experts = Experts(
         setting=setting,

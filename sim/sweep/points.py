@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from scenarios.errors import ScenarioError
+from scenarios.seeds import Use, generator
 
 MOST_POINTS = 1_000_000
 
@@ -81,7 +82,7 @@ def points_of(axes: Sequence[Axis], zipped: Sequence[Axis], n_random: int | None
         raise ScenarioError(f"{n_points:.3g} points are too many to draw from; give fewer values")
     if n_random is None or n_random >= n_points:
         return [_joined(parts) for parts in product(*groups)]
-    rng = np.random.default_rng([seed, 5])
+    rng = generator(seed, Use.SWEEP_POINTS)
     chosen: set[int] = set()
     while len(chosen) < n_random:
         chosen |= set(rng.integers(0, n_points, n_random - len(chosen)).tolist())
