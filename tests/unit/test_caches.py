@@ -2,6 +2,8 @@
 
 import csv
 import json
+from dataclasses import asdict
+from itertools import product
 
 import numpy as np
 import pytest
@@ -10,7 +12,7 @@ from scenarios.errors import TraceError
 from tests.shared import shared_file
 from tests.toy_traces import trace_of
 from traces.cache_curves import cache_curve, lru_curve, pool_capacity
-from traces.caches import events_from_sets, events_from_trace, replay_cache
+from traces.caches import CONTRACTS, POLICIES, events_from_sets, events_from_trace, replay_cache
 
 TOY = [[{0, other}] * 3 for other in (1, 2, 1, 3, 1)]
 TOY_MISSES = [[2, 2, 2]] + [[1, 1, 1]] * 4
@@ -171,3 +173,19 @@ def test_curves_refuse():
         cache_curve(trace, "lru", "model_pool", [])
     with pytest.raises(TraceError, match="no point at capacity 2"):
         cache_curve(trace, "lru", "model_pool", [1]).at(2)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(4))
+def test_the_compiled_twin_replays_the_same(monkeypatch, seed):
+    pytest.importorskip("numba")
+    rng = np.random.default_rng(seed)
+    steps = [[set(rng.integers(12, size=rng.integers(6)).tolist()) for _ in range(3)] for _ in range(200)]
+    events = events_from_sets(steps, 12)
+    for case in product((1, 3, 7, 12), POLICIES, CONTRACTS, ("bypass", "forced"), (None, 5)):
+        *asked, tie_seed = case
+        monkeypatch.delenv("MOESIM_SPEED", raising=False)
+        plain = replay_cache(events, *asked, tie_rng=None if tie_seed is None else np.random.default_rng(tie_seed))
+        monkeypatch.setenv("MOESIM_SPEED", "numba")
+        compiled = replay_cache(events, *asked, tie_rng=None if tie_seed is None else np.random.default_rng(tie_seed))
+        np.testing.assert_equal(asdict(compiled), asdict(plain))
