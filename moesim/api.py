@@ -17,6 +17,7 @@ from moesim.placing import PlacementResult
 from moesim.reproducing import ReproductionResult
 from moesim.scenario import Scenario
 from moesim.shown import Shown
+from moesim.stored import DifferenceResult, StoredResult, diff, read
 from moesim.sweeping import Grid, SweepResult, Workers
 from moesim.sweeping import sweep as swept
 from moesim.tracing import TraceResult
@@ -37,17 +38,21 @@ from traces.storage import load_trace
 __all__ = [
     "BoundResult",
     "ComparisonResult",
+    "DifferenceResult",
     "PlacementResult",
     "ReproductionResult",
     "Scenario",
     "Shown",
+    "StoredResult",
     "SweepResult",
     "TraceResult",
     "Workers",
     "bound",
     "compare",
+    "diff",
     "load",
     "place",
+    "read",
     "reproduce",
     "run",
     "serve",

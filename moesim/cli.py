@@ -329,6 +329,25 @@ def validate(
 
 
 @app.command()
+def diff(
+    before: Annotated[Path, typer.Argument(metavar="BEFORE", help="result.json, or a folder of --out.")],
+    after: Annotated[Path, typer.Argument(metavar="AFTER", help="Another one, of any version.")],
+    limit: Annotated[float, typer.Option("--limit", min=0, help="Changes up to this share count as none.")] = 0.0,
+    json: Json = None,
+    quiet: Quiet = False,
+    debug: Debug = False,
+) -> None:
+    """Set two stored results beside each other, plan by plan; exit code 1 where they differ."""
+    from moesim import stored
+
+    del debug
+    _check_targets(json, None)
+    found = stored.diff(before, after, limit)
+    _show(found, json, None, quiet=quiet)
+    raise typer.Exit(0 if found.ok else 1)
+
+
+@app.command()
 def schema(
     out: Annotated[Path | None, typer.Option("--out", metavar="FILE", help="Write to a file instead.")] = None,
     debug: Debug = False,

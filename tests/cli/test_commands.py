@@ -289,3 +289,16 @@ def test_a_copy_of_a_shipped_scenario_is_a_start(moesim: Command, folder: Path, 
     (folder / "mine.yaml").write_text(path.read_text())
     done = moesim("run", "mine.yaml", "--set", "cluster.nodes=0")
     done.refused(2, "--set cluster.nodes: must be greater than 0")
+
+
+def test_diff_tells_two_results_apart(moesim: Command) -> None:
+    moesim("run", "tiny.yaml", "--json", "before.json").succeeded()
+    moesim("run", "tiny.yaml", "--json", "after.json", "--set", "cluster.intra_bandwidth=100 GB/s").succeeded()
+    same = moesim("diff", "before.json", "before.json").succeeded()
+    assert re.fullmatch(r"0 of \d+ metrics of 1 plans differ\.\n", same.out)
+    other = moesim("diff", "before.json", "after.json", "--json", "diff.json")
+    assert other.code == 1
+    assert "step_time_s" in other.out
+    assert other.files == {"diff.json"}
+    assert moesim("diff", "before.json", "after.json", "--limit", "1000").code == 0
+    assert moesim("diff", "before.json", "tiny.yaml").code == 2

@@ -6,6 +6,7 @@ import gzip
 import json
 from dataclasses import dataclass
 
+from moesim.stored import diff
 from placement.formats import FORMATS
 from scenarios.catalog import find_model
 from tests.cli.command import CARD, SCENARIO
@@ -40,6 +41,7 @@ from tests.fuzz.corpus import (
 )
 from tests.unit.huggingface_configs import CONFIGS
 from tests.unit.test_requests import AZURE, BURST, MOONCAKE, PLAIN
+from tests.unit.test_result_file import EARLY
 from traces.requests import read_requests
 
 
@@ -142,6 +144,9 @@ ENTRIES: dict[str, Entry] = {
             one_file("gemm.csv", table_bytes(lawful_rows(), ".csv"), calibrate),
         ),
         weight=1,
+    ),
+    "result": Entry(
+        seeds=(one_file("result.json", EARLY.read_bytes(), lambda path: repr(diff(path, EARLY))),), weight=2
     ),
     "sweep": Entry(seeds=(sweep_seed,), weight=3, named=False),
     "run": Entry(
