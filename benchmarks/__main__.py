@@ -16,6 +16,7 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
+from benchmarks import peers
 from benchmarks.caches import cache_rows
 from benchmarks.executors import executor_rows
 from benchmarks.footprint import footprint_rows
@@ -64,8 +65,12 @@ def main(names: list[str]) -> None:
         verdict = "ok" if row.ok(rate) else "missed"
         target = f"{'<=' if row.at_most else '>='} {row.target:,.4g}"
         table.add_row(row.goal, target, f"{row.measured:,.4g}", f"{row.scaled(rate):,.4g}", row.unit, verdict)
-    Console(width=140).print(table)
+    console = Console(width=140)
+    console.print(table)
     if not names:
+        beside = peers.beside_aiconfigurator()
+        if beside is not None:
+            console.print(*peers.shown(beside), sep="\n")
         run = {
             "date": datetime.now(UTC).date().isoformat(),
             "commit": commit_of(Path(__file__).parent) or "",
@@ -73,6 +78,7 @@ def main(names: list[str]) -> None:
             "numpy": np.__version__,
             "simpy_events_per_s": round(rate),
             "goals": {row.goal: round(_reached(row, rate), 3) for row in rows},
+            **({} if beside is None else {"peers": peers.as_json(beside)}),
         }
         with HISTORY.open("a", encoding="utf-8") as file:
             file.write(json.dumps(run) + "\n")
