@@ -25,6 +25,7 @@ from scenarios.models import BYTES_PER_VALUE, ModelCard
 Times = NDArray[np.float64]
 Sizes = int | NDArray[np.integer]
 
+ROOM = 1 << 30  # sums up to here fit into 32 bits, which halves the memory that they read
 STEP = 64  # values of K that a tile multiplies in one step
 
 
@@ -150,21 +151,34 @@ def expert_work(
     few_tokens: int = 0,
 ) -> ExpertWork:
     """The work of int[..., slot] tokens, in tiles of the given numbers of rows; up to few_tokens are few."""
-    # Small integer types would overflow where a tile is rounded up; fractions of tokens raise TypeError.
-    counts = np.asarray(slot_tokens).astype(np.int64, casting="same_kind", copy=False)
-    routed = reduced(np.add, counts)
+    counts = _roomy(np.asarray(slot_tokens))
+    routed = _summed(counts)
     few = counts * (counts <= few_tokens) if few_tokens else counts[..., :0]
     return ExpertWork(
         routed=routed,
         active=reduced(np.add, counts != 0),
-        row_tiles={number: reduced(np.add, (counts + (number - 1)) >> (number.bit_length() - 1)) for number in rows},
+        row_tiles={number: _summed((counts + (number - 1)) >> (number.bit_length() - 1)) for number in rows},
         n_slots=counts.shape[-1],
         own_tokens=own_tokens,
         call_tokens=routed if call_tokens is None else call_tokens,
         touched=routed,
         few=reduced(np.add, few != 0),
-        few_routed=reduced(np.add, few),
+        few_routed=_summed(few),
     )
+
+
+def _roomy(counts: NDArray[np.integer]) -> NDArray[np.signedinteger]:
+    """Counts [..., slot] in the narrowest type, of two, in which their sums are whole, rounded up to tiles or not.
+
+    Raises TypeError for fractions of tokens.
+    """
+    roomy = counts.size == 0 or int(counts.max(initial=0)) < ROOM // max(counts.shape[-1], 1)
+    return counts.astype(np.int32 if roomy else np.int64, casting="same_kind", copy=False)
+
+
+def _summed(counts: NDArray[np.signedinteger]) -> NDArray[np.int64]:
+    """Sums over the last axis, int64[...]; the counts have room for them."""
+    return reduced(np.add, counts, dtype=counts.dtype).astype(np.int64, copy=False)
 
 
 def tile_rows(constants: MoeConstants) -> tuple[int, ...]:

@@ -9,7 +9,7 @@ from math import gcd
 import numpy as np
 from numpy.typing import NDArray
 
-from placement.moe_time import worked_tokens
+from placement.moe_time import Tokens, worked_tokens
 from placement.plan import Placement
 from placement.reduction import Reduction
 from scenarios.schedule_specs import ScheduleSpec
@@ -41,8 +41,7 @@ def result_of(outcome: Outcome, name: str, plan: dict[str, object], metrics: Map
     execution, schedule = outcome.execution, outcome.schedule
     n_steps, runs = len(execution.step_times_s), setting.model.iterations
     typical = int(np.argsort(execution.step_times_s, kind="stable")[n_steps // 2])
-    tokens = np.repeat(worked_tokens(placement, reduction), setting.layout.tp, axis=2)
-    by_step = tokens.reshape(len(tokens), n_steps, -1, *tokens.shape[2:]).sum(axis=2)
+    tokens, experts = _tokens_and_experts(worked_tokens(placement, reduction), n_steps)
     log = step_log(execution.op_list, execution.durations, execution.finished, typical)
     return RunResult(
         name=name,
@@ -50,8 +49,8 @@ def result_of(outcome: Outcome, name: str, plan: dict[str, object], metrics: Map
         metrics=dict(metrics),
         breakdown_s=measure.breakdown_s(on_devices(execution, setting), schedule.step_overhead),
         step_times_s=execution.step_times_s + schedule.step_overhead,
-        device_tokens=_of_layers(tokens.sum(axis=(1, 3)) / n_steps, runs) * runs,
-        device_experts=_of_layers((by_step > 0).sum(axis=(1, 3)) / n_steps, runs),
+        device_tokens=_of_layers(np.repeat(tokens / n_steps, setting.layout.tp, axis=1), runs) * runs,
+        device_experts=_of_layers(np.repeat(experts / n_steps, setting.layout.tp, axis=1), runs),
         expert_loads=expert_loads(placement, reduction),
         layer_imbalance=_of_layers(measure.step_imbalance(placement, reduction).mean(axis=1), runs),
         traffic_bytes=measure.traffic_bytes(setting, reduction, schedule),
@@ -60,6 +59,13 @@ def result_of(outcome: Outcome, name: str, plan: dict[str, object], metrics: Map
         log=with_bytes(log, typical, setting, reduction, schedule),
         logged_step=typical,
     )
+
+
+def _tokens_and_experts(worked: Tokens, n_steps: int) -> tuple[Tokens, Tokens]:
+    """Tokens, and experts with a token in a step, over all steps: int64[layer, rank] of [layer, part, rank, place]."""
+    n_chunks = worked.shape[1] // n_steps
+    by_step = worked if n_chunks == 1 else worked.reshape(len(worked), n_steps, n_chunks, *worked.shape[2:]).sum(axis=2)
+    return worked.sum(axis=-1).sum(axis=1), np.count_nonzero(by_step, axis=-1).sum(axis=1)
 
 
 def _of_layers(values: NDArray[np.float64], runs: int) -> NDArray[np.float64]:

@@ -107,6 +107,8 @@ def replayed_by_step(
     n_events = len(wanted.tokens) * (wanted.tokens.shape[1] if spec.pool == "model" else 1)
 
     def by_step(mask: Mask) -> Mask:
+        if len(mask) == n_events:
+            return mask
         whole: Mask = np.logical_or.reduce(mask.reshape(n_events, -1, *mask.shape[1:]), axis=1)
         return whole
 

@@ -26,8 +26,11 @@ def static(wanted: Wanted, _spec: OffloadSpec) -> Scores:
 
 def least_recent(wanted: Wanted, _spec: OffloadSpec) -> Scores:
     """Step of the last use; -1 before the first."""
-    step = np.arange(len(wanted.tokens))[:, None, None, None]
-    last: Scores = np.maximum.accumulate(np.where(wanted.used, step, -1), axis=0).astype(np.float64)
+    last = np.empty(wanted.used.shape)
+    so_far = np.full(wanted.used.shape[1:], -1.0)
+    for step, used in enumerate(wanted.used):
+        so_far[used] = step
+        last[step] = so_far
     return last
 
 
