@@ -23,6 +23,7 @@ def main() -> None:
 
     with atheris.instrument_imports(include=["scenarios", "traces", "hwmodels", "placement", "sim", "moesim"]):
         entry = import_module("tests.fuzz.entries").ENTRIES[sys.argv[1]]
+        names_input = import_module("tests.fuzz.campaign").names_input
     work = Path(tempfile.mkdtemp(prefix="guided"))
     os.chdir(work)
     (work / "input").mkdir()
@@ -36,7 +37,7 @@ def main() -> None:
         try:
             read()
         except MoesimError as error:
-            if entry.named and not any(path.name in str(error) for path in files_of(work / "input")):
+            if entry.named and not names_input(str(error), work / "input"):
                 raise AssertionError(f"refused without the file's name: {error}") from error
 
     atheris.Setup([sys.argv[0], "-print_final_stats=1", *sys.argv[3:], str(work / "corpus")], one_input)
