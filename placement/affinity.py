@@ -10,8 +10,8 @@ rank_of_expert   intp[layer, expert]  rank of each expert; every rank holds expe
 from __future__ import annotations
 
 import numpy as np
+import scipy
 from numpy.typing import NDArray
-from scipy.optimize import linear_sum_assignment
 
 from placement.eplb import balanced_packing
 from placement.plan import FloatArray
@@ -58,7 +58,7 @@ def aligned(transitions: FloatArray, groups: IntArray, n_ranks: int) -> IntArray
     for layer, counts in enumerate(transitions):
         here = np.eye(n_ranks)[ranks[layer]]
         there = np.eye(n_ranks)[ranks[layer + 1]]
-        row, column = linear_sum_assignment(here.T @ counts @ there, maximize=True)
+        row, column = scipy.optimize.linear_sum_assignment(here.T @ counts @ there, maximize=True)
         name = np.empty(n_ranks, np.intp)
         name[column] = row
         ranks[layer + 1] = name[ranks[layer + 1]]
@@ -112,5 +112,5 @@ def _benefit(transitions: FloatArray, ranks: IntArray, n_ranks: int, layer: int)
 
 def transport(benefit: FloatArray, room: int) -> IntArray:
     """Rank of each expert, intp[expert], with the largest total benefit float64[expert, rank] and `room` per rank."""
-    _, columns = linear_sum_assignment(np.repeat(benefit, room, axis=1), maximize=True)
+    _, columns = scipy.optimize.linear_sum_assignment(np.repeat(benefit, room, axis=1), maximize=True)
     return np.asarray(columns // room, dtype=np.intp)

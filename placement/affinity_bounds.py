@@ -10,8 +10,8 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+import scipy
 from numpy.typing import NDArray
-from scipy.sparse import coo_array, csr_array, eye_array, kron, vstack
 
 from placement.affinity import check_affinity, experts_per_rank
 from placement.linear import LinearProgramme, solve_linear
@@ -61,12 +61,12 @@ def matching_bound(counts: FloatArray, n_ranks: int, *, square_rounds: int | Non
 
 def _matching(counts: FloatArray, room: int) -> LinearProgramme:
     n_experts = len(counts)
-    ones, each = np.ones((1, n_experts)), eye_array(n_experts)
+    ones, each = np.ones((1, n_experts)), scipy.sparse.eye_array(n_experts)
     return LinearProgramme(
         cost=-counts.ravel(),
-        at_most=csr_array((0, counts.size)),
+        at_most=scipy.sparse.csr_array((0, counts.size)),
         limit=np.zeros(0),
-        equal=vstack([kron(each, ones), kron(ones, each)]).tocsr(),
+        equal=scipy.sparse.vstack([scipy.sparse.kron(each, ones), scipy.sparse.kron(ones, each)]).tocsr(),
         level=np.full(2 * n_experts, float(room)),
         lower=np.zeros(counts.size),
         upper=np.ones(counts.size),
@@ -95,10 +95,12 @@ def _with_squares(programme: LinearProgramme, cuts: NDArray[np.intp], n_experts:
     e, f, g, d = cuts.T
     column = np.column_stack([e * n_experts + f, e * n_experts + g, d * n_experts + f, d * n_experts + g]).ravel()
     row = np.repeat(np.arange(len(cuts)), 4)
-    rows: Any = coo_array((np.tile([1.0, 1.0, 1.0, -1.0], len(cuts)), (row, column)), (len(cuts), n_experts**2))
+    rows: Any = scipy.sparse.coo_array(
+        (np.tile([1.0, 1.0, 1.0, -1.0], len(cuts)), (row, column)), (len(cuts), n_experts**2)
+    )
     return LinearProgramme(
         cost=programme.cost,
-        at_most=vstack([programme.at_most, rows]).tocsr(),
+        at_most=scipy.sparse.vstack([programme.at_most, rows]).tocsr(),
         limit=np.concatenate([programme.limit, np.full(len(cuts), 2.0)]),
         equal=programme.equal,
         level=programme.level,

@@ -11,7 +11,7 @@ from itertools import combinations, permutations
 from math import factorial
 
 import numpy as np
-from scipy.optimize import linear_sum_assignment
+import scipy
 
 from placement.affinity import IntArray, aligned, check_affinity
 from placement.plan import FloatArray
@@ -103,5 +103,5 @@ def _pair_values(counts: FloatArray, before: IntArray, after: IntArray, n_ranks:
         return np.asarray(tried.max(axis=0))
     best = np.empty(flows.shape[:2])
     for index in np.ndindex(*best.shape):
-        best[index] = flows[index][linear_sum_assignment(flows[index], maximize=True)].sum()
+        best[index] = flows[index][scipy.optimize.linear_sum_assignment(flows[index], maximize=True)].sum()
     return best

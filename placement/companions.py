@@ -9,8 +9,8 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+import scipy
 from numpy.typing import NDArray
-from scipy.sparse import coo_array, csr_array, vstack
 
 from placement.linear import LinearProgramme, solve_linear
 from placement.plan import FloatArray
@@ -55,13 +55,15 @@ def _programme(rows: IntArray, weights: FloatArray, pair: IntArray, n_parts: int
     chords, limit = _chords(rows, pair, n_pairs, n_experts)
     degree, level = _degrees(pair, n_pairs + n_shares, room)
     width = n_pairs + n_shares + n_experts
-    slots = csr_array((np.ones(n_experts), (np.zeros(n_experts, int), np.arange(width - n_experts, width))), (1, width))
+    slots = scipy.sparse.csr_array(
+        (np.ones(n_experts), (np.zeros(n_experts, int), np.arange(width - n_experts, width))), (1, width)
+    )
     no_replicas = copies_most == 1.0
     return LinearProgramme(
         cost=np.concatenate([np.zeros(n_pairs), np.repeat(weights, k), np.zeros(n_experts)]),
-        at_most=chords if no_replicas else vstack([chords, degree]).tocsr(),
+        at_most=chords if no_replicas else scipy.sparse.vstack([chords, degree]).tocsr(),
         limit=limit if no_replicas else np.concatenate([limit, level]),
-        equal=vstack([degree, slots]).tocsr() if no_replicas else slots,
+        equal=scipy.sparse.vstack([degree, slots]).tocsr() if no_replicas else slots,
         level=np.append(level, n_experts) if no_replicas else np.array([float(n_parts * room)]),
         lower=np.concatenate([np.zeros(n_pairs + n_shares), np.ones(n_experts)]),
         upper=np.concatenate([np.ones(n_pairs + n_shares), np.full(n_experts, copies_most)]),
@@ -81,7 +83,7 @@ def _chords(rows: IntArray, pair: IntArray, n_pairs: int, n_experts: int) -> tup
     share = n_pairs + np.repeat(np.arange(n_shares), n_chords)
     column = np.concatenate([np.repeat(companions[:, None, :], n_chords, axis=1).ravel(), share])
     value = np.concatenate([np.tile(np.repeat(slopes, k - 1), n_shares), np.full(number.size, -1.0)])
-    matrix = coo_array((value, (row, column)), shape=(number.size, n_pairs + n_shares + n_experts)).tocsr()
+    matrix = scipy.sparse.coo_array((value, (row, column)), shape=(number.size, n_pairs + n_shares + n_experts)).tocsr()
     return matrix, np.tile(slopes * (tops - 1) - 1.0 / tops, n_shares)
 
 
@@ -92,7 +94,8 @@ def _degrees(pair: IntArray, first_copy: int, room: int) -> tuple[Any, FloatArra
     own = np.arange(n_experts)
     row, column = np.concatenate([e, own]), np.concatenate([pair[e, f], first_copy + own])
     value = np.concatenate([np.ones(len(e)), np.full(n_experts, -(room - 1.0))])
-    return coo_array((value, (row, column)), shape=(n_experts, first_copy + n_experts)).tocsr(), np.zeros(n_experts)
+    matrix = scipy.sparse.coo_array((value, (row, column)), shape=(n_experts, first_copy + n_experts)).tocsr()
+    return matrix, np.zeros(n_experts)
 
 
 def _violated_triangles(z: FloatArray) -> IntArray:
@@ -114,10 +117,10 @@ def _with_triangles(programme: LinearProgramme, cuts: IntArray, pair: IntArray) 
     column = np.column_stack([pair[e, f], pair[e, g], pair[f, g]]).ravel()
     row = np.repeat(np.arange(len(cuts)), 3)
     value = np.tile([1.0, 1.0, -1.0], len(cuts))
-    rows = coo_array((value, (row, column)), shape=(len(cuts), len(programme.cost)))
+    rows = scipy.sparse.coo_array((value, (row, column)), shape=(len(cuts), len(programme.cost)))
     return LinearProgramme(
         cost=programme.cost,
-        at_most=vstack([programme.at_most, rows]).tocsr(),
+        at_most=scipy.sparse.vstack([programme.at_most, rows]).tocsr(),
         limit=np.concatenate([programme.limit, np.ones(len(cuts))]),
         equal=programme.equal,
         level=programme.level,

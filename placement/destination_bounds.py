@@ -16,8 +16,8 @@ from itertools import combinations
 from math import comb
 
 import numpy as np
+import scipy
 from numpy.typing import NDArray
-from scipy.optimize import linprog
 
 from placement.companions import companions_total
 from placement.plan import FloatArray
@@ -101,7 +101,9 @@ def pairs_bound(experts: NDArray[np.integer], *, n_experts: int, n_parts: int, n
     share = most / len(experts)
     numbers = np.arange(-(-k // room), min(k, n_parts) + 1)
     evenly = np.array([(k % n) * comb(k // n + 1, 2) + (n - k % n) * comb(k // n, 2) for n in numbers], dtype=float)
-    result = linprog(numbers, A_ub=[evenly], b_ub=[share], A_eq=[np.ones(len(numbers))], b_eq=[1.0], method="highs")
+    result = scipy.optimize.linprog(
+        numbers, A_ub=[evenly], b_ub=[share], A_eq=[np.ones(len(numbers))], b_eq=[1.0], method="highs"
+    )
     return float(numbers[0]) if result.fun is None else float(result.fun)
 
 
@@ -150,7 +152,7 @@ def partition_bound(experts: NDArray[np.integer], *, n_experts: int, n_parts: in
     for _ in range(MOST_ROUNDS):
         member = np.zeros((n_experts, len(columns)))
         member[sets[columns], np.arange(len(columns))[:, None]] = 1.0
-        result = linprog(visits[columns], A_eq=member, b_eq=np.ones(n_experts), method="highs")
+        result = scipy.optimize.linprog(visits[columns], A_eq=member, b_eq=np.ones(n_experts), method="highs")
         if not result.success:
             break
         prices = result.eqlin.marginals

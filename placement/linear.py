@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from scipy.optimize import linprog
+import scipy
 
 from placement.plan import FloatArray
 
@@ -39,7 +39,7 @@ def solve_linear(programme: LinearProgramme, *, method: str = "highs") -> tuple[
         "bounds": np.stack([programme.lower, programme.upper], axis=1),
         "method": method,
     }
-    result = linprog(programme.cost, **options)
+    result = scipy.optimize.linprog(programme.cost, **options)
     if not result.success:
         return programme.lower, -np.inf
     rows = np.minimum(result.ineqlin.marginals, 0.0)

@@ -12,8 +12,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
+import scipy
 from numpy.typing import NDArray
-from scipy.optimize import linear_sum_assignment
 
 from placement.improvements import copies_held, improvements
 from placement.knapsack import choose
@@ -55,7 +55,7 @@ def relabelled(current: IntArray, plan: IntArray, n_ranks: int, n_experts: int) 
     for layer, (before, after) in enumerate(_layers(current, plan)):
         held, wanted = copies_held(before, n_ranks, n_experts) > 0, copies_held(after, n_ranks, n_experts) > 0
         overlap = held.T.astype(float) @ wanted
-        rank, group = linear_sum_assignment(overlap, maximize=True)
+        rank, group = scipy.optimize.linear_sum_assignment(overlap, maximize=True)
         groups = after.reshape(n_ranks, -1)
         placed = [_in_place(old, groups[g]) for old, g in zip(before.reshape(n_ranks, -1)[rank], group, strict=True)]
         result[layer] = np.concatenate(placed)

@@ -8,8 +8,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
+import scipy
 from numpy.typing import NDArray
-from scipy.optimize import linear_sum_assignment
 
 from placement.copies import held_by
 from placement.plan import EMPTY, Placement
@@ -29,7 +29,7 @@ def relabelled_onto(held: Held, plan: Placement) -> Placement:
     wanted = held_by(plan)
     for layer in range(plan.n_layers):
         overlap = held[layer].T.astype(float) @ wanted[layer]
-        rank, group = linear_sum_assignment(overlap, maximize=True)
+        rank, group = scipy.optimize.linear_sum_assignment(overlap, maximize=True)
         wanted[layer][:, rank] = wanted[layer][:, group]
     return placed(wanted, plan)
 

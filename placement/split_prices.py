@@ -10,8 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.optimize import linprog
-from scipy.sparse import coo_array
+import scipy
 
 from placement.plan import FloatArray, Placement
 from scenarios.errors import PlacementError
@@ -65,12 +64,12 @@ def _layer_prices(placement: Placement, layer: int, loads: FloatArray) -> tuple[
     n_pairs = len(pairs)
     scale = float(loads.sum()) or 1.0  # HiGHS has absolute tolerances
     place = np.arange(n_pairs)
-    every_token = coo_array((np.ones(n_pairs), (expert, place)), shape=(n_experts, n_pairs + 1))
+    every_token = scipy.sparse.coo_array((np.ones(n_pairs), (expert, place)), shape=(n_experts, n_pairs + 1))
     signs = np.concatenate([np.ones(n_pairs), -np.ones(n_ranks)])
     rows = np.concatenate([rank, np.arange(n_ranks)])
     columns = np.concatenate([place, np.full(n_ranks, n_pairs)])
-    below_busiest = coo_array((signs, (rows, columns)), shape=(n_ranks, n_pairs + 1))
-    solved = linprog(
+    below_busiest = scipy.sparse.coo_array((signs, (rows, columns)), shape=(n_ranks, n_pairs + 1))
+    solved = scipy.optimize.linprog(
         np.append(np.zeros(n_pairs), 1.0),
         A_ub=below_busiest.toarray(),
         b_ub=np.zeros(n_ranks),

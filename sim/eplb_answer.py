@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
+import scipy
 from numpy.typing import NDArray
-from scipy.special import stdtrit
 
 from placement.auto import least_redundant
 from scenarios.errors import TraceError
@@ -88,7 +88,7 @@ def will_eplb_help(setting: Setting, schedule: ScheduleSpec, seed: int = 0) -> E
     by_fold = np.array([_gains(fold, schedule, counts, seed) for fold in settings])
     held_out = _simulated(setting, schedule, counts, seed)
     # The fold means scatter by fit and requests; the held-out mean scatters as much as the mean of as many folds.
-    spread = by_fold.std(axis=0, ddof=1) * np.sqrt(2 / folds) * stdtrit(folds - 1, (1 + CONFIDENCE) / 2)
+    spread = by_fold.std(axis=0, ddof=1) * np.sqrt(2 / folds) * scipy.special.stdtrit(folds - 1, (1 + CONFIDENCE) / 2)
     base = held_out[0]
     cases = [
         EplbCase(

@@ -150,7 +150,8 @@ def _check_product(cluster: Cluster, name: str, usual: dict[str, int], **others:
     if product != cluster.n_devices:
         raise ScenarioError(
             f"parallel.{name}: {' x '.join(degrees)} = {' x '.join(map(str, degrees.values()))} = {product}, "
-            f"but the cluster has {cluster.n_devices} devices ({cluster.n_nodes} x {cluster.devices_per_node})"
+            f"but the cluster has {cluster.n_devices} devices ({cluster.n_nodes} x {cluster.devices_per_node}); "
+            f"give degrees whose product it is, or change cluster.nodes"
         )
 
 

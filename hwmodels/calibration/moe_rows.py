@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -135,7 +136,7 @@ def counts_of_rows(timings: Timings) -> Iterator[NDArray[np.int64]]:
         return
     for text, tokens, top_k, experts, ranks in zip(timings.texts(GIVEN_COUNTS).tolist(), *columns, strict=True):
         words = text.split()
-        if not all(word.isdigit() for word in words) or len(words) != experts // ranks:
+        if not all(re.fullmatch(r"[0-9]{1,18}", word) for word in words) or len(words) != experts // ranks:
             raise HardwareError(f"{timings.path}: {GIVEN_COUNTS} '{text}' must be {experts // ranks} whole numbers")
         counts = np.array(words, np.int64)[None, :]
         if ranks == 1 and int(counts.sum()) != tokens * top_k:

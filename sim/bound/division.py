@@ -11,8 +11,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
+import scipy
 from numpy.typing import NDArray
-from scipy.optimize import linprog
 
 from placement.plan import Placement
 from scenarios.errors import ScenarioError
@@ -101,7 +101,7 @@ def divided(rows: Sequence[Row], limits: Limits) -> Divided:
     scale_s = max(row.asked(limits.least, none) / row.resource.capacity for row in rows)
     scales = np.array([row.resource.capacity * scale_s for row in rows])
     matrix = [[-1.0, row.per_other / s, *(row.per_away / s)] for row, s in zip(rows, scales, strict=True)]
-    solved = linprog(
+    solved = scipy.optimize.linprog(
         [1.0, 0.0, *none],
         A_ub=np.array([*matrix, [0.0, -1.0, *(none - 1.0)]]),
         b_ub=[*(-row.fixed / s for row, s in zip(rows, scales, strict=True)), -limits.least],

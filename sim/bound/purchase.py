@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
-from scipy.optimize import Bounds, LinearConstraint, milp
+import scipy
 
 from hwmodels.cluster import build_cluster
 from scenarios.cluster_specs import AttentionParallelSpec, ClusterSpec, ExpertParallelSpec, ParallelSpec
@@ -183,11 +183,11 @@ def _best(groups: Sequence[Group], budget: BudgetSpec, money_usd: float) -> Purc
     for offer in {id(group.offer): group.offer for group in groups}.values():
         rows.append(([group.nodes if group.offer is offer else 0 for group in groups], offer.most))
     matrix, most = np.array([row for row, _ in rows], dtype=float), np.array([limit for _, limit in rows], dtype=float)
-    solved = milp(
+    solved = scipy.optimize.milp(
         -gains / gains.max() + CHEAPER_FRAC * matrix[0] / matrix[0].max(),
-        constraints=LinearConstraint(matrix, ub=most),
+        constraints=scipy.optimize.LinearConstraint(matrix, ub=most),
         integrality=np.ones(len(groups), dtype=np.int64),
-        bounds=Bounds(0, np.inf),
+        bounds=scipy.optimize.Bounds(0, np.inf),
     )
     if solved.x is None:
         raise ScenarioError(f"the integer programme of the purchase failed: {solved.message}")

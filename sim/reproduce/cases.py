@@ -9,8 +9,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import scipy
 from pydantic import ValidationError
-from scipy.optimize import brentq
 
 from scenarios.errors import MemoryInfeasible, ScenarioError
 from scenarios.explain import told
@@ -135,7 +135,7 @@ class Cases:
                 f"{self.paper.system}: fit of {fit.path}: {fit.metric} of {fit.case} is {values} at the ends of "
                 f"{fit.range[0]} to {fit.range[1]}, and never {fit.published}; widen the range"
             )
-        root = float(brentq(excess, ends[0], ends[1], xtol=1e-4))
+        root = float(scipy.optimize.brentq(excess, ends[0], ends[1], xtol=1e-4))
         decides = frozenset(constant.name for constant in met[0] ^ met[1])
         return Solved(fit=fit, value=low.written(math.exp(root)), decides=decides)
 

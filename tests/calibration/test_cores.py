@@ -64,8 +64,9 @@ def test_given_tokens_of_experts_count_and_are_checked():
     wrong = rows[0] | {"expert_tokens": " ".join(["1"] * 32)}
     with pytest.raises(HardwareError, match="sum to 32, not to 1 x 4"):
         list(counts_of_rows(timings([wrong])))
-    with pytest.raises(HardwareError, match="must be 32 whole numbers"):
-        list(counts_of_rows(timings([rows[0] | {"expert_tokens": "1 2"}])))
+    for words in ("1 2", " ".join(["\u00b2"] * 32)):  # a digit to Python, but no number
+        with pytest.raises(HardwareError, match="must be 32 whole numbers"):
+            list(counts_of_rows(timings([rows[0] | {"expert_tokens": words}])))
 
 
 def test_repeated_weights_are_left_out():

@@ -116,7 +116,7 @@ def test_files_that_are_no_scenarios(moesim: Command, folder: Path, content: byt
         ("workload.split={fit: 0.7, evaluate: 0.7}", "overlap: together they exceed 1"),
         ("workload.split={fit: 0.99, evaluate: 0.01}", "raise the share, or take a trace with more sequences"),
         ("schedule={overlap: chunked, chunks: 1000}", "1000 chunks of the 8 tokens of a device"),
-        ("parallel.attention={dp: 4}", "dp x tp = 4 x 1 = 4, but the cluster has 8 devices (1 x 8)"),
+        ("parallel.attention={dp: 4}", "dp x tp = 4 x 1 = 4, but the cluster has 8 devices (1 x 8); give degrees"),
         ("parallel.experts={ep: 3, tp: 2}", "ep x tp = 3 x 2 = 6, but the cluster has 8 devices (1 x 8)"),
         ("cluster.inter_bandwidth=0 GB/s", "'0 GB/s' must be positive"),
     ],

@@ -79,6 +79,19 @@ def test_import_moesim_imports_nothing_else() -> None:
     assert ended.stdout == "\n"
 
 
+SCIPY = ("scipy.optimize", "scipy.special", "scipy.sparse")
+
+
+def test_the_interface_waits_for_no_solver_and_no_plots() -> None:
+    code = f"import sys, moesim; moesim.load; print(*(m for m in {(*SCIPY, *HEAVY)} if m in sys.modules))"
+    ended = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60, check=True
+    )
+    used = set(ended.stdout.split())
+    assert "numpy" in used  # the interface is there
+    assert used <= {"numpy", "scipy", "simpy", "pydantic", "jinja2"}
+
+
 @pytest.mark.parametrize(
     "arguments", [["list", "models"], ["schema"], ["--version"], ["-h"], ["run", "tiny.yaml", "--json", "-"], JSON_FILE]
 )

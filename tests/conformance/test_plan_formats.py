@@ -180,6 +180,7 @@ BAD_FILES: list[tuple[str, Any, str]] = [
     ("p.csv", "Expert;Node\n", "the header must start with Expert,Node"),
     ("p.csv", "Expert,Node\n0,0\n", "23 of 24 experts have no GPU, the first is 1"),
     ("p.csv", "Expert,Node\n0,0\n0,1\n", "line 3: expert 0 has a GPU already"),
+    ("p.csv", "Expert,Node\n0,\x1c2\n", "is not a whole number; export the file again"),
     ("p.csv", "Expert,Node\n0,8\n", "expert 0 on GPU 8, but toy has 24 experts in all and the plan 8 ranks"),
     ("p.npy", b"\x93NUMPY", "not a readable .npy array"),
     ("p.npz", b"PK", "p.npz"),

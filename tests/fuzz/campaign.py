@@ -125,7 +125,7 @@ def _judged(job: Job, number: int, read: Reader, ear: Ear, work: Path) -> Found:
     growth = _resident_peak_bytes() - before
     if growth > MOST_GROWTH_BYTES and outcome in FINE:
         return Found(number=number, outcome="memory", text=f"the peak grew by {growth >> 20} MiB\n{text}")
-    if outcome == "refused" and ENTRIES[job.entry].named and not _names(text, work / "input"):
+    if outcome == "refused" and ENTRIES[job.entry].named and not names_input(text, work / "input"):
         return Found(number=number, outcome="unnamed", text=text)
     return Found(number=number, outcome=outcome, text=text)
 
@@ -163,7 +163,7 @@ def _ring(_signal: int, _frame: FrameType | None) -> None:
     raise Hang
 
 
-def _names(text: str, folder: Path) -> bool:
+def names_input(text: str, folder: Path) -> bool:
     """Whether a message names a file of the input, or the folder that it is."""
     return str(folder) in text or any(path.name in text for path in folder.rglob("*"))
 

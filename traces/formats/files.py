@@ -115,7 +115,7 @@ def csv_rows(path: Path, columns: tuple[str, ...]) -> Iterator[tuple[str, list[s
 
 def number(text: str, where: str) -> int:
     """Whole number written in `text`."""
-    if re.fullmatch(r"\s*-?[0-9]{1,18}\s*", text) is None:
+    if re.fullmatch(r"[ \t\r\n]*-?[0-9]{1,18}[ \t\r\n]*", text) is None:  # \s has separators that int() refuses
         raise TraceError(f"{where}: '{text[:40]}' is not a whole number; export the file again")
     return int(text)
 
