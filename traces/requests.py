@@ -152,7 +152,9 @@ def read_requests(path: Path, first: int | None = None, prefixes: PrefixCache | 
             if reader is None or row.keys() != keys:
                 keys, reader = row.keys(), _reader(path, row)
             found, cached = _checked(path, number, row, reader, prefixes)
-            answered += [(found, cached)] if found[2] else []
+            if found[2]:
+                _check_order(path, number, found, answered)
+                answered.append((found, cached))
             if len(answered) == first:
                 break
             if len(answered) > MAX_REQUESTS:
@@ -189,9 +191,19 @@ def _checked(
         raise TraceError(f"{path}:{number}: not a request of its format ({str(error)[:200]}): {shown}") from None
     if found[0] < 0:
         raise TraceError(f"{path}:{number}: arrives at {found[0]:g} s; times begin at 0, so shift them")
-    if not 0 <= min(found[1:]) <= max(found[1:]) <= MAX_TOKENS:
+    least = 1 if found[2] else 0
+    if not (least <= found[1] <= MAX_TOKENS and 0 <= found[2] <= MAX_TOKENS):
         raise TraceError(f"{path}:{number}: has {found[1]} and {found[2]} tokens; give 1 to {MAX_TOKENS:,}")
     return found, cached
+
+
+def _check_order(path: Path, number: int, found: Row, earlier: Sequence[tuple[Row, int]]) -> None:
+    """Raise TraceError where a request arrives before the one above it."""
+    if earlier and found[0] < earlier[-1][0][0]:
+        raise TraceError(
+            f"{path}:{number}: arrives {earlier[-1][0][0] - found[0]:g} s before the request above it; sort the "
+            "requests by arrival"
+        )
 
 
 def _cached(row: Mapping[str, Any], input_tokens: int, prefixes: PrefixCache | None) -> int:

@@ -54,8 +54,8 @@ def test_formats(tmp_path: Path, text: str, arrivals: Any, inputs: Any, outputs:
     [
         ("", "no request"),
         ("a,b\n1,2\n", "columns of no format known"),
-        (PLAIN + "0.1,5,5\n", "request 2 arrives at -0.4 s"),
-        (PLAIN + "1.0,0,5\n", "request 2 has 0 input_tokens"),
+        (PLAIN + "0.1,5,5\n", r"requests.csv:4: arrives 0.4 s before the request above it"),
+        (PLAIN + "1.0,0,5\n", r"requests.csv:4: has 0 and 5 tokens"),
         (PLAIN + "1.0,x,5\n", r":4: not a request"),
         (PLAIN + "nan,5,5\n", "request 2 arrives at nan"),
         (PLAIN + "1.0,5\n", ":4: not a request"),
