@@ -22,7 +22,7 @@ from moesim.sweeping import Grid, SweepResult, Workers
 from moesim.sweeping import sweep as swept
 from moesim.tracing import TraceResult
 from scenarios.catalog import find_paper, find_scenario, list_papers, list_traces
-from scenarios.errors import ScenarioError
+from scenarios.errors import ScenarioError, TraceError
 from scenarios.loader import load_scenario, scenario_of
 from scenarios.overrides import flow_text
 from scenarios.placement_specs import PlacementSpec
@@ -61,12 +61,14 @@ __all__ = [
 ]
 
 Progress = engine.Progress
+Source = str | Path | Mapping[str, Any]
+"""A file, a shipped name, or a dict laid out as a file."""
 Axes = Mapping[str, Iterable[Any]]
 """Paths of a scenario and the values that each takes."""
 
 
 def load(
-    source: str | Path | Mapping[str, Any],
+    source: Source,
     changes: Sequence[str] | Mapping[str, Any] = (),
     *,
     folder: str | Path = ".",
@@ -83,33 +85,41 @@ def load(
     return Scenario(load_scenario(find_scenario(str(source)), changes))
 
 
-def run(scenario: Scenario, *, unfinished: Path | None = None) -> ComparisonResult:
+def _loaded(given: Scenario | Source) -> Scenario:
+    """The scenario, loaded where it is not yet."""
+    return given if isinstance(given, Scenario) else load(given)
+
+
+def run(scenario: Scenario | Source, *, unfinished: Path | None = None) -> ComparisonResult:
     """The scenario's own plan, simulated: one table with one plan; for `unfinished` see `compare`."""
+    scenario = _loaded(scenario)
     return ComparisonResult(engine.run(scenario.spec, scenario.folder, moesim.__version__, unfinished))
 
 
 def compare(
-    scenario: Scenario, progress: Progress | None = None, *, unfinished: Path | None = None
+    scenario: Scenario | Source, progress: Progress | None = None, *, unfinished: Path | None = None
 ) -> ComparisonResult:
     """Every plan of the scenario's `compare:` axes, ranked, one table a workload.
 
     unfinished  folder where a served load keeps what it has done: called again after an interruption, it goes on.
     """
+    scenario = _loaded(scenario)
     return ComparisonResult(engine.compare(scenario.spec, scenario.folder, moesim.__version__, progress, unfinished))
 
 
-def serve(scenario: Scenario) -> ComparisonResult:
+def serve(scenario: Scenario | Source) -> ComparisonResult:
     """The scenario's own plan under the requests of its `serving:` section; `to_dataframe("requests")` has each.
 
     Raises ScenarioError where it has none.
     """
+    scenario = _loaded(scenario)
     if scenario.spec.serving is None:
         raise ScenarioError(f"{scenario.spec.name}: no `serving:` section; add the requests, or use run")
     return run(scenario)
 
 
 def place(
-    scenario: Scenario,
+    scenario: Scenario | Source,
     file: str | Path | None = None,
     *,
     explain: bool = False,
@@ -120,6 +130,7 @@ def place(
     explain  also what binds, what would help, and whether EPLB does.
     told     hears what is being done.
     """
+    scenario = _loaded(scenario)
     own = scenario.spec.placement
     if file is not None:
         kept = {name: getattr(own, name) for name in ("redundant", "split") if name in own.model_fields_set}
@@ -128,8 +139,9 @@ def place(
     return PlacementResult(placed(spec, scenario.folder, moesim.__version__, explain=explain, told=told))
 
 
-def bound(scenario: Scenario, progress: Progress | None = None) -> BoundResult:
+def bound(scenario: Scenario | Source, progress: Progress | None = None) -> BoundResult:
     """Throughput that no plan exceeds on the scenario's hardware; with `budget:` also the best purchase."""
+    scenario = _loaded(scenario)
     session = Session(scenario.spec, scenario.folder)
     bounds = bounds_of(session, progress)
     choice = None if scenario.spec.budget is None else choose(scenario.spec, session, progress)
@@ -137,7 +149,7 @@ def bound(scenario: Scenario, progress: Progress | None = None) -> BoundResult:
 
 
 def sweep(
-    scenario: Scenario,
+    scenario: Scenario | Source,
     axes: Axes,
     *,
     zipped: Axes | None = None,
@@ -155,7 +167,7 @@ def sweep(
     Raises ScenarioError for all problems of all axes before anything is simulated.
     """
     grid = Grid(axes=_axes(axes), zipped=_axes(zipped or {}), n_random=n_random)
-    return swept(scenario, grid, rank, workers or Workers())
+    return swept(_loaded(scenario), grid, rank, workers or Workers())
 
 
 def reproduce(*systems: str, limit: float = 0.35, progress: Progress | None = None) -> ReproductionResult:
@@ -175,6 +187,9 @@ def reproduce(*systems: str, limit: float = 0.35, progress: Progress | None = No
 def trace(name: str | Path) -> TraceResult:
     """The routing trace of a file or a shipped name. Raises TraceError where there is none, or it cannot be read."""
     path = dict(list_traces()).get(str(name), Path(name))
+    if not path.exists():
+        shipped = ", ".join(known for known, _ in list_traces())
+        raise TraceError(f"{name}: no such trace file, and none shipped of that name ({shipped})")
     return TraceResult(path.stem, load_trace(path))
 
 

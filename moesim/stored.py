@@ -11,7 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from moesim.shown import Part, Rows, Shown, as_parts, quiet_lines
-from scenarios.files import write_text
+from sim.outputs import write_named
 from sim.result_file import Changed, ResultFile, changes, other_constants, other_workloads, read_result, unmatched
 from sim.tables import shown_metric
 from sim.wording import shown_percent
@@ -37,10 +37,7 @@ class StoredResult(Shown):
 
     def save(self, folder: str | Path) -> list[Path]:
         """Write result.json, in the present schema."""
-        Path(folder).mkdir(parents=True, exist_ok=True)
-        path = Path(folder) / "result.json"
-        write_text(self.json_text(), path)
-        return [path]
+        return write_named(Path(folder), {"result.json": self.json_text()}, {})
 
     def parts(self) -> Iterator[Part]:
         """A table a workload: plans, the best first, and their main metrics."""
@@ -110,10 +107,7 @@ class DifferenceResult(Shown):
 
     def save(self, folder: str | Path) -> list[Path]:
         """Write diff.json."""
-        Path(folder).mkdir(parents=True, exist_ok=True)
-        path = Path(folder) / "diff.json"
-        write_text(self.json_text(), path)
-        return [path]
+        return write_named(Path(folder), {"diff.json": self.json_text()}, {})
 
     def parts(self) -> Iterator[Part]:
         """Changed metrics, the best plans of both, and what the results rest on that differs."""

@@ -188,3 +188,14 @@ def test_a_trace_is_what_the_command_says(moesim: Command) -> None:
     assert opened.routing.n_experts == 64
     with pytest.raises(package.TraceError, match="no such trace file"):
         package.trace("absent.npz")
+
+
+def test_a_scenario_may_be_given_by_its_file(scenario: package.Scenario) -> None:
+    del scenario  # its folder is the present one
+    assert package.run("tiny.yaml").metrics == package.run(package.load("tiny.yaml")).metrics
+    assert package.sweep("tiny.yaml", {"seed": [1, 2]}).results[0]["metrics"]
+
+
+def test_an_unknown_trace_is_told_with_those_that_are_shipped() -> None:
+    with pytest.raises(package.TraceError, match="nothing: no such trace file, and none shipped of that name"):
+        trace("nothing")
