@@ -8,6 +8,9 @@ from sim.pool_pricing import check_pools
 from sim.session import Plan
 from sim.setting import Setting
 
+TOGETHER = {("cluster.experts", "serving")}
+"""Pairs of the lists below that do go together."""
+
 
 def check_together(setting: Setting, plan: Plan) -> None:
     """Raise ScenarioError where a plan has parts that do not go together, or pools that its schedule does not fit."""
@@ -28,13 +31,15 @@ def check_together(setting: Setting, plan: Plan) -> None:
         "workload.generate": workload.generate is not None,
         "schedule.pim": plan.schedule.pim != "none",
         "serving": plan.serving is not None,
+        "serving.prefill": plan.serving is not None and plan.serving.prefill is not None,
+        "serving.scaling and serving.failures": plan.serving is not None and bool(plan.serving.changes),
     }
     _check_widths(setting, plan)
     _check_guesses(plan, workload.routing)
     if plan.serving is not None and workload.batches.pool > 1:
         raise ScenarioError("workload.batches and serving do not go together: under load requests come and go in turn")
     for first in (name for name, there in special.items() if there):
-        for second in (name for name, there in others.items() if there):
+        for second in (name for name, there in others.items() if there and (first, name) not in TOGETHER):
             raise ScenarioError(f"{first} and {second} do not go together yet; leave one of them out")
 
 

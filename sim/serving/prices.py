@@ -5,7 +5,8 @@
 M(n) is the simulated step of n tokens on every device whose tokens attend to themselves alone, without its head:
 experts and exchanges with the trace's routing, and all else; of one request a token, or of prompts, in the shares of
 the iteration. L(n) is the part of M that a rank does by itself; ranks wait for the slowest. Attention is that of the
-laws beyond what M has. Between entries lines are drawn.
+laws beyond what M has; where experts have devices of their own and attention runs beside them, it is what the simulated
+step takes more with those contexts. Between entries lines are drawn.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from __future__ import annotations
 from bisect import bisect_right
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal
 
 import numpy as np
@@ -30,7 +32,8 @@ from sim.setting import Setting
 Phase = Literal["decode", "prefill"]
 StepOf = Callable[[Plan, Setting], float]
 """Mean time of the steps of a setting under a plan, host time left out [s]."""
-SettingOf = Callable[[Phase, int], Setting]
+SettingOf = Callable[[Phase, int, int], Setting]
+"""The setting of a phase with so many tokens a device and such a context of each."""
 CONTEXTS = (1, 64, 256, 1024, 4096, 16384, 65536, 262144)
 """Mean contexts [tokens] at which attention is priced; beyond the last one lines go on."""
 
@@ -137,7 +140,6 @@ def fill_tables(
 ) -> TablePrices:
     """Tables of a plan.
 
-    setting_of  the setting of a phase with so many tokens a device, each attending to itself alone.
     step_s      mean step time of a setting under the plan, host time left out.
     sizes       tokens of a device, ascending.
     """
@@ -146,19 +148,23 @@ def fill_tables(
     for phase in phases:
         values = []
         for size in sizes:
-            setting = setting_of(phase, size)
+            setting = setting_of(phase, size, 1)
             values.append(step_s(setting) - _head_of_step_s(setting))
             if phase == "prefill":
                 local_s.append(_local_s(setting))
         steps[phase] = Line(list(map(float, sizes)), values)
     tp = setting.attention_tp
     ranked = [float(size * tp) for size in sizes]
+    if setting.pool is None:
+        decode, prompts = (_attention(setting, ranked, phase) for phase in phases)
+    else:
+        decode, prompts = (_beside_experts(partial(setting_of, phase), step_s, sizes, tp) for phase in phases)
     return TablePrices(
         steps=steps,
         local=Line(ranked, local_s),
         head=Line(ranked, head_times_s(setting, np.array(ranked)).tolist()),
-        decode=_attention(setting, ranked, "decode"),
-        prompts=_attention(setting, ranked, "prefill"),
+        decode=decode,
+        prompts=prompts,
         attention_tp=tp,
         host_s=host_s,
     )
@@ -196,6 +202,17 @@ def _attention(setting: Setting, sizes: list[float], phase: Phase) -> Surface:
         times_s = attention_times_s(setting, phase, np.full(len(contexts), size), size * contexts) - alone_s
         lines.append(Line(list(map(float, CONTEXTS)), times_s.tolist()))
     return Surface(sizes, lines)
+
+
+def _beside_experts(
+    setting_of: Callable[[int, int], Setting], step_s: Callable[[Setting], float], sizes: Sequence[int], tp: int
+) -> Surface:
+    """What steps take more than those of tokens that attend to themselves alone, over (tokens of a rank, context)."""
+    lines = []
+    for size in sizes:
+        times_s = np.array([step_s(setting_of(size, context)) for context in CONTEXTS])
+        lines.append(Line(list(map(float, CONTEXTS)), (times_s - times_s[0]).tolist()))
+    return Surface([float(size * tp) for size in sizes], lines)
 
 
 def attention_times_s(

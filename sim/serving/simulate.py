@@ -15,7 +15,7 @@ from scenarios.models import ModelCard
 from scenarios.seeds import Use, generator
 from scenarios.serving_specs import ServingSpec
 from scenarios.workload_specs import tokens_by_phase
-from sim.memory import GIB, DeviceMemory, device_memory, kv_bytes_per_request
+from sim.memory import GIB, check_memory, device_memory, kv_bytes_per_request, pool_memories
 from sim.serving.corrected import Corrected
 from sim.serving.loop import Served, serve
 from sim.serving.measures import expert_metrics, serving_metrics, with_samples
@@ -172,7 +172,8 @@ def deployed(session: Session, plan: Plan, spec: ServingSpec, step_of: StepOf) -
     sizes = _sizes(plan.schedule.n_parts, -(-spec.token_budget // tp))
     prices = fill_tables(of, step_s, sizes, plan.schedule.step_overhead)
     checked = [of(phase, tokens, None) for phase in ("decode", "prefill") for tokens in _between(sizes)]
-    checked += [of("decode", tokens, None, tokens // 2) for tokens in _between(sizes) if tokens > 1]
+    if first.pool is None:  # microbatches of ping-pong hold requests or prompts, not both
+        checked += [of("decode", tokens, None, tokens // 2) for tokens in _between(sizes) if tokens > 1]
     return Deployment(
         plan=plan,
         spec=spec,
@@ -251,11 +252,11 @@ def _kv_tokens(session: Session, plan: Plan, setting: Setting, spec: ServingSpec
     """Tokens that the KV cache of a rank holds: what weights leave of the fullest device."""
     if spec.kv_tokens is not None:
         return spec.kv_tokens
-    memory: DeviceMemory = device_memory(
-        setting,
-        session.plan_of(setting, plan).placement,
-        plan.memory.model_copy(update={"requests_per_device": 0}),
-    )
+    empty = plan.memory.model_copy(update={"requests_per_device": 0})
+    placement = session.plan_of(setting, plan).placement
+    memory, *of_experts = pool_memories(device_memory(setting, placement, empty), setting, empty)
+    for held in of_experts:
+        check_memory(held, setting, placement)
     left = memory.usable_bytes - float(memory.used_bytes.max())
     tokens = int(left / kv_bytes_per_request(setting.model, 1, setting.attention_tp))
     if tokens < spec.block_tokens:

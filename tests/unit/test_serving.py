@@ -141,3 +141,39 @@ def test_requests_beyond_the_context_are_refused_however_they_are_served(how: di
     model = BASE["model"] | {"max_context_tokens": 50}
     with pytest.raises(ScenarioError, match="the context of olmoe-1b-7b changed ends at 50"):
         loaded(model=model, serving=BASE["serving"] | how)
+
+
+APART: dict[str, Any] = {
+    "cluster": {"node": "h100-sxm-8", "devices_per_node": 4, "experts": {"node": "h100-sxm-8", "devices_per_node": 4}},
+    "parallel": {"attention": {"dp": 4}, "experts": {"ep": 4}},
+    "schedule": {"overlap": "ping-pong", "chunks": 2},
+}
+
+
+@pytest.mark.slow
+def test_experts_on_devices_of_their_own_are_served_in_the_time_of_their_steps() -> None:
+    """64 like requests at once, 16 a rank: tokens come in decode steps of 16, at the mean context, simulated whole."""
+    asked = {"requests_per_s": 1e6, "n": 64, "input_tokens": 1500, "output_tokens": 400, "length_cv": 0.0}
+    serving = {"requests": asked | {"arrivals": "even"}, "token_budget": 32768}
+    result = loaded(serving=serving, **APART).tables[0].results[0]
+    assert result.served is not None
+    assert result.served.n_ranks == 4
+    assert result.metrics["table_error"] < 0.06
+    steps = {"workload": BASE["workload"] | {"tokens_per_device": 16, "steps": 16, "context_tokens": 1700}}
+    spec = ScenarioSpec.model_validate(
+        {key: value for key, value in (BASE | APART | steps).items() if key != "serving"}
+    )
+    step_s = run(spec, Path(), "test").tables[0].results[0].metrics["step_time_s"]
+    assert result.metrics["tpot_s.p50"] == pytest.approx(step_s, rel=0.05)
+
+
+@pytest.mark.parametrize(
+    ("serving", "words"),
+    [
+        ({"prefill": {"cluster": APART["cluster"]}}, "cluster.experts and serving.prefill do not go together"),
+        ({"scaling": {"events": [{"at": "1 s", "devices": 8}]}}, "cluster.experts and serving.scaling"),
+    ],
+)
+def test_experts_apart_do_not_go_with_prefill_apart_or_scaling(serving: dict[str, Any], words: str) -> None:
+    with pytest.raises(ScenarioError, match=words):
+        loaded(serving=BASE["serving"] | serving, **APART)
