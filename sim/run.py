@@ -19,7 +19,7 @@ from sim.bands import UNREAD, step_band
 from sim.batch_measures import former_metrics
 from sim.coherent import context_bytes
 from sim.constants import constants_of, stage_constants
-from sim.describe import described, notes, plan_name, provenance, table_title
+from sim.describe import described, plan_name, provenance
 from sim.elastic.serve import serve_changing_plan
 from sim.energy import cost_metrics, energy_metrics, served_energy_and_cost
 from sim.engine import replay
@@ -34,7 +34,8 @@ from sim.outcome import Outcome, result_of
 from sim.pipelines.piped import piped
 from sim.pools import on_devices
 from sim.priced_steps import PricedSteps, Steps, priced
-from sim.result import Comparison, Constant, LeftOut, RunResult, Table, is_cost
+from sim.ranking import ranked_table
+from sim.result import Comparison, Constant, LeftOut, RunResult, Table
 from sim.schedule_search import Speed, search
 from sim.serving.apart import check_served, serve_plan_apart, side_plan
 from sim.serving.simulate import serve_plan
@@ -45,8 +46,6 @@ from sim.stream.memory import checked_memory
 from sim.stream.simulate import generated, generation_result
 from sim.together import check_together
 
-RANKED_BY = ("goodput_tokens_per_s", "e2e_s.mean", "tokens_per_s")
-"""Metrics that plans are ranked by, the first that all of them have."""
 OF_STEPS = ("step_time_s", "tokens_per_s", "model_error", "exposed_copy_s")
 """Beginnings of metrics that are not those of a served load where only a step of typical size is simulated."""
 OF_DEVICES = ("energy_", "cost_")
@@ -102,7 +101,7 @@ def compare_in(session: Session, axes: CompareSpec, version: str, progress: Prog
             if progress is not None:
                 done = len(tables) * len(plans) + len(tried)
                 progress(tried[-1].name, done / (len(plans) * len(workloads)))
-        tables.append(_table(spec, setting, tried))
+        tables.append(ranked_table(spec, setting, tried))
     settings = [side for setting in session.settings.values() for side in sides_of(setting)]
     return Comparison(
         scenario=spec.name,
@@ -287,28 +286,3 @@ def _offload_metrics(ran: _Ran) -> dict[str, float]:
     free = ran.priced.prices.times(dict.fromkeys((*COPIES, *READS), 0.0))
     free_s = executed(ran.priced.op_list, free, ran.priced.steps.schedule).step_times_s
     return offload_metrics(ran.priced.offloaded, ran.execution, free_s)
-
-
-def _table(spec: ScenarioSpec, setting: Setting, tried: Sequence[RunResult | LeftOut]) -> Table:
-    """Plans of one workload, ranked. Raises MemoryInfeasible where none of several fits."""
-    results = [one for one in tried if isinstance(one, RunResult)]
-    left_out = tuple(one for one in tried if isinstance(one, LeftOut))
-    names = [one.name for one in tried]
-    twice = sorted({name for name in names if names.count(name) > 1})
-    if twice:
-        raise ScenarioError(f"compare: several plans are called {', '.join(twice)}; give them a `name:`")
-    if not results:
-        raise MemoryInfeasible(f"none of {len(left_out)} plans fits; {left_out[0].name}: {left_out[0].reason}")
-    ranked_by = next(name for name in RANKED_BY if all(name in result.metrics for result in results))
-    sign = 1 if is_cost(ranked_by) else -1
-    said = (note for result in results for note in result.notes)
-    return Table(
-        title=table_title(setting.workload, spec),
-        workload=setting.workload.model_dump(exclude_none=True),
-        results=tuple(sorted(results, key=lambda result: sign * result.metrics[ranked_by])),
-        ranked_by=ranked_by,
-        first=results[0].name,
-        moe_layers=setting.model.moe_layers,
-        notes=tuple(dict.fromkeys((*notes(setting), *said, *(one.sentence() for one in left_out)))),
-        left_out=left_out,
-    )

@@ -145,11 +145,13 @@ def fill_tables(
     """
     phases: tuple[Phase, ...] = ("decode", "prefill")
     steps, local_s = {}, []
+    alone_s: dict[Phase, dict[int, float]] = {phase: {} for phase in phases}
     for phase in phases:
         values = []
         for size in sizes:
             setting = setting_of(phase, size, 1)
-            values.append(step_s(setting) - _head_of_step_s(setting))
+            alone_s[phase][size] = step_s(setting)
+            values.append(alone_s[phase][size] - _head_of_step_s(setting))
             if phase == "prefill":
                 local_s.append(_local_s(setting))
         steps[phase] = Line(list(map(float, sizes)), values)
@@ -158,7 +160,7 @@ def fill_tables(
     if setting.pool is None:
         decode, prompts = (_attention(setting, ranked, phase) for phase in phases)
     else:
-        decode, prompts = (_beside_experts(partial(setting_of, phase), step_s, sizes, tp) for phase in phases)
+        decode, prompts = (_beside_experts(partial(setting_of, phase), step_s, alone_s[phase], tp) for phase in phases)
     return TablePrices(
         steps=steps,
         local=Line(ranked, local_s),
@@ -205,14 +207,18 @@ def _attention(setting: Setting, sizes: list[float], phase: Phase) -> Surface:
 
 
 def _beside_experts(
-    setting_of: Callable[[int, int], Setting], step_s: Callable[[Setting], float], sizes: Sequence[int], tp: int
+    setting_of: Callable[[int, int], Setting], step_s: Callable[[Setting], float], alone_s: dict[int, float], tp: int
 ) -> Surface:
-    """What steps take more than those of tokens that attend to themselves alone, over (tokens of a rank, context)."""
-    lines = []
-    for size in sizes:
-        times_s = np.array([step_s(setting_of(size, context)) for context in CONTEXTS])
-        lines.append(Line(list(map(float, CONTEXTS)), (times_s - times_s[0]).tolist()))
-    return Surface([float(size * tp) for size in sizes], lines)
+    """What steps take more than `alone_s`, by tokens of a device, where tokens attend to themselves alone, over (tokens
+    of a rank, mean context)."""
+    lines = [
+        Line(
+            list(map(float, CONTEXTS)),
+            [0.0, *(step_s(setting_of(size, context)) - least_s for context in CONTEXTS[1:])],
+        )
+        for size, least_s in alone_s.items()
+    ]
+    return Surface([float(size * tp) for size in alone_s], lines)
 
 
 def attention_times_s(
